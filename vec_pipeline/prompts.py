@@ -1,4 +1,4 @@
-"""What the two language models are asked, in each language. `prompts:` in config.yaml replaces any of these texts."""
+"""What the two language models are asked, in each language. `prompt:` of a stage in config.yaml replaces its text."""
 
 from dataclasses import dataclass
 

@@ -1,0 +1,49 @@
+# The commands of the README. Everything runs in .venv, made on first use.
+IMAGES ?= examples/images
+CONFIG ?= configs/demo.yaml
+ARGS ?=
+
+PYTHON ?= python3
+GPU_BUILD := $(if $(and $(shell command -v nvidia-smi),$(shell command -v nvcc)),-DGGML_CUDA=on)
+LLAMA_CMAKE_ARGS ?= $(GPU_BUILD) -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/scripts/llama_build.cmake
+PIP = CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" CMAKE_BUILD_PARALLEL_LEVEL=$(shell getconf _NPROCESSORS_ONLN) .venv/bin/pip install
+
+.PHONY: help run test check venv demo-models clean clean-venv
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 16
+
+run: .venv/run  ## annotate: make run IMAGES=~/photos CONFIG=config.yaml ARGS="--limit 100"
+	.venv/bin/python run.py $(IMAGES) --config $(CONFIG) $(ARGS)
+
+test: .venv/dev  ## run the tests
+	.venv/bin/pytest $(ARGS)
+
+check: .venv/dev  ## look for mistakes without running: ruff, mypy
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+venv: .venv/run  ## make the environment only
+
+demo-models: .venv/dev  ## train the bundled models anew
+	.venv/bin/python -m models.demo.train
+
+clean:  ## remove outputs
+	find output -mindepth 1 ! -name .gitkeep -delete
+
+clean-venv:  ## remove the environment
+	rm -rf .venv
+
+.venv/run: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  (echo "Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python3.12 ..."; exit 1)
+	@echo "Installing into .venv: 3 GB of downloads and a C++ build, 5 to 15 minutes, once."
+	$(PYTHON) -m venv .venv
+	$(PIP) --upgrade pip
+	$(PIP) -r requirements.txt
+	touch $@
+
+.venv/dev: .venv/run requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
+	touch $@

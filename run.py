@@ -1,0 +1,185 @@
+"""Annotate a folder of images: arguments, wiring, exit status."""
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vec_pipeline.record import Record, UserError
+
+if TYPE_CHECKING:
+    from vec_pipeline.config import Config
+    from vec_pipeline.progress import Progress
+    from vec_pipeline.sinks.csv_file import CsvFile
+    from vec_pipeline.sources.folder import Folder
+
+ALL_FINE, SOME_ERRORS, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Annotate images: one CSV row per picture. Run the same command again to go on where it stopped.",
+        epilog="exit status: 0 every image has a row without error; 1 some rows carry an error; 2 unusable arguments, "
+        "configuration, models or output file; 130 interrupted, what was finished is saved",
+    )
+    parser.add_argument("images", type=Path, metavar="IMAGES", help="a folder, walked recursively, or one image")
+    parser.add_argument("--config", type=Path, default=Path("config.yaml"), metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the CSV (default: the configuration's `output`)")
+    parser.add_argument("--limit", type=int, metavar="N", help="annotate at most N images in this run")
+    parser.add_argument("--retry-errors", action="store_true", help="annotate rows with an error again, in their place")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="set an option, e.g. describe.batch_size=4"
+    )
+    return parser.parse_args(arguments)
+
+
+class Interrupt:
+    """Ctrl-C and SIGTERM: the first stops the run, but never within a write; the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self._is_asked = False
+        self._is_shielded = False
+        signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self._is_asked:
+            os._exit(INTERRUPTED)
+        self._is_asked = True
+        if not self._is_shielded:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def shield(self) -> Iterator[None]:
+        """A block that an interrupt waits for."""
+        self._is_shielded = True
+        try:
+            yield
+        finally:
+            self._is_shielded = False
+        if self._is_asked:
+            raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    interrupt = Interrupt()
+    try:
+        return annotate(options, interrupt)
+    except UserError as error:
+        print(f"run.py: {error}", file=sys.stderr)
+        return UNUSABLE
+    except KeyboardInterrupt:
+        print("\ninterrupted: what was finished is saved; run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
+
+
+def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
+    from vec_pipeline import checks
+    from vec_pipeline.config import check_settings, load_config, write_settings
+    from vec_pipeline.sinks.csv_file import CsvFile, contents_of
+    from vec_pipeline.sources.folder import Folder
+
+    config = load_config(options.config, options.set)
+    config = replace(config, output=options.output or config.output)
+    source = Folder(options.images, left_out=config.output.parent)
+    existing = contents_of(config.output, config.extra_columns())
+    check_settings(config.output, config.stages)
+    todo = count_todo(source, existing.keys - existing.failed if options.retry_errors else existing.keys, options)
+    if options.dry_run:
+        print("\n".join(f"{finding.name}: {finding.text}" for finding in checks.findings(config)))
+        return ALL_FINE
+    if todo:
+        checks.check_memory(config.stages)
+        for stage in config.stages:
+            stage.fetch()
+    sink = CsvFile(config.output, config.extra_columns(), config.checkpoint_every, options.retry_errors)
+    with contextlib.closing(sink):
+        write_settings(config.output, config.stages)
+        if todo:
+            start_log(config)
+            work(config, source, sink, todo, options, interrupt)
+    return verdict(sink)
+
+
+def count_todo(source: "Folder", done: set[str], options: argparse.Namespace) -> int:
+    """Walk the folder once, say what there is to do, and return the number. Raises UserError where there is no image."""
+    found = left = 0
+    for record in source:
+        found += 1
+        left += record.key not in done
+    if not found:
+        raise UserError(f"{options.images} holds no image: name a folder of images, or one image")
+    todo = left if options.limit is None else min(left, options.limit)
+    limited = f", {todo:,} of them in this run" if todo < left else ""
+    print(f"{found:,} images: {found - left:,} done, {left:,} to do{limited}", flush=True)
+    return todo
+
+
+def work(
+    config: "Config", source: "Folder", sink: "CsvFile", todo: int, options: argparse.Namespace, interrupt: Interrupt
+) -> None:
+    """Make the parts, run the loop, and take the parts down again however it ends."""
+    from vec_pipeline import pipeline
+    from vec_pipeline.annotator import Annotator
+    from vec_pipeline.config import fingerprints
+    from vec_pipeline.ledger import open_ledger
+    from vec_pipeline.memory import ModelCache
+    from vec_pipeline.progress import Progress
+
+    with contextlib.ExitStack() as stack:
+        cache = stack.enter_context(contextlib.closing(ModelCache(config.model_cache_size, config.clear_threshold_gb)))
+        ledger = stack.enter_context(contextlib.closing(open_ledger(config.output.with_suffix(".ledger.sqlite"))))
+        if options.retry_errors:
+            ledger.forgive(list(ledger.deaths))
+        annotator = Annotator(config.stages, cache, ledger, fingerprints(config.stages), config.read_threads)
+        progress = stack.enter_context(contextlib.closing(Progress(todo, annotator)))
+        watched = WatchedSink(sink, interrupt, progress)
+        pipeline.run(source, annotator, watched, config.chunk_size, limit=options.limit)
+
+
+class WatchedSink:
+    """The sink, with writes that an interrupt cannot cut, and rows counted for the progress."""
+
+    def __init__(self, sink: "CsvFile", interrupt: Interrupt, progress: "Progress") -> None:
+        self.keys = sink.keys
+        self._write = sink.write
+        self._interrupt = interrupt
+        self._progress = progress
+
+    def write(self, records: Sequence[Record]) -> None:
+        with self._interrupt.shield():
+            self._write(records)
+            self._progress.count(records)
+
+
+def start_log(config: "Config") -> None:
+    path = config.output.parent / "run.log"
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger("vec_pipeline")
+    root.addHandler(handler)
+    root.setLevel(config.log_level.upper())
+    root.propagate = False
+    root.info("run: %s", config)
+
+
+def verdict(sink: "CsvFile") -> int:
+    """Say what the file holds now; return the exit status."""
+    print(f"{sink.path} holds {sink.rows:,} rows, {len(sink.failed):,} of them with an error")
+    for key, error in sink.error_examples:
+        print(f"  {key}: {error}")
+    if sink.failed:
+        print("  run again with --retry-errors to annotate them again; output/run.log says more")
+    return SOME_ERRORS if sink.failed else ALL_FINE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""What would fail, looked at before any model loads."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from vec_pipeline import device, weights
+from vec_pipeline.config import Config, check_settings
+from vec_pipeline.record import Stage, UserError
+from vec_pipeline.sinks.csv_file import contents_of
+
+LIBRARIES = [
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "open_clip_torch",
+    "gensim",
+    "llama-cpp-python",
+    "pandas",
+    "pillow",
+    "psutil",
+]
+ROW_BYTES = 20_000  # a row with its vectors, in the CSV and again in the ledger
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: what was found, and whether it would stop a run."""
+
+    name: str
+    text: str
+    is_fine: bool = True
+
+
+def check_memory(stages: tuple[Stage, ...]) -> None:
+    """Raise UserError where one model needs a GPU that is not there, or more memory than is free.
+
+    Models take turns in memory where they do not all fit, so the largest alone decides.
+    """
+    for stage in stages:
+        model = getattr(stage, "model", stage.name)
+        need = stage.need()
+        asks_gpu = getattr(stage, "device", "") == "cuda"
+        figure = f"{model} needs about {need.gpu_gb:.0f} GB of GPU memory and " if need.gpu_gb else ""
+        if asks_gpu and not device.has_gpu():
+            raise UserError(
+                f"{figure or stage.name + ' asks for a GPU and '}no GPU was found: "
+                "set device: cpu with configs/small.yaml, or try configs/demo.yaml"
+            )
+        for kind, needed_gb, free_gb in (
+            ("GPU", need.gpu_gb, device.gpu_free_gb() if need.gpu_gb else None),
+            ("host", need.host_gb, device.host_free_gb()),
+        ):
+            if free_gb is not None and needed_gb > free_gb:
+                remedy = need.remedy or "use a smaller model, or configs/small.yaml"
+                raise UserError(
+                    f"{model} needs about {needed_gb:.0f} GB of {kind} memory and {free_gb:.0f} GB are free: {remedy}"
+                )
+
+
+def findings(config: Config) -> Iterator[Finding]:
+    """Look at everything a run depends on, without loading or downloading a model."""
+    yield python()
+    yield from libraries()
+    yield gpu()
+    yield tried("memory", lambda: check_memory(config.stages), f"{device.host_free_gb():.0f} GB free on the host")
+    yield disk(config.output)
+    for stage in config.stages:
+        if isinstance(model := getattr(stage, "model", None), str):
+            yield model_files(stage, model)
+    yield tried("output", lambda: check_output(config), str(config.output))
+
+
+def python() -> Finding:
+    found = ".".join(map(str, sys.version_info[:3]))
+    is_fine = (3, 11) <= sys.version_info < (3, 14)
+    return Finding("python", found if is_fine else f"{found}: use 3.11 to 3.13", is_fine)
+
+
+def libraries() -> Iterator[Finding]:
+    for name in LIBRARIES:
+        try:
+            yield Finding(name, version(name))
+        except PackageNotFoundError:
+            yield Finding(name, "is not installed: pip install -r requirements.txt", False)
+
+
+def gpu() -> Finding:
+    if not device.has_gpu():
+        return Finding("gpu", "none; the demo and small models run on the CPU")
+    import torch
+
+    total_gb = torch.cuda.get_device_properties(0).total_memory / device.GB
+    text = f"{torch.cuda.get_device_name(0)}, {device.gpu_free_gb():.0f} of {total_gb:.0f} GB free"
+    from vec_pipeline.engines.llama_process import supports_gpu
+
+    if supports_gpu():
+        return Finding("gpu", text)
+    return Finding(
+        "gpu", text + "; llama.cpp was built without it: make clean-venv && make venv with nvcc on PATH", False
+    )
+
+
+def disk(output_path: Path) -> Finding:
+    folder = existing_folder(output_path)
+    free_gb = shutil.disk_usage(folder).free / device.GB
+    rows = int(free_gb * device.GB / (2 * ROW_BYTES))
+    return Finding("disk", f"{free_gb:.0f} GB free at {folder}: room for about {rows:,} rows", free_gb > 1)
+
+
+def model_files(stage: Stage, model: str) -> Finding:
+    try:
+        path = weights.local_path(model)
+    except UserError as error:
+        return Finding(stage.name, str(error), False)
+    if path is None:
+        return Finding(
+            stage.name, f"{model}: {'in the cache' if weights.is_cached(model) else 'downloads on first use'}"
+        )
+    return Finding(stage.name, f"{model}: {weights.size_gb(path):.2f} GB")
+
+
+def check_output(config: Config) -> None:
+    """Raise UserError where the CSV could not be written; make nothing that was not there."""
+    contents_of(config.output, config.extra_columns())
+    check_settings(config.output, config.stages)
+    place = config.output if config.output.exists() else existing_folder(config.output)
+    if not os.access(place, os.W_OK):
+        raise UserError(f"{place} cannot be written: name another file with --output")
+
+
+def existing_folder(path: Path) -> Path:
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
+def tried(name: str, check: Callable[[], None], text: str) -> Finding:
+    try:
+        check()
+    except UserError as error:
+        return Finding(name, str(error), False)
+    return Finding(name, text)

@@ -1,0 +1,267 @@
+"""YAML to objects, every mistake named before any model loads; and the settings a CSV was made with."""
+
+import hashlib
+import importlib
+import inspect
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from vec_pipeline import weights
+from vec_pipeline.record import COLUMNS, Stage, UserError
+
+SOURCE_VALUES = ("image_path", "path")
+
+
+class ConfigError(UserError):
+    """A mistake in the configuration, named by its key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The worker's own options. Those of the stages are the fields of the stages."""
+
+    stages: tuple[Stage, ...]
+    output: Path = Path("output/annotations.csv")
+    chunk_size: int = 64
+    checkpoint_every: int = 10
+    model_cache_size: int = 5
+    clear_threshold_gb: float = 1.0
+    read_threads: int = 4
+    log_level: Literal["debug", "info", "warning"] = "info"
+
+    def extra_columns(self) -> tuple[str, ...]:
+        """Columns that stages write beside those of the contract."""
+        written = (name for stage in self.stages for name in stage.writes)
+        return tuple(dict.fromkeys(name for name in written if name not in COLUMNS))
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file; `overrides` are KEY=VALUE, with STAGE.KEY for a stage's option.
+
+    A key beside those of Config and `stages` is shared: it is an option of every stage that has a field of that name.
+    Raises ConfigError, naming the key and the nearest valid one.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}{similar_file(path)}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("stages"), list):
+        raise ConfigError(f"{path}: `stages:` with a list of stages is missing")
+    for override in overrides:
+        apply_override(content, override)
+    return build(content)
+
+
+def build(content: dict[str, Any]) -> Config:
+    """Make the configuration out of what a file holds."""
+    own = {field.name for field in fields(Config)}
+    shared = {key: value for key, value in content.items() if key not in own}
+    entries = [entry if isinstance(entry, dict) else {"use": entry} for entry in content["stages"]]
+    classes = [stage_class(entry) for entry in entries]
+    shareable = {field.name for cls in classes for field in fields(cls)} - {"batch_size", "model"}
+    for key in shared.keys() - shareable:
+        raise ConfigError(unknown(key, own | shareable))
+    stages = tuple(build_stage(cls, entry, shared) for cls, entry in zip(classes, entries, strict=True))
+    check_wiring(stages)
+    options = {key: value for key, value in content.items() if key in own and key != "stages"}
+    config = Config(stages=stages, **typed(Config, options, ""))
+    for key in ("chunk_size", "checkpoint_every", "model_cache_size", "read_threads"):
+        if getattr(config, key) < 1:
+            raise ConfigError(f"{key}: must be at least 1, not {getattr(config, key)}")
+    return config
+
+
+def stage_class(entry: Mapping[str, Any]) -> type[Stage]:
+    """Find the stage that `use:` names: a file of vec_pipeline/stages, or a dotted path to a module or class."""
+    name = entry.get("use")
+    if not isinstance(name, str):
+        raise ConfigError(f"stages: {dict(entry)} has no `use: NAME`")
+    known = sorted(file.stem for file in (Path(__file__).parent / "stages").glob("[a-z]*.py"))
+    if "." not in name and name not in known:
+        raise ConfigError(f"stages: {unknown(name, known, 'stage')}")
+    module_name, _, class_name = name.rpartition(".") if "." in name else (f"vec_pipeline.stages.{name}", "", "")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"stages: {name} cannot be imported: {error}") from None
+    found = [
+        value
+        for key, value in vars(module).items()
+        if inspect.isclass(value)
+        and issubclass(value, Stage)
+        and value.__module__ == module.__name__
+        and (not class_name or key == class_name)
+    ]
+    if len(found) != 1:
+        raise ConfigError(f"stages: {name} names {len(found)} stages; give MODULE.CLASS")
+    return found[0]
+
+
+def build_stage(cls: type[Stage], entry: Mapping[str, Any], shared: Mapping[str, Any]) -> Stage:
+    names = {field.name for field in fields(cls)}
+    where = f"{cls.__module__.rpartition('.')[2]}."
+    options = {key: value for key, value in shared.items() if key in names}
+    options |= {key: value for key, value in entry.items() if key != "use"}
+    for key in options.keys() - names:
+        raise ConfigError(unknown(key, names, f"option of {where[:-1]}", where))
+    try:
+        return cls(**typed(cls, options, where))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where[:-1]}: {error}") from None
+
+
+def typed(cls: type, options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Check each option against its field's type; lists become tuples and texts become paths where wanted."""
+    hints = typing.get_type_hints(cls)
+    return {key: convert(value, hints[key], where + key) for key, value in options.items()}
+
+
+def convert(value: Any, hint: Any, key: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and types.NoneType in arguments:
+            return None
+        hint = next(argument for argument in arguments if argument is not types.NoneType)
+        return convert(value, hint, key)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ConfigError(
+            f"{key}: {value!r} is none of {', '.join(map(str, arguments))}{did_you_mean(value, arguments)}"
+        )
+    if origin is tuple and isinstance(value, list):
+        return tuple(convert(item, arguments[0], key) for item in value)
+    if hint is Path and isinstance(value, str):
+        return Path(value).expanduser()
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    wanted = origin or hint
+    if isinstance(value, wanted) and not (isinstance(value, bool) and wanted is not bool):
+        return value
+    raise ConfigError(f"{key}: {value!r} is no {TYPE_NAMES.get(wanted, wanted.__name__)}")
+
+
+TYPE_NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", tuple: "list", Path: "path"}
+
+
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Apply one KEY=VALUE of the command line to what the file holds."""
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {override}: give KEY=VALUE, for example describe.batch_size=4")
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        value = text
+    stage_name, dot, option = key.rpartition(".")
+    if not dot:
+        content[key] = value
+        return
+    content["stages"] = [entry if isinstance(entry, dict) else {"use": entry} for entry in content["stages"]]
+    chosen = [entry for entry in content["stages"] if str(entry.get("use")) == stage_name]
+    if not chosen:
+        names = [str(entry.get("use")) for entry in content["stages"]]
+        raise ConfigError(f"--set {unknown(stage_name, names, 'stage of this configuration')}")
+    for entry in chosen:
+        entry[option] = value
+
+
+def check_wiring(stages: Iterable[Stage]) -> None:
+    """Raise ConfigError where a stage reads what no earlier stage makes."""
+    stages = list(stages)
+    available = set(SOURCE_VALUES)
+    for stage in stages:
+        for name in stage.reads:
+            if name not in available:
+                makers = [other.name for other in stages if name in (*other.writes, *other.makes)]
+                remedy = f"move {makers[0]} before it" if makers else f"add a stage that writes {name} before it"
+                raise ConfigError(f"stages: {stage.name} reads {name}, which no earlier stage writes: {remedy}")
+        available.update(stage.writes, stage.makes)
+    if not any("content_hash" in stage.makes for stage in stages):
+        raise ConfigError("stages: open_image is missing: put it first")
+
+
+def unknown(key: str, valid: Iterable[str], what: str = "option", where: str = "") -> str:
+    return f"{where}{key} is no {what}{did_you_mean(key, valid, where)}"
+
+
+def did_you_mean(value: object, valid: Iterable[object], where: str = "") -> str:
+    names = sorted(map(str, valid))
+    matches = get_close_matches(str(value), names, n=1, cutoff=0.5)
+    return f"; did you mean {where}{matches[0]}?" if matches else f"; there are: {', '.join(names)}"
+
+
+def similar_file(path: Path) -> str:
+    folder = path.parent
+    names = [file.name for file in folder.glob("*.y*ml")] if folder.is_dir() else []
+    matches = get_close_matches(path.name, names, n=1, cutoff=0.4)
+    return f"; did you mean {folder / matches[0]}?" if matches else ""
+
+
+def settings(stages: Iterable[Stage]) -> dict[str, dict[str, Any]]:
+    """What decides the content of a row: every stage's options but those of tuning, defaults included."""
+    return {
+        stage.name: {
+            field.name: plain(getattr(stage, field.name)) for field in fields(stage) if field.name not in stage.tuning
+        }
+        for stage in stages
+    }
+
+
+def plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def fingerprints(stages: Iterable[Stage]) -> dict[Stage, str]:
+    """What identifies each stage's results: its settings, its local weights, and those of the stages it reads from."""
+    makers: dict[str, str] = {}
+    prints = {}
+    for stage in stages:
+        parts = [stage.name, settings([stage]), [makers.get(name, "") for name in stage.reads]]
+        if isinstance(model := getattr(stage, "model", None), str):
+            parts.append(weights.version(model))
+        prints[stage] = hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
+        makers.update(dict.fromkeys((*stage.writes, *stage.makes), prints[stage]))
+    return prints
+
+
+def check_settings(csv_path: Path, stages: Iterable[Stage]) -> None:
+    """Compare with the settings the CSV was made with, which stand beside it.
+
+    Raises UserError where they differ: rows of two models in one file could not be told apart.
+    """
+    path = settings_path(csv_path)
+    if not (csv_path.exists() and csv_path.stat().st_size and path.exists()):
+        return
+    before, now = yaml.safe_load(path.read_text(encoding="utf-8")) or {}, settings(stages)
+    changed = [
+        f"{stage}.{key}"
+        for stage in (*before, *(name for name in now if name not in before))
+        for key in {**before.get(stage, {}), **now.get(stage, {})}
+        if before.get(stage, {}).get(key) != now.get(stage, {}).get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"{csv_path} was made with other settings ({', '.join(changed[:3])}{', ...' if changed[3:] else ''}): "
+            f"name a new file with --output, or put them back as in {path}"
+        )
+
+
+def write_settings(csv_path: Path, stages: Iterable[Stage]) -> None:
+    """Write the settings beside the CSV."""
+    text = yaml.safe_dump(settings(stages), allow_unicode=True, sort_keys=False)
+    settings_path(csv_path).write_text("# The settings this CSV was made with.\n" + text, encoding="utf-8")
+
+
+def settings_path(csv_path: Path) -> Path:
+    return csv_path.with_suffix(".settings.yaml")

@@ -1,0 +1,32 @@
+"""Which GPU there is, and the memory that is free on it and on the host."""
+
+import sys
+
+import psutil
+
+GB = 1e9
+
+
+def has_gpu() -> bool:
+    """Whether torch can use a GPU (imports torch, which takes seconds)."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def resolve(device: str) -> str:
+    """Turn "auto" into "cuda" where there is a GPU, else into "cpu"."""
+    return ("cuda" if has_gpu() else "cpu") if device == "auto" else device
+
+
+def gpu_free_gb() -> float | None:
+    """Free memory of the GPU in use; None where there is none, or where torch is not loaded yet."""
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
+        free_bytes: int = torch.cuda.mem_get_info()[0]
+        return free_bytes / GB
+    return None
+
+
+def host_free_gb() -> float:
+    """Memory of the host that can be had without swapping."""
+    return float(psutil.virtual_memory().available) / GB

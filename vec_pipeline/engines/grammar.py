@@ -1,0 +1,204 @@
+"""JSON schema to a bounded grammar: whatever it admits is strict JSON of a known worst-case length."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+Schema = Mapping[str, Any]
+
+# llama.cpp expands a repetition into that many rules. It refuses x{0,2000} and takes x{0,2001} for unbounded.
+MAX_REPETITIONS = 1999
+MAX_INTEGERS = 1000  # an integer is spelled out as one alternative per value
+
+# A list of what is allowed, not of what is not: llama.cpp judges half a UTF-8 character by the code points it may still
+# become, and a negated class would lose every character that shares its first byte with a forbidden one.
+# Left out: the quote, the backslash, both blocks of control characters, and the surrogates.
+_CHARACTER = r'[ !#-\[\]-~\u00A0-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF] | "\\" ["\\/nt]'
+_MAX_CHARACTER_BYTES = 4  # in UTF-8; an escape takes two
+
+_ANNOTATIONS = {"title", "description"}
+_KEYWORDS = {
+    "object": {"properties", "required", "additionalProperties"},
+    "array": {"items", "minItems", "maxItems"},
+    "string": {"minLength", "maxLength"},
+    "integer": {"minimum", "maximum"},
+    "boolean": set[str](),
+    "enum": {"enum"},
+}
+_PYTHON_TYPES = {"object": "dict", "array": "list", "string": "str", "integer": "int", "boolean": "bool", "enum": "str"}
+
+
+def to_gbnf(schema: Schema) -> str:
+    """The GBNF grammar, with the start rule `root`, of the JSON that `schema` describes.
+
+    Properties come in the order of the schema, all of them, with the spacing of `json.dumps`. Strings hold no control
+    characters and only the escapes `\\" \\\\ \\/ \\n \\t`. Supported are object, array with `maxItems`, string with
+    `maxLength`, enum of strings, boolean, and integer of a small range.
+
+    Raises ValueError, with the path in the schema, for anything unbounded or unsupported.
+    Source: https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md
+    """
+    rules = {"char": _CHARACTER}
+    rules["root"] = _expression(schema, "$", rules)
+    return "".join(f"{name} ::= {expression}\n" for name, expression in rules.items())
+
+
+def max_bytes(schema: Schema) -> int:
+    """The length in UTF-8 bytes of the longest answer that `to_gbnf(schema)` admits.
+
+    Every token adds at least one byte, so this many tokens always suffice to close an answer.
+    """
+    return _max_bytes(schema, "$")
+
+
+def parse(answer: str, schema: Schema) -> Any:
+    """The object that `answer` spells, checked against `schema`.
+
+    Raises ValueError, with the path in the answer, where it is no strict JSON or does not fit the schema.
+    """
+    value = json.loads(answer)
+    _check(value, schema, "$")
+    return value
+
+
+def _expression(schema: Schema, path: str, rules: dict[str, str]) -> str:
+    """The right-hand side for one value. Lists add a rule of their own to `rules`."""
+    match _kind(schema, path):
+        case "enum":
+            return "(" + " | ".join(_literal(_dumps(value)) for value in schema["enum"]) + ")"
+        case "string":
+            shortest, longest = _bounds(schema, "minLength", "maxLength", path)
+            return f'"\\"" char{{{shortest},{longest}}} "\\""'
+        case "boolean":
+            return '("true" | "false")'
+        case "integer":
+            return "(" + " | ".join(_literal(str(value)) for value in _integers(schema, path)) + ")"
+        case "array":
+            return _array(schema, path, rules)
+        case _:
+            return _object(schema, path, rules)
+
+
+def _array(schema: Schema, path: str, rules: dict[str, str]) -> str:
+    fewest, most = _bounds(schema, "minItems", "maxItems", path)
+    item = _expression(schema["items"], f"{path}.items", rules)
+    if most == 0:
+        return '"[]"'
+    # Named rules, because the limit on repetitions counts all that is written out inside a repeated group.
+    number = len(rules)
+    rules[f"item-{number}"] = item
+    rules[f"list-{number}"] = f'item-{number} (", " item-{number}){{{max(fewest - 1, 0)},{most - 1}}}'
+    return f'"[" list-{number}{"" if fewest else "?"} "]"'
+
+
+def _object(schema: Schema, path: str, rules: dict[str, str]) -> str:
+    parts = [
+        _literal(f"{_dumps(name)}: ") + " " + _expression(value, f"{path}.{name}", rules)
+        for name, value in schema["properties"].items()
+    ]
+    return " ".join(['"{"', ' ", " '.join(parts), '"}"'])
+
+
+def _max_bytes(schema: Schema, path: str) -> int:
+    match _kind(schema, path):
+        case "enum":
+            return max(len(_dumps(value).encode()) for value in schema["enum"])
+        case "string":
+            return len('""') + _MAX_CHARACTER_BYTES * _bounds(schema, "minLength", "maxLength", path)[1]
+        case "boolean":
+            return len("false")
+        case "integer":
+            return max(len(str(value)) for value in _integers(schema, path))
+        case "array":
+            parts = [_max_bytes(schema["items"], f"{path}.items")] * _bounds(schema, "minItems", "maxItems", path)[1]
+        case _:
+            parts = [
+                len(f"{_dumps(name)}: ".encode()) + _max_bytes(value, f"{path}.{name}")
+                for name, value in schema["properties"].items()
+            ]
+    return len("[]") + sum(parts) + len(", ") * max(len(parts) - 1, 0)
+
+
+def _check(value: Any, schema: Schema, path: str) -> None:
+    """Raises ValueError where `value` is nothing that `schema` describes."""
+    kind = _kind(schema, path)
+    if type(value).__name__ != _PYTHON_TYPES[kind]:  # isinstance would take True for an integer
+        raise ValueError(f"{path}: {type(value).__name__} where {kind} is expected")
+    if kind == "enum" and value not in schema["enum"]:
+        raise ValueError(f"{path}: {value!r} is none of {schema['enum']}")
+    if kind == "integer" and value not in _integers(schema, path):
+        raise ValueError(f"{path}: {value} is not in {schema['minimum']} to {schema['maximum']}")
+    if kind == "string":
+        _check_size(len(value), _bounds(schema, "minLength", "maxLength", path), "characters", path)
+    if kind == "array":
+        _check_size(len(value), _bounds(schema, "minItems", "maxItems", path), "items", path)
+        for index, item in enumerate(value):
+            _check(item, schema["items"], f"{path}[{index}]")
+    if kind == "object":
+        if list(value) != list(schema["properties"]):
+            raise ValueError(f"{path}: the properties are {list(value)} instead of {list(schema['properties'])}")
+        for name, item in value.items():
+            _check(item, schema["properties"][name], f"{path}.{name}")
+
+
+def _check_size(size: int, bounds: tuple[int, int], unit: str, path: str) -> None:
+    if not bounds[0] <= size <= bounds[1]:
+        raise ValueError(f"{path}: {size} {unit} where {bounds[0]} to {bounds[1]} are allowed")
+
+
+def _kind(schema: Schema, path: str) -> str:
+    """`enum` or the type, once it is certain that every keyword of `schema` is one that is honoured."""
+    kind = "enum" if "enum" in schema else schema.get("type")
+    if kind not in _KEYWORDS:
+        raise ValueError(f"{path}: the type {kind!r} is not supported; use one of {', '.join(_KEYWORDS)}")
+    unsupported = set(schema) - _KEYWORDS[kind] - _ANNOTATIONS - {"type"}
+    if unsupported:
+        raise ValueError(f"{path}: {', '.join(sorted(unsupported))} is not supported for {kind}")
+    if kind == "enum":
+        _require_strings(schema, path)
+    if kind == "array" and "items" not in schema:
+        raise ValueError(f"{path}: items is missing")
+    if kind == "object":
+        _require_closed(schema, path)
+    return str(kind)
+
+
+def _require_strings(schema: Schema, path: str) -> None:
+    values = schema["enum"]
+    if schema.get("type", "string") != "string" or not values or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{path}: enum needs one string or more, and nothing else")
+
+
+def _require_closed(schema: Schema, path: str) -> None:
+    names = set(schema.get("properties", ()))
+    if "properties" not in schema or set(schema.get("required", names)) != names:
+        raise ValueError(f"{path}: an object needs properties, and all of them required")
+    if schema.get("additionalProperties", False) is not False:
+        raise ValueError(f"{path}: additionalProperties makes the object unbounded")
+
+
+def _bounds(schema: Schema, lower: str, upper: str, path: str) -> tuple[int, int]:
+    if upper not in schema:
+        raise ValueError(f"{path}: {upper} is missing, so it is unbounded")
+    fewest, most = schema.get(lower, 0), schema[upper]
+    if not 0 <= fewest <= most <= MAX_REPETITIONS:
+        raise ValueError(f"{path}: {lower} {fewest} and {upper} {most} must be in order, and at most {MAX_REPETITIONS}")
+    return fewest, most
+
+
+def _integers(schema: Schema, path: str) -> range:
+    if "minimum" not in schema or "maximum" not in schema:
+        raise ValueError(f"{path}: minimum or maximum is missing, so it is unbounded")
+    values = range(schema["minimum"], schema["maximum"] + 1)
+    if not 1 <= len(values) <= MAX_INTEGERS:
+        raise ValueError(f"{path}: minimum to maximum spans {len(values)} values; 1 to {MAX_INTEGERS} are supported")
+    return values
+
+
+def _dumps(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _literal(text: str) -> str:
+    """`text` as a GBNF literal. JSON has no raw control characters, so the two metacharacters are all there is."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

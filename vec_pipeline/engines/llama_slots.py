@@ -1,0 +1,543 @@
+"""Decodes many conversations at once in one llama.cpp context, each in a slot of its own (continuous batching).
+
+Each step advances every running sequence by one token and fills the rest of the batch with prompts of new ones. What
+all prompts have in common is evaluated once. The grammar is checked after sampling, which for greedy decoding gives the
+same tokens as masking the whole vocabulary first, at a thousandth of its cost.
+
+Some failures in here end the process; `llama_process` keeps them away from the caller.
+"""
+
+import ctypes
+import datetime
+import math
+import os
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import llama_cpp.llama_cpp as c
+import numpy as np
+import numpy.typing as npt
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from vec_pipeline.engines import Answer, Message
+
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an abort would start a debugger
+
+MAX_SLOTS = c.llama_max_parallel_sequences() - 1  # one sequence holds the common prefix
+_BEST = 128  # how many of the best tokens are tried before the whole vocabulary
+_CACHE_FULL, _OUT_OF_MEMORY = 1, -2  # return codes of llama_decode
+
+_TOKEN_DATA = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)], align=True)
+
+Tokens = list[int]
+
+
+def free_cores() -> int:
+    """The CPU cores this process may use, by affinity and cgroup quota; more threads make a step 10 times slower."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return min(cores, max(1, math.floor(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup, or its quota is "max"
+        return cores
+
+
+class LlamaSlots:
+    """One GGUF model and one context, shared by up to `slots` sequences.
+
+    slots: sequences that decode at the same time, 1 to 255.
+    context_tokens: room for all of them together; llama.cpp rounds it up to a multiple of 256.
+    batch_tokens: tokens of one step; at least `slots`.
+    gpu_layers: layers to keep on the GPU, -1 for all.
+    threads: CPU threads, None for the cores that are free.
+
+    Raises ValueError where the file is no model with a chat template, MemoryError where the context does not fit.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        slots: int = 8,
+        context_tokens: int = 8192,
+        batch_tokens: int = 512,
+        gpu_layers: int = -1,
+        threads: int | None = None,
+    ) -> None:
+        if not 1 <= slots <= min(MAX_SLOTS, batch_tokens):
+            raise ValueError(f"slots is {slots}: it must be 1 to {MAX_SLOTS} and at most batch_tokens, {batch_tokens}")
+        self._model = _Model(path, gpu_layers)
+        try:
+            self._context = _new_context(self._model, slots, context_tokens, batch_tokens, threads or free_cores())
+        except BaseException:
+            self._model.close()
+            raise
+        self._memory = c.llama_get_memory(self._context)
+        self._context_tokens = int(c.llama_n_ctx(self._context))
+        self._batch = _Batch(batch_tokens)
+        self._prefix_slot = slots
+        self._prefix: Tokens = []  # what the prefix slot holds; kept for the next call
+        self._free_slots = list(range(slots))
+        self._waiting: deque[_Sequence] = deque()
+        self._running: list[_Sequence] = []  # oldest first
+        self._is_held = False  # no admission until a sequence has finished: the cache overflowed
+
+    def generate(
+        self, conversations: Sequence[Sequence[Message]], gbnf: str | None = None, max_tokens: int = 1024
+    ) -> list[Answer]:
+        """Answers every conversation greedily, in order; there may be more of them than slots.
+
+        gbnf bounds the answers to a grammar with the start rule `root`. Contents are stripped and are never read as
+        special tokens. A prompt that does not fit the context gets an empty, incomplete answer and harms no other.
+
+        Raises ValueError for a grammar or a conversation that cannot be used, RuntimeError or MemoryError where
+        llama.cpp fails; the next call starts afresh.
+        """
+        if self._context is None:
+            raise RuntimeError("this LlamaSlots is closed")
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens}: it must be 1 or more")
+        prompts = [self._model.tokenize_chat(conversation) for conversation in conversations]
+        grammar = _Grammar.parse(self._model, gbnf) if gbnf is not None else None
+        sequences = [_Sequence(prompt, max_tokens) for prompt in prompts]
+        try:
+            self._enqueue(sequences, grammar)
+            while self._waiting or self._running:
+                self._step()
+        except BaseException:
+            self._forget()
+            raise
+        finally:
+            for owner in [*sequences, grammar]:
+                if owner is not None:
+                    owner.free()
+        return [self._answer(sequence) for sequence in sequences]
+
+    def close(self) -> None:
+        """Frees the context and the model. Harmless when repeated."""
+        if self._context is not None:
+            c.llama_free(self._context)
+            self._context = None
+            self._model.close()
+
+    def _step(self) -> None:
+        """One turn of the scheduler: admit, fill the batch, decode, sample, retire."""
+        self._admit()
+        self._fill_batch()
+        if not self._decode():
+            self._preempt()
+            return
+        for sequence in self._running:
+            self._sample(sequence)
+        self._retire()
+
+    def _enqueue(self, sequences: list["_Sequence"], grammar: "_Grammar | None") -> None:
+        """Lines up the sequences that fit, and evaluates what their prompts begin with in common."""
+        fitting = [sequence for sequence in sequences if len(sequence.prompt) < self._context_tokens]
+        for sequence in fitting:
+            sequence.grammar = grammar.clone() if grammar is not None else None
+        if fitting:
+            self._share_prefix([sequence.prompt for sequence in fitting])
+        self._waiting.extend(fitting)
+
+    def _share_prefix(self, prompts: list[Tokens]) -> None:
+        """Brings the prefix slot to the common beginning of `prompts`, keeping what it holds of that already."""
+        # The last token of a prompt is left out: its logits are needed, so each sequence decodes it by itself.
+        prefix = prompts[0][: _common_length(min(prompts), max(prompts))]
+        prefix = prefix[: min(map(len, prompts)) - 1]
+        kept = _common_length(self._prefix, prefix)
+        if not c.llama_memory_seq_rm(self._memory, self._prefix_slot, kept, -1):
+            c.llama_memory_clear(self._memory, False)
+            kept = 0
+        for start in range(kept, len(prefix), self._batch.capacity):
+            self._batch.clear()
+            self._batch.add(prefix[start : start + self._batch.capacity], start, self._prefix_slot, False)
+            if not self._decode():
+                raise RuntimeError(f"a prefix of {len(prefix)} tokens does not fit {self._context_tokens}")
+        self._prefix = prefix
+
+    def _admit(self) -> None:
+        """Gives free slots to those that wait, the common prefix included."""
+        while self._waiting and self._free_slots and not self._is_held:
+            sequence = self._waiting.popleft()
+            sequence.slot = self._free_slots.pop()
+            sequence.position = len(self._prefix)
+            c.llama_memory_seq_cp(self._memory, self._prefix_slot, sequence.slot, 0, sequence.position)
+            self._running.append(sequence)
+
+    def _fill_batch(self) -> None:
+        """One token of every sequence that decodes, then as much of the new prompts as there is room for."""
+        self._batch.clear()
+        for sequence in sorted(self._running, key=lambda sequence: len(sequence.pending) > 1):
+            sequence.scheduled = sequence.pending[: self._batch.room]
+            is_last = len(sequence.scheduled) == len(sequence.pending)
+            sequence.row = self._batch.add(sequence.scheduled, sequence.position, sequence.slot, is_last)
+
+    def _decode(self) -> bool:
+        """Runs the batch; False where the cache has no room for it, which leaves everything as it was."""
+        code = c.llama_decode(self._context, self._batch.struct)
+        if code == _OUT_OF_MEMORY:
+            raise MemoryError(f"llama.cpp: out of memory in decoding. {_last_errors()}")
+        if code not in (0, _CACHE_FULL):
+            raise RuntimeError(f"llama.cpp: decoding failed with code {code}. {_last_errors()}")
+        return bool(code == 0)
+
+    def _preempt(self) -> None:
+        """Makes room: sends the youngest sequence back to wait, with the tokens it has; the last one left must end."""
+        sequence = self._running.pop()
+        self._release(sequence)
+        if self._running:
+            self._waiting.appendleft(sequence)
+            self._is_held = True
+        else:
+            self._is_held = False
+
+    def _sample(self, sequence: "_Sequence") -> None:
+        """Takes note of what was evaluated and, where that was all of it, appends the best token allowed."""
+        sequence.position += len(sequence.scheduled)
+        if sequence.row is None:
+            return
+        logits = np.ctypeslib.as_array(
+            c.llama_get_logits_ith(self._context, sequence.row), shape=(self._model.vocabulary_tokens,)
+        )
+        logits[self._model.never_said] = -np.inf
+        token = int(logits.argmax()) if sequence.grammar is None else sequence.grammar.choose(logits)
+        if token is None:
+            sequence.is_over = True
+        elif token in self._model.ends_of_turn:
+            sequence.is_over = sequence.is_complete = True
+        else:
+            sequence.generated.append(token)
+            self._look_for_end(sequence, token)
+
+    def _look_for_end(self, sequence: "_Sequence", token: int) -> None:
+        """Ends the sequence at its limit, or where the grammar closed: that saves the step that says so."""
+        is_cut = len(sequence.generated) >= sequence.max_tokens
+        if sequence.grammar is not None and (is_cut or b"}" in self._model.piece(token)):
+            sequence.is_complete = sequence.grammar.permits(self._model.end_of_turn)
+        sequence.is_over = is_cut or sequence.is_complete
+
+    def _retire(self) -> None:
+        """Frees the slots of those that are over."""
+        for sequence in [sequence for sequence in self._running if sequence.is_over]:
+            self._running.remove(sequence)
+            self._release(sequence)
+            self._is_held = False
+
+    def _release(self, sequence: "_Sequence") -> None:
+        c.llama_memory_seq_rm(self._memory, sequence.slot, -1, -1)
+        self._free_slots.append(sequence.slot)
+
+    def _forget(self) -> None:
+        """Empties the cache and the queues, after a failure in the middle of a call."""
+        c.llama_memory_clear(self._memory, False)
+        self._prefix = []
+        self._waiting.clear()
+        for sequence in self._running:
+            self._free_slots.append(sequence.slot)
+        self._running.clear()
+        self._is_held = False
+
+    def _answer(self, sequence: "_Sequence") -> Answer:
+        data = b"".join(map(self._model.piece, sequence.generated))
+        # A grammar sees code points, so a token can still spell one in invalid bytes.
+        return Answer(data.decode("utf-8", "ignore"), sequence.is_complete, len(sequence.generated))
+
+
+@dataclass(eq=False)
+class _Sequence:
+    """One conversation on its way through the slots."""
+
+    prompt: Tokens
+    max_tokens: int
+    grammar: "_Grammar | None" = None
+    generated: Tokens = field(default_factory=list)
+    slot: int = -1
+    position: int = 0  # how many of its tokens are in the cache
+    scheduled: Tokens = field(default_factory=list)  # its part of the batch in flight
+    row: int | None = None  # where in the batch its logits are
+    is_over: bool = False
+    is_complete: bool = False
+
+    @property
+    def pending(self) -> Tokens:
+        """The tokens not yet in the cache: the prompt at first, one by one later, all of them after a preemption."""
+        start = self.position - len(self.prompt)
+        return self.prompt[self.position :] + self.generated if start < 0 else self.generated[start:]
+
+    def free(self) -> None:
+        if self.grammar is not None:
+            self.grammar.free()
+
+
+class _Batch:
+    """The tokens of one step, as arrays that llama.cpp reads in place."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._tokens = np.zeros(capacity, np.int32)
+        self._positions = np.zeros(capacity, np.int32)
+        self._slots = np.zeros(capacity, np.int32)
+        self._wants_logits = np.zeros(capacity, np.int8)
+        self._one_each = np.ones(capacity, np.int32)
+        addresses = self._slots.ctypes.data + self._slots.itemsize * np.arange(capacity, dtype=np.uintp)
+        self._slot_lists = addresses.astype(np.uintp)  # each token belongs to a list of one sequence
+        self.struct = c.llama_batch(
+            n_tokens=0,
+            token=_pointer(self._tokens, ctypes.c_int32),
+            pos=_pointer(self._positions, ctypes.c_int32),
+            n_seq_id=_pointer(self._one_each, ctypes.c_int32),
+            seq_id=_pointer(self._slot_lists, ctypes.POINTER(ctypes.c_int32)),
+            logits=_pointer(self._wants_logits, ctypes.c_int8),
+        )
+
+    @property
+    def room(self) -> int:
+        return self.capacity - int(self.struct.n_tokens)
+
+    def clear(self) -> None:
+        self.struct.n_tokens = 0
+
+    def add(self, tokens: Tokens, position: int, slot: int, wants_logits: bool) -> int | None:
+        """Appends `tokens` at `position`; returns the row of the last one where its logits are wanted."""
+        start = int(self.struct.n_tokens)
+        end = start + len(tokens)
+        self._tokens[start:end] = tokens
+        self._positions[start:end] = range(position, position + len(tokens))
+        self._slots[start:end] = slot
+        self._wants_logits[start:end] = 0
+        self.struct.n_tokens = end
+        if not wants_logits:
+            return None
+        self._wants_logits[end - 1] = 1
+        return end - 1
+
+
+class _Grammar:
+    """A llama.cpp grammar and where in it a sequence stands."""
+
+    def __init__(self, sampler: int, model: "_Model") -> None:
+        self._sampler: int | None = sampler
+        self._model = model
+
+    @classmethod
+    def parse(cls, model: "_Model", gbnf: str) -> "_Grammar":
+        sampler = c.llama_sampler_init_grammar(model.vocabulary, gbnf.encode(), b"root")
+        if not sampler:
+            raise ValueError(f"llama.cpp cannot use this grammar: {gbnf}")
+        return cls(sampler, model)
+
+    def clone(self) -> "_Grammar":
+        return _Grammar(c.llama_sampler_clone(self._sampler), self._model)
+
+    def choose(self, logits: npt.NDArray[np.float32]) -> int | None:
+        """Accepts and returns the best token of those allowed, None where there is none at all."""
+        for candidates in _best_first(logits):
+            allowed = candidates[self._allowed(candidates, logits[candidates])]
+            if allowed.size:
+                token = int(allowed[0])
+                c.llama_sampler_accept(self._sampler, token)
+                return token
+        return None
+
+    def permits(self, token: int) -> bool:
+        return bool(self._allowed(np.array([token], np.intc), np.zeros(1, np.single))[0])
+
+    def _allowed(self, tokens: npt.NDArray[np.intp], logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """Which of `tokens` may come next, of those that are not ruled out by their logits already."""
+        data = np.zeros(len(tokens), _TOKEN_DATA)
+        data["id"], data["logit"] = tokens, logits
+        array = c.llama_token_data_array(_pointer(data, c.llama_token_data), len(data), -1, False)
+        c.llama_sampler_apply(self._sampler, ctypes.byref(array))
+        return np.asarray(data["logit"] > -np.inf)
+
+    def free(self) -> None:
+        if self._sampler is not None:
+            c.llama_sampler_free(self._sampler)
+            self._sampler = None
+
+
+class _Model:
+    """The weights, the vocabulary and the chat template of one GGUF file."""
+
+    def __init__(self, path: str | os.PathLike[str], gpu_layers: int) -> None:
+        self._path = os.fspath(path)
+        self.handle = _load(self._path, gpu_layers)
+        try:
+            self.vocabulary = c.llama_model_get_vocab(self.handle)
+            self.vocabulary_tokens = int(c.llama_vocab_n_tokens(self.vocabulary))
+            self._pieces: dict[int, bytes] = {}
+            self._template = self._compile_template()
+            self.end_of_turn = self._end_of_turn()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self.handle is not None:
+            c.llama_model_free(self.handle)
+            self.handle = None
+
+    @cached_property
+    def ends_of_turn(self) -> frozenset[int]:
+        tokens = range(self.vocabulary_tokens)
+        return frozenset(token for token in tokens if c.llama_vocab_is_eog(self.vocabulary, token))
+
+    @cached_property
+    def never_said(self) -> npt.NDArray[np.intp]:
+        """Control tokens that do not end a turn; a grammar would take them for the letters of their names."""
+        tokens = range(self.vocabulary_tokens)
+        controls = {token for token in tokens if c.llama_vocab_is_control(self.vocabulary, token)}
+        return np.array(sorted(controls - self.ends_of_turn), np.intp)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that `token` stands for; none for a special token."""
+        if token not in self._pieces:
+            buffer = ctypes.create_string_buffer(256)
+            length = c.llama_token_to_piece(self.vocabulary, token, buffer, len(buffer), 0, False)
+            self._pieces[token] = buffer.raw[: max(length, 0)]
+        return self._pieces[token]
+
+    def tokenize_chat(self, conversation: Sequence[Message]) -> Tokens:
+        """The prompt of `conversation` in the model's own chat template, with one beginning-of-text token.
+
+        The template is rendered with a placeholder for each content, so that only its own text can be special tokens.
+        """
+        placeholders = [{**message, "content": f"\ue000{index}\ue001"} for index, message in enumerate(conversation)]
+        parts = re.split("\ue000(\\d+)\ue001", self._render(placeholders))
+        tokens = self._tokenize(parts[0], is_template=True)
+        for index, template_text in zip(parts[1::2], parts[2::2], strict=True):
+            tokens += self._tokenize(conversation[int(index)]["content"].strip(), is_template=False)
+            tokens += self._tokenize(template_text, is_template=True)
+        bos = c.llama_vocab_bos(self.vocabulary)
+        if c.llama_vocab_get_add_bos(self.vocabulary) and tokens[:1] != [bos]:
+            tokens.insert(0, bos)
+        if not tokens:
+            raise ValueError(f"{self._path}: the chat template made an empty prompt")
+        return tokens
+
+    def _render(self, messages: list[dict[str, object]]) -> str:
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=True)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"{self._path}: the chat template refuses the conversation: {error}") from error
+
+    def _tokenize(self, text: str, *, is_template: bool) -> Tokens:
+        data = text.encode("utf-8", "replace")
+        # A token may stand for no byte at all (a leading space), so there can be more of them than bytes.
+        tokens = (c.llama_token * (len(data) + 8))()
+        count = c.llama_tokenize(self.vocabulary, data, len(data), tokens, len(tokens), False, is_template)
+        if count < 0:
+            raise RuntimeError(f"llama.cpp cannot tokenize {len(data)} bytes")
+        return list(tokens[:count])
+
+    def _compile_template(self) -> jinja2.Template:
+        source = c.llama_model_chat_template(self.handle, None)
+        if not source:
+            raise ValueError(f"{self._path} has no chat template (tokenizer.chat_template): use an instruct model")
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        )
+        environment.globals |= {
+            "bos_token": self._text(c.llama_vocab_bos(self.vocabulary)),
+            "eos_token": self._text(c.llama_vocab_eos(self.vocabulary)),
+            "raise_exception": _raise_template_error,
+            "strftime_now": _FIXED_DAY.strftime,
+        }
+        try:
+            return environment.from_string(source.decode())
+        except jinja2.TemplateError as error:
+            raise ValueError(f"{self._path}: the chat template cannot be used: {error}") from error
+
+    def _text(self, token: int) -> str:
+        return str(c.llama_vocab_get_text(self.vocabulary, token).decode()) if token >= 0 else ""
+
+    def _end_of_turn(self) -> int:
+        for token in (c.llama_vocab_eot(self.vocabulary), c.llama_vocab_eos(self.vocabulary)):
+            if token >= 0:
+                return int(token)
+        raise ValueError(f"{self._path} has no end-of-turn token: use an instruct model")
+
+
+_FIXED_DAY = datetime.date(2024, 7, 26)  # Llama 3.1's own default: an answer must not depend on the day it is made
+
+
+def _raise_template_error(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _load(path: str, gpu_layers: int) -> Any:
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is no file")
+    c.llama_log_set(_on_log, ctypes.c_void_p(None))
+    c.llama_backend_init()
+    parameters = c.llama_model_default_params()
+    parameters.n_gpu_layers = gpu_layers
+    handle = c.llama_model_load_from_file(os.fsencode(path), parameters)
+    if handle:
+        return handle
+    errors = _last_errors()
+    if re.search("out of memory|allocate", errors):
+        raise MemoryError(f"{path} does not fit into memory. {errors}")
+    raise ValueError(f"{path} is no model that llama.cpp can load. {errors}")
+
+
+def _new_context(model: _Model, slots: int, context_tokens: int, batch_tokens: int, threads: int) -> Any:
+    parameters = c.llama_context_default_params()
+    parameters.n_ctx = context_tokens
+    parameters.n_batch = parameters.n_ubatch = batch_tokens
+    parameters.n_seq_max = slots + 1
+    parameters.n_threads = parameters.n_threads_batch = threads
+    parameters.kv_unified = True  # a shared prefix can only be copied within one cache
+    context = c.llama_init_from_model(model.handle, parameters)
+    if not context:
+        raise MemoryError(
+            f"llama.cpp cannot allocate a context of {context_tokens} tokens for {slots} slots. {_last_errors()}"
+        )
+    return context
+
+
+def _best_first(logits: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.intp]]:
+    """The best token, then the best 128, then all of them, each best first: the first that is allowed is the answer."""
+    yield np.array([logits.argmax()])
+    if len(logits) > _BEST:
+        best = np.sort(np.argpartition(logits, -_BEST)[-_BEST:])
+        yield best[np.argsort(-logits[best], kind="stable")]
+    yield np.argsort(-logits, kind="stable")
+
+
+def _common_length(first: Tokens, second: Tokens) -> int:
+    shorter = min(len(first), len(second))
+    return next((index for index in range(shorter) if first[index] != second[index]), shorter)
+
+
+def _pointer(array: npt.NDArray[Any], item: Any) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(item))
+
+
+_errors: deque[str] = deque(maxlen=8)
+_LOG_ERROR, _LOG_CONTINUES = 4, 5
+_log_level = 0
+
+
+@c.llama_log_callback  # type: ignore[untyped-decorator]
+def _on_log(level: int, text: bytes, _: object) -> None:
+    """Keeps the errors, for exceptions to quote, and passes them on to stderr, for a process that ends here."""
+    global _log_level
+    _log_level = _log_level if level == _LOG_CONTINUES else level
+    if _log_level == _LOG_ERROR:
+        _errors.append(text.decode("utf-8", "replace").strip())
+        os.write(2, text)
+
+
+def _last_errors() -> str:
+    """What llama.cpp has reported since the last time this was asked."""
+    errors = " ".join(_errors)
+    _errors.clear()
+    return errors

@@ -1,0 +1,90 @@
+"""What the user sees of a run: a bar in a terminal, plain lines elsewhere, and the summary at the end."""
+
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TextIO
+
+from vec_pipeline.device import gpu_free_gb
+from vec_pipeline.record import Record
+
+if TYPE_CHECKING:
+    from vec_pipeline.annotator import Annotator
+
+BAR_INTERVAL_S = 0.5
+LINE_INTERVAL_S = 30.0
+
+
+class Progress:
+    """Shows done/total, speed, time left, errors, free GPU memory and the current stage until it is closed.
+
+    total: images to do in this run.
+    """
+
+    def __init__(self, total: int, annotator: "Annotator", stream: TextIO | None = None) -> None:
+        self.total = total
+        self.annotator = annotator
+        self.stream = stream or sys.stderr
+        self.done = 0
+        self.errors: Counter[str] = Counter()  # by kind: "stage: ExceptionName"
+        self._start_s = time.monotonic()
+        self._is_terminal = self.stream.isatty()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._show_at_intervals, daemon=True)
+        self._thread.start()
+
+    def count(self, records: Sequence[Record]) -> None:
+        """Take note of rows that were saved."""
+        self.done += len(records)
+        self.errors.update(": ".join(record.error.split(": ")[:2]) for record in records if record.error)
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+        self._show("\n")
+
+    def line(self) -> str:
+        """One line that says where the run stands."""
+        seconds = time.monotonic() - self._start_s
+        speed = self.done / seconds if seconds else 0.0
+        parts = [f"{self.done:,}/{self.total:,}", f"{speed:.2f} images/s"]
+        if self.done:
+            parts.append(f"{duration((self.total - self.done) / speed)} left")
+        if self.errors:
+            parts.append(f"{self.errors.total():,} errors")
+        if (free_gb := gpu_free_gb()) is not None:
+            parts.append(f"{free_gb:.1f} GB GPU free")
+        if self.annotator.current:
+            parts.append(self.annotator.current)
+        return ", ".join(parts)
+
+    def summary(self) -> str:
+        """Rows, errors by kind, speed, and seconds by stage and model load."""
+        seconds = time.monotonic() - self._start_s
+        lines = [f"{self.done:,} images in {duration(seconds)}: {self.done / max(seconds, 1e-9):.2f} images/s"]
+        for name, spent in self.annotator.seconds.items():
+            load_s = self.annotator.cache.load_seconds[name]
+            lines.append(f"  {name:<12} {spent - load_s:8.1f} s, and {load_s:.1f} s to load its model")
+        lines += [f"  {number:,} x {kind}" for kind, number in self.errors.most_common()]
+        return "\n".join(lines)
+
+    def _show_at_intervals(self) -> None:
+        while not self._stopped.wait(BAR_INTERVAL_S if self._is_terminal else LINE_INTERVAL_S):
+            self._show("" if self._is_terminal else "\n")
+
+    def _show(self, end: str) -> None:
+        line = self.line()
+        if self._is_terminal:
+            filled = 20 * self.done // max(self.total, 1)
+            line = f"\r\033[K[{'#' * filled}{'.' * (20 - filled)}] {line}"
+        self.stream.write(line + end)
+        self.stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """1:02:03, or 2:03 under an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

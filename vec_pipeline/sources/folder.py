@@ -1,0 +1,105 @@
+"""Images of a folder, or one image: walked recursively in sorted order."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vec_pipeline.record import Record, UserError
+
+IMAGE_SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".apng",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".mpo",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".hif",
+    ]
+)
+
+
+class Folder:
+    """A record per image file below a folder; hidden files and one other folder are left out.
+
+    Links are followed; a file or folder that two ways lead to is visited once, so loops end.
+
+    Raises UserError when there is no such file or folder.
+    """
+
+    def __init__(self, root: Path, left_out: Path | None = None) -> None:
+        if not root.exists():
+            raise UserError(f"{root} does not exist: name a folder of images, or one image")
+        self.root = root
+        self.left_out = left_out.resolve() if left_out else None
+
+    def __iter__(self) -> Iterator[Record]:
+        if self.root.is_file():
+            yield record_of(os.path.realpath(self.root))
+            return
+        seen: set[str] = set()
+        for path, is_linked in self._walk(os.path.realpath(self.root), set(), is_linked=False):
+            if is_linked:  # only links can lead to a file twice
+                path = os.path.realpath(path)
+                if path in seen or self._is_reached_without_links(path):
+                    continue
+                seen.add(path)
+            yield record_of(path)
+
+    def _walk(self, folder: str, visited: set[tuple[int, int]], *, is_linked: bool) -> Iterator[tuple[str, bool]]:
+        """Yield the image files below a folder, and whether a link led there."""
+        try:
+            status = os.stat(folder)
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:
+            return  # a folder that may not be read holds nothing that could get a row
+        if (status.st_dev, status.st_ino) in visited:
+            return
+        visited.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if is_folder(entry):
+                if self.left_out is None or Path(entry.path).resolve() != self.left_out:
+                    yield from self._walk(entry.path, visited, is_linked=is_linked or entry.is_symlink())
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and is_regular(entry):
+                yield entry.path, is_linked or entry.is_symlink()
+
+    def _is_reached_without_links(self, path: str) -> bool:
+        below = os.path.relpath(path, os.path.realpath(self.root))
+        suffix = os.path.splitext(path)[1].lower()
+        return (
+            not below.startswith("..")
+            and suffix in IMAGE_SUFFIXES
+            and not any(part.startswith(".") for part in below.split(os.sep))
+        )
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def is_regular(entry: os.DirEntry[str]) -> bool:
+    """Whether the entry is a file to be tried: a pipe or a device of that name would block the reader."""
+    try:
+        return entry.is_file() or (entry.is_symlink() and not entry.is_dir() and not os.path.exists(entry.path))
+    except OSError:
+        return True
+
+
+def record_of(path: str) -> Record:
+    """Make the record of a file. Bytes of its name that are no UTF-8 are written as \\xNN in the key."""
+    return Record(os.fsencode(path).decode("utf-8", "backslashreplace"), {"path": path})

@@ -1,0 +1,100 @@
+"""image -> text, by a vision-language model of transformers (Qwen2-VL and others)."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from vec_pipeline import device, weights
+from vec_pipeline.prompts import PROMPTS
+from vec_pipeline.record import Need, Stage, Values
+
+BF16_GB = {"Qwen/Qwen2-VL-7B-Instruct": 16.6, "Qwen/Qwen2-VL-2B-Instruct": 4.4}
+SHARE_OF_BF16 = {"none": 1.0, "int8": 0.61, "nf4": 0.42}  # measured on the 7B: the vision tower stays in bf16
+FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
+
+
+class Describer(NamedTuple):
+    """A vision-language model with the processor that prepares its input."""
+
+    model: Any
+    processor: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Describe(Stage):
+    """Asks one question about each image; greedy decoding, so the same image gets the same answer."""
+
+    reads: ClassVar[tuple[str, ...]] = ("image",)
+    writes: ClassVar[tuple[str, ...]] = ("text",)
+
+    model: str
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    prompt: str = ""  # empty: the one of the language
+    language: Literal["en", "ru"] = "en"
+    max_new_tokens: int = 256
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    batch_size: int = 16
+
+    def fetch(self) -> None:
+        weights.fetch(self.model, FILES)
+
+    def need(self) -> Need:
+        path = weights.local_path(self.model)
+        bf16_gb = weights.size_gb(path) if path else BF16_GB.get(self.model, 0.0)
+        gb = bf16_gb * SHARE_OF_BF16[self.quantization]
+        if device.resolve(self.device) == "cuda":
+            smaller = {"none": "set quantization: nf4, or ", "int8": "set quantization: nf4, or ", "nf4": ""}
+            return Need(gpu_gb=gb, remedy=smaller[self.quantization] + "use configs/small.yaml")
+        return Need(host_gb=2 * bf16_gb, remedy="use configs/small.yaml")  # float32 on a CPU
+
+    def load(self) -> Describer:
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        where = device.resolve(self.device)
+        path = weights.fetch(self.model, FILES, is_offline=True)
+        processor = AutoProcessor.from_pretrained(path)
+        processor.tokenizer.padding_side = "left"  # right padding would put pads between prompt and answer
+        model = AutoModelForImageTextToText.from_pretrained(
+            path,
+            dtype=torch.bfloat16 if where == "cuda" else torch.float32,
+            device_map=where,
+            quantization_config=quantization_config(self.quantization),
+        )
+        model.eval()
+        settings = model.generation_config  # the stock one may sample, at a tiny temperature
+        settings.do_sample, settings.repetition_penalty = False, 1.0
+        settings.temperature = settings.top_p = settings.top_k = None
+        return Describer(model, processor)
+
+    def run(self, model: Describer, rows: list[Values]) -> list[Values]:
+        import torch
+
+        question = {"type": "text", "text": self.prompt or PROMPTS[self.language].describe}
+        messages = [{"role": "user", "content": [{"type": "image"}, question]}]
+        prompt = model.processor.apply_chat_template(messages, add_generation_prompt=True)
+        images = [row["image"] for row in rows]
+        # Everything the processor returns goes in: without mm_token_type_ids positions are silently those of plain text.
+        inputs = model.processor(text=[prompt] * len(rows), images=images, return_tensors="pt", padding=True)
+        with torch.inference_mode():
+            tokens = model.model.generate(**inputs.to(model.model.device), max_new_tokens=self.max_new_tokens)
+        answers = tokens[:, inputs["input_ids"].shape[1] :]
+        texts = model.processor.batch_decode(answers, skip_special_tokens=True)
+        return [{"text": text.strip()} for text in texts]
+
+
+def quantization_config(quantization: str) -> Any:
+    """The bitsandbytes settings of an option; None for full precision. Vision tower and output layer stay as they are."""
+    if quantization == "none":
+        return None
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    kept = ["model.visual", "lm_head"]  # "visual" alone no longer matches the module's name
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=kept,
+    )

@@ -1,0 +1,40 @@
+"""text -> text_vector, by a SentenceTransformer."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from vec_pipeline import device, weights
+from vec_pipeline.record import Need, Stage, Values
+
+FILES = ("*.json", "*.txt", "*.model", "model.safetensors", "*/model.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedText(Stage):
+    """Sentence embeddings of shape (dimensions,), float32, L2-normalised."""
+
+    reads: ClassVar[tuple[str, ...]] = ("text",)
+    writes: ClassVar[tuple[str, ...]] = ("text_vector",)
+
+    model: str
+    prefix: str = ""  # put before each text, as some models want ("passage: ")
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    batch_size: int = 64
+
+    def fetch(self) -> None:
+        weights.fetch(self.model, FILES)
+
+    def need(self) -> Need:
+        path = weights.local_path(self.model)
+        return Need(host_gb=weights.size_gb(path, (".safetensors",)) if path else 0.0)
+
+    def load(self) -> Any:
+        from sentence_transformers import SentenceTransformer
+
+        path = weights.fetch(self.model, FILES, is_offline=True)
+        return SentenceTransformer(str(path), device=device.resolve(self.device))
+
+    def run(self, model: Any, rows: list[Values]) -> list[Values]:
+        texts = [self.prefix + row["text"] for row in rows]
+        vectors = model.encode(texts, batch_size=len(texts), normalize_embeddings=True, show_progress_bar=False)
+        return [{"text_vector": vector} for vector in vectors]

@@ -1,0 +1,60 @@
+"""text -> word2vec_vector, the mean of the FastText vectors of its words."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from vec_pipeline import weights
+from vec_pipeline.record import Need, Stage, Values
+
+FILES = ("model.bin",)
+WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedWords(Stage):
+    """Mean word vectors of shape (dimensions,), float32; zeros for a text without a word.
+
+    Words the model does not know get a vector from their parts.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("text",)
+    writes: ClassVar[tuple[str, ...]] = ("word2vec_vector",)
+
+    model: str
+    batch_size: int = 64
+
+    def fetch(self) -> None:
+        weights.fetch(self.model, FILES)
+
+    def need(self) -> Need:
+        path = weights.local_path(self.model)
+        return Need(host_gb=1.1 * weights.size_gb(path) if path else 0.0)
+
+    def load(self) -> Any:
+        path = weights.fetch(self.model, FILES, is_offline=True)
+        return load_word_vectors(path / FILES[0] if path.is_dir() else path)
+
+    def run(self, model: Any, rows: list[Values]) -> list[Values]:
+        return [{"word2vec_vector": mean_vector(model, WORD.findall(row["text"]))} for row in rows]
+
+
+def load_word_vectors(path: Path) -> Any:
+    """Load FastText vectors: Facebook's .bin, or what gensim saved (a FastText model or its vectors)."""
+    from gensim.models import FastText
+    from gensim.models.fasttext import load_facebook_vectors
+    from gensim.utils import SaveLoad
+
+    if path.suffix == ".bin":
+        return load_facebook_vectors(str(path))
+    model = SaveLoad.load(str(path))
+    return model.wv if isinstance(model, FastText) else model
+
+
+def mean_vector(vectors: Any, words: list[str]) -> Any:
+    if not words:
+        return np.zeros(vectors.vector_size, np.float32)
+    return np.mean([vectors[word] for word in words], axis=0, dtype=np.float32)

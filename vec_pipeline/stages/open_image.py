@@ -1,0 +1,107 @@
+"""path -> upright RGB image, longest side <= max_size_px, and the hash of the file's content."""
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vec_pipeline.record import Stage, Values
+
+LARGEST_ASPECT = 50  # of the longer side to the shorter; vision-language models refuse images beyond about 200
+WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenImage(Stage):
+    """Reads and decodes images, ahead of the models and in threads."""
+
+    reads: ClassVar[tuple[str, ...]] = ("path",)
+    makes: ClassVar[tuple[str, ...]] = ("image", "content_hash")
+    runs_ahead: ClassVar[bool] = True
+
+    max_size_px: int = 384
+
+    def load(self) -> None:
+        warnings.filterwarnings("ignore", module="PIL")  # of half a decompression bomb, of odd metadata
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError:
+            return
+        register_heif_opener()
+
+    def run(self, model: Any, rows: list[Values]) -> list[Values]:
+        return [self._open(Path(row["path"])) for row in rows]
+
+    def _open(self, path: Path) -> Values:
+        content = path.read_bytes()
+        image = open_image(content, self.max_size_px)
+        return {"image": image, "content_hash": hashlib.blake2b(content, digest_size=16).hexdigest()}
+
+
+def open_image(content: bytes, max_size_px: int) -> Image.Image:
+    """Decode a file's content into an upright RGB image.
+
+    Alpha is laid on white, the longest side is reduced to `max_size_px` and never enlarged, and an aspect ratio over
+    LARGEST_ASPECT is padded on white.
+
+    Raises PIL.UnidentifiedImageError, PIL.Image.DecompressionBombError or OSError (truncated), as Pillow does.
+    """
+    if not content:
+        raise UnidentifiedImageError("the file is empty")
+    try:
+        image = Image.open(BytesIO(content))
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError("not an image, or of a kind that cannot be read") from None
+    width_px, height_px = reduced(image.size, max_size_px)
+    image.draft(None, (2 * width_px, 2 * height_px))  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that suffices
+    image.load()
+    upright = to_rgb(ImageOps.exif_transpose(image))
+    if max(upright.size) > max_size_px:
+        upright = upright.resize(reduced(upright.size, max_size_px), Image.Resampling.LANCZOS)
+    return padded(upright)
+
+
+def reduced(size: tuple[int, int], max_size_px: int) -> tuple[int, int]:
+    """The size with its longest side reduced to `max_size_px`, no side under one pixel."""
+    factor = min(1.0, max_size_px / max(size))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode to RGB: 16-bit and float greys scaled to 8 bits, alpha laid on white."""
+    if image.mode.startswith(("I", "F")):
+        return grey_from(np.asarray(image)).convert("RGB")
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        on_white = Image.new("RGB", image.size, WHITE)
+        on_white.paste(layers, mask=layers.getchannel("A"))
+        return on_white
+    return image.convert("RGB")
+
+
+def grey_from(values: np.ndarray[Any, Any]) -> Image.Image:
+    """Scale grey values of over 8 bits to 0..255: integers from 16 bits, floats from their own range."""
+    levels = values.astype(np.float64)
+    if values.dtype.kind == "f":
+        finite = levels[np.isfinite(levels)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+        levels = (np.nan_to_num(levels, nan=low, posinf=high, neginf=low) - low) * (255 / ((high - low) or 1.0))
+    elif levels.max() > 255:
+        levels /= 65535 / 255
+    return Image.fromarray(np.clip(levels, 0, 255).round().astype(np.uint8))
+
+
+def padded(image: Image.Image) -> Image.Image:
+    """Pad the shorter side on white until no model refuses the aspect ratio."""
+    shortest_px = -(-max(image.size) // LARGEST_ASPECT)
+    if min(image.size) >= shortest_px:
+        return image
+    size = max(image.width, shortest_px), max(image.height, shortest_px)
+    framed = Image.new("RGB", size, WHITE)
+    framed.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return framed

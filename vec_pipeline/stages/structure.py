@@ -1,0 +1,114 @@
+"""text -> description, categories, keywords, image_text and llama_extracted, by a Llama of llama.cpp."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from vec_pipeline import device, weights
+from vec_pipeline.engines import grammar
+from vec_pipeline.prompts import PROMPTS
+from vec_pipeline.record import Need, Stage, Values
+
+KV_GB_PER_TOKEN = 131_072 / 1e9  # Llama 3.1 8B in f16; smaller models need less
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure(Stage):
+    """Turns a description into one JSON object, under a grammar that bounds every string and list.
+
+    model: a GGUF file, or a hub repository with `file` naming one in it.
+    max_tokens: of one answer; 0 for as many as the grammar admits, so that no answer can be cut.
+    slots: answers decoded at once.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("text",)
+    writes: ClassVar[tuple[str, ...]] = ("description", "categories", "keywords", "image_text", "llama_extracted")
+    tuning: ClassVar[tuple[str, ...]] = ("batch_size", "device", "slots", "context_tokens", "threads")
+
+    model: str
+    file: str = ""
+    prompt: str = ""  # empty: the one of the language; `{category}` stands for what is said of the category
+    language: Literal["en", "ru"] = "en"
+    categories: tuple[str, ...] = ()
+    max_tokens: int = 0
+    slots: int = 8
+    context_tokens: int = 8192  # shared by the slots
+    threads: int = 0  # 0: the cores there are
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    batch_size: int = 64
+
+    def fetch(self) -> None:
+        self._path()
+
+    def _path(self, *, is_offline: bool = False) -> Path:
+        path = weights.fetch(self.model, (self.file,), is_offline=is_offline)
+        return path / self.file if self.file else path
+
+    def need(self) -> Need:
+        path = weights.local_path(self.model)
+        gb = weights.size_gb(path) if path else 0.0
+        gb += self.context_tokens * KV_GB_PER_TOKEN if gb > 1 else 0.0
+        remedy = "use a smaller GGUF or context_tokens, or configs/small.yaml"
+        return Need(gpu_gb=gb, remedy=remedy) if self._on_gpu() else Need(host_gb=gb, remedy=remedy)
+
+    def _on_gpu(self) -> bool:
+        return device.resolve(self.device) == "cuda"
+
+    def load(self) -> Any:
+        from vec_pipeline.engines.llama_process import LlamaProcess
+
+        return LlamaProcess(
+            self._path(is_offline=True),
+            slots=self.slots,
+            context_tokens=self.context_tokens,
+            gpu_layers=-1 if self._on_gpu() else 0,
+            threads=self.threads or None,
+        )
+
+    def run(self, model: Any, rows: list[Values]) -> list[Values]:
+        schema = self.schema()
+        conversations = [
+            [{"role": "system", "content": self.system_prompt()}, {"role": "user", "content": row["text"]}]
+            for row in rows
+        ]
+        max_tokens = self.max_tokens or grammar.max_bytes(schema)
+        answers = model.generate(conversations, grammar.to_gbnf(schema), max_tokens)
+        return [self._columns(answer) for answer in answers]
+
+    def _columns(self, answer: Any) -> Values:
+        if not answer.is_complete:
+            return {"llama_extracted": answer.text, "error": f"CutAnswer: the JSON ends after {answer.tokens} tokens"}
+        extracted = grammar.parse(answer.text, self.schema())
+        return {
+            "description": extracted["description"],
+            "categories": extracted["category"],
+            "keywords": ", ".join(distinct(extracted["keywords"])),
+            "image_text": extracted["image_text"],
+            "llama_extracted": answer.text,
+        }
+
+    def system_prompt(self) -> str:
+        prompts = PROMPTS[self.language]
+        one = prompts.one_category.replace("{categories}", ", ".join(self.categories))
+        category = one if self.categories else prompts.any_category
+        return (self.prompt or prompts.structure).replace("{category}", category)
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of an answer. Its bounds keep the longest answer within a few thousand tokens."""
+        category = {"enum": list(self.categories)} if self.categories else {"type": "string", "maxLength": 40}
+        keyword = {"type": "string", "minLength": 1, "maxLength": 40}
+        return {
+            "type": "object",
+            "properties": {
+                "description": {"type": "string", "maxLength": 400},
+                "category": category,
+                "keywords": {"type": "array", "items": keyword, "maxItems": 10},
+                "image_text": {"type": "string", "maxLength": 400},
+            },
+        }
+
+
+def distinct(keywords: list[str]) -> list[str]:
+    """Keywords without duplicates (letter case aside), without commas, which separate them, and without blanks."""
+    cleaned = (" ".join(keyword.replace(",", " ").split()) for keyword in keywords)
+    return list({keyword.casefold(): keyword for keyword in reversed([k for k in cleaned if k])}.values())[::-1]

@@ -1,0 +1,93 @@
+"""A model's hub name or local path -> a local path. The only place that knows how weights get onto this machine."""
+
+import os
+from pathlib import Path
+
+from vec_pipeline.record import UserError
+
+PROJECT_FOLDER = Path(__file__).resolve().parent.parent
+LOCAL_SUFFIXES = (".gguf", ".bin", ".model", ".kv", ".safetensors")
+
+
+def local_path(model: str) -> Path | None:
+    """Return the path of a model on this machine, relative ones from here or from the project; None for a hub name.
+
+    Raises UserError where the name can only be a path, and nothing is there.
+    """
+    for base in (Path.cwd(), PROJECT_FOLDER):
+        path = base / Path(model).expanduser()
+        if path.exists():
+            return path
+    if model.startswith((".", "/", "~", "models/")) or model.count("/") != 1 or model.endswith(LOCAL_SUFFIXES):
+        raise UserError(f"{model}: no such file or folder{nearest(Path(model).expanduser())}")
+    return None
+
+
+def nearest(path: Path) -> str:
+    """Name what stands beside a missing path, or its nearest folder that exists."""
+    from difflib import get_close_matches
+
+    for base in (Path.cwd(), PROJECT_FOLDER):
+        folder = (base / path).parent
+        if folder.is_dir():
+            matches = get_close_matches(path.name, os.listdir(folder), n=1, cutoff=0.4)
+            if matches:
+                return f"; did you mean {path.parent / matches[0]}?"
+    return "; give a path that exists, or a hub name such as Qwen/Qwen2-VL-7B-Instruct"
+
+
+def fetch(model: str, patterns: tuple[str, ...], *, is_offline: bool = False) -> Path:
+    """Return the local path of a model; a hub name is downloaded once, with a progress bar, and then cached.
+
+    patterns: the files needed of a hub repository.
+    is_offline: take what is in the cache without asking the hub.
+
+    Raises UserError where the model is neither here nor to be had.
+    """
+    if path := local_path(model):
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    elsewhere = "put a copy on this machine and give its path as `model:`"
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(patterns), local_files_only=is_offline))
+    except GatedRepoError:
+        raise UserError(f"{model} needs its licence accepted and a login (hf auth login); or {elsewhere}") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"{model}: the hub has no model of that name; check it, or {elsewhere}") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"{model} is not on this machine and the hub cannot be reached ({type(error).__name__}): "
+            f"connect once to download it, or {elsewhere}"
+        ) from None
+
+
+def is_cached(model: str) -> bool:
+    """Whether the hub's cache on this machine holds (some of) the model."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        snapshot_download(model, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return False
+    return True
+
+
+def size_gb(path: Path, suffixes: tuple[str, ...] = (".safetensors", ".gguf", ".bin", ".npy", ".model")) -> float:
+    """Size of the weight files of a local model, in GB."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.suffix in suffixes]
+    return sum(file.stat().st_size for file in files) / 1e9
+
+
+def version(model: str) -> str:
+    """What changes when the files of a local model do; empty for a hub name."""
+    try:
+        path = local_path(model)
+    except UserError:
+        return ""
+    if path is None:
+        return ""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return ",".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)
