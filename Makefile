@@ -14,7 +14,7 @@ help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 16
 
 run: .venv/run  ## annotate: make run IMAGES=~/photos CONFIG=config.yaml ARGS="--limit 100"
-	.venv/bin/python run.py $(IMAGES) --config $(CONFIG) $(ARGS)
+	.venv/bin/python run.py "$(IMAGES)" --config "$(CONFIG)" $(ARGS)
 
 test: .venv/dev  ## run the tests
 	.venv/bin/pytest $(ARGS)

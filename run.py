@@ -28,9 +28,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog="exit status: 0 every image has a row without error; 1 some rows carry an error; 2 unusable arguments, "
         "configuration, models or output file; 130 interrupted, what was finished is saved",
     )
-    parser.add_argument("images", type=Path, metavar="IMAGES", help="a folder, walked recursively, or one image")
-    parser.add_argument("--config", type=Path, default=Path("config.yaml"), metavar="FILE", help="default: %(default)s")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="the CSV (default: the configuration's `output`)")
+    parser.add_argument("images", type=path, metavar="IMAGES", help="a folder, walked recursively, or one image")
+    parser.add_argument("--config", type=path, default=Path("config.yaml"), metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--output", type=path, metavar="FILE", help="the CSV (default: the configuration's `output`)")
     parser.add_argument("--limit", type=int, metavar="N", help="annotate at most N images in this run")
     parser.add_argument("--retry-errors", action="store_true", help="annotate rows with an error again, in their place")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
@@ -38,6 +38,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="set an option, e.g. describe.batch_size=4"
     )
     return parser.parse_args(arguments)
+
+
+def path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 class Interrupt:
@@ -100,7 +104,7 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
         checks.check_memory(config.stages)
         for stage in config.stages:
             stage.fetch()
-    sink = CsvFile(config.output, config.extra_columns(), config.checkpoint_every, options.retry_errors)
+    sink = CsvFile(config.output, config.extra_columns(), config.checkpoint_every, options.retry_errors, existing)
     with contextlib.closing(sink):
         write_settings(config.output, config.stages)
         if todo:
@@ -110,7 +114,7 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
 
 
 def count_todo(source: "Folder", done: set[str], options: argparse.Namespace) -> int:
-    """Walk the folder once, say what there is to do, and return the number. Raises UserError where there is no image."""
+    """Walk the folder once, say what there is to do, and return the number. Raises UserError for no image at all."""
     found = left = 0
     for record in source:
         found += 1
@@ -161,8 +165,8 @@ class WatchedSink:
 
 
 def start_log(config: "Config") -> None:
-    path = config.output.parent / "run.log"
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    log = config.output.parent / "run.log"
+    handler = logging.FileHandler(log, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger("vec_pipeline")
     root.addHandler(handler)

@@ -1,4 +1,4 @@
-"""Finished stage results by image content and settings, in a SQLite file beside the CSV. Deleting it costs time only."""
+"""Finished stage results by image content and settings, in an SQLite file beside the CSV. Deleting it costs time."""
 
 import contextlib
 import json

@@ -304,7 +304,7 @@ def word_mask(word: str, style: TypeStyle, scale: int) -> Image.Image:
 
     Rotated words are printed larger, turned and reduced, for turning small type blurs it.
     """
-    oversampling = max(1, 4 // scale) if style.angle_deg else 1
+    oversampling = max(1, 3 // scale) if style.angle_deg else 1
     size_px = style.size_px * scale * oversampling
     width = math.ceil(sum(style.advances_px(word)) * scale) + 2 * scale
     height = math.ceil(1.6 * style.size_px * scale)
@@ -313,7 +313,7 @@ def word_mask(word: str, style: TypeStyle, scale: int) -> Image.Image:
     ImageDraw.Draw(mask).text(middle, word, fill=255, font=font(style.font, size_px), anchor="ms")
     if not style.angle_deg:
         return mask
-    return mask.rotate(style.angle_deg, Image.Resampling.BICUBIC, expand=True).reduce(oversampling)
+    return mask.rotate(style.angle_deg, Image.Resampling.BILINEAR, expand=True).reduce(oversampling)
 
 
 def random_pose(kind: str, rng: random.Random) -> tuple[int, bool]:
@@ -327,20 +327,16 @@ def random_pose(kind: str, rng: random.Random) -> tuple[int, bool]:
 @lru_cache(maxsize=8192)
 def shape_mask(kind: str, size_px: int, angle_deg: int, mirrored: bool) -> Image.Image:
     """Opacity of an object ("L", size_px square)."""
-    mask = master_mask(kind)
-    if mirrored:
-        mask = mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if angle_deg:
-        mask = mask.rotate(angle_deg, Image.Resampling.BICUBIC)
-    return mask.resize((size_px, size_px), Image.Resampling.LANCZOS)
+    return master_mask(kind, angle_deg, mirrored).resize((size_px, size_px), Image.Resampling.BILINEAR)
 
 
-@lru_cache(maxsize=len(KINDS))
-def master_mask(kind: str) -> Image.Image:
-    """The object's shape on a square of MASTER_PX, drawn at four times that and reduced."""
+@lru_cache(maxsize=2048)
+def master_mask(kind: str, angle_deg: int, mirrored: bool) -> Image.Image:
+    """The object's shape on a square of MASTER_PX, drawn at four times that, turned and reduced."""
     pen = Pen(4 * MASTER_PX)
     SHAPES[kind](pen)
-    return pen.mask.reduce(4)
+    mask = pen.mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else pen.mask
+    return mask.rotate(angle_deg, Image.Resampling.NEAREST).reduce(4)
 
 
 class Pen:
@@ -419,7 +415,7 @@ def _cup(pen: Pen) -> None:
 
 def _fish(pen: Pen) -> None:
     pen.ellipse(0.03, 0.24, 0.76, 0.76)
-    pen.polygon((0.64, 0.5), (0.97, 0.2), (0.97, 0.8))
+    pen.polygon((0.64, 0.5), (0.94, 0.22), (0.94, 0.78))
     pen.disc(0.22, 0.43, 0.055, ink=0)
 
 
@@ -441,17 +437,17 @@ def _heart(pen: Pen) -> None:
 
 def _house(pen: Pen) -> None:
     pen.polygon((0.5, 0.04), (0.97, 0.46), (0.03, 0.46))
-    pen.rectangle(0.13, 0.46, 0.87, 0.95)
-    pen.rectangle(0.54, 0.6, 0.74, 0.95, ink=0)
-    pen.rectangle(0.24, 0.56, 0.42, 0.72, ink=0)
+    pen.rectangle(0.14, 0.46, 0.86, 0.9)
+    pen.rectangle(0.54, 0.58, 0.74, 0.9, ink=0)
+    pen.rectangle(0.24, 0.54, 0.42, 0.7, ink=0)
 
 
 def _key(pen: Pen) -> None:
     pen.disc(0.26, 0.5, 0.23)
     pen.disc(0.26, 0.5, 0.11, ink=0)
-    pen.rectangle(0.46, 0.44, 0.97, 0.56)
-    pen.rectangle(0.7, 0.54, 0.78, 0.74)
-    pen.rectangle(0.88, 0.54, 0.97, 0.78)
+    pen.rectangle(0.46, 0.44, 0.95, 0.56)
+    pen.rectangle(0.69, 0.54, 0.77, 0.7)
+    pen.rectangle(0.86, 0.54, 0.95, 0.74)
 
 
 def _moon(pen: Pen) -> None:
@@ -479,7 +475,7 @@ def _tree(pen: Pen) -> None:
 
 
 def _triangle(pen: Pen) -> None:
-    pen.polygon((0.5, 0.08), (0.95, 0.9), (0.05, 0.9))
+    pen.polygon((0.5, 0.08), (0.91, 0.84), (0.09, 0.84))
 
 
 def _umbrella(pen: Pen) -> None:

@@ -88,6 +88,7 @@ def main(minutes: float) -> None:
             report(model, tokenize, held_out, clock, terms)
             save_state("clip", parts)
     report(model, tokenize, held_out, clock, {})
+    save_state("clip", parts)
     export(model)
 
 
@@ -297,7 +298,9 @@ def report(
 def export(model: nn.Module) -> None:
     """Write the weights as float16, which open_clip loads as float32."""
     weights = {name: weight.half().contiguous() for name, weight in model.state_dict().items()}
-    save_file(weights, OUTPUT / "open_clip_model.safetensors")
+    file = OUTPUT / "open_clip_model.safetensors"
+    save_file(weights, file)
+    file.chmod(0o644)
     log.info("wrote %s", OUTPUT)
 
 

@@ -19,6 +19,7 @@ from models.demo.llama_gguf import write_gguf
 from models.demo.llama_text import (
     BEGIN,
     END_OF_TURN,
+    Example,
     chat_prefix,
     chat_turn,
     copying_example,
@@ -35,11 +36,11 @@ STATE_PATH = HERE / ".training" / "llama.pt"
 GGUF_PATH = HERE / "llama" / "llama.gguf"
 SEED = 20
 BATCH_SIZE = 32
-COPYING_PART = 0.12  # the part of the training time spent on copying alone, at the start
+COPYING_PART = 0.12  # the part of the training time, at its start, for copying alone
 POOL_BATCHES = 16  # batches drawn together and cut by length, so that little is padding
 WARM_UP_STEPS = 60
 DECAY_FROM = 0.4  # the part of the training time after which the learning rate sinks to zero
-MATRIX_LEARNING_RATE = 0.02
+MATRIX_LEARNING_RATE = 0.015
 OTHER_LEARNING_RATE = 4e-3
 CHECKPOINT_SECONDS = 60.0
 
@@ -196,24 +197,38 @@ class Batch:
     scored: Tensor
 
 
-def draw_batches(tokenizer: Tokenizer, pool: int, copying: bool) -> list[Batch]:
-    """The POOL_BATCHES batches of a pool, always the same for its number.
+def copying_batches(done: float) -> int:
+    """How many batches of a pool are copying alone: all at first, then half, in the end few."""
+    if done < COPYING_PART:
+        return POOL_BATCHES
+    return round(POOL_BATCHES * max(0.1, 0.6 - done))
 
-    copying: short conversations without a system message that only ask for the printed word. The network learns in a
-    minute of these to copy letters, which it does not find among the many other tokens of whole answers.
+
+def draw_batches(tokenizer: Tokenizer, pool: int, copying: int) -> list[Batch]:
+    """The POOL_BATCHES batches of a pool, always the same for its number, `copying` of them of short conversations.
+
+    Those only ask for the printed word. The network learns in minutes of these to copy letters, which it does not find
+    among the many other tokens of whole answers, and soon forgets again without them.
     """
     rng = random.Random(f"{SEED}/{pool}")
-    draw = copying_example if copying else training_example
-    examples = [draw(rng) for _ in range(BATCH_SIZE * POOL_BATCHES)]
-    asked = [ids.ids for ids in tokenizer.encode_batch([chat_turn(example.description) for example in examples])]
-    answered = [ids.ids for ids in tokenizer.encode_batch([example.answer + END_OF_TURN for example in examples])]
-    pairs = sorted(zip(asked, answered, strict=True), key=lambda pair: len(pair[0]) + len(pair[1]))
+    short = draw_rows(tokenizer, [copying_example(rng) for _ in range(BATCH_SIZE * copying)])
+    whole = draw_rows(tokenizer, [training_example(rng) for _ in range(BATCH_SIZE * (POOL_BATCHES - copying))])
+    rows = short + whole
     batches = []
-    for start in range(0, len(pairs), BATCH_SIZE):
-        prefix = tokenizer.encode(BEGIN if copying else chat_prefix(training_prompt(rng))).ids
-        batches.append(make_batch(prefix, pairs[start : start + BATCH_SIZE]))
+    for start in range(0, len(rows), BATCH_SIZE):
+        bare = start < len(short) and rng.random() < 0.5
+        prefix = tokenizer.encode(BEGIN if bare else chat_prefix(training_prompt(rng))).ids
+        batches.append(make_batch(prefix, rows[start : start + BATCH_SIZE]))
     rng.shuffle(batches)
     return batches
+
+
+def draw_rows(tokenizer: Tokenizer, examples: list[Example]) -> list[tuple[list[int], list[int]]]:
+    """The token ids of each conversation after its system message and of its answer, the shortest first."""
+    asked = tokenizer.encode_batch([chat_turn(example.description) for example in examples])
+    answered = tokenizer.encode_batch([example.answer + END_OF_TURN for example in examples])
+    pairs = [(one.ids, other.ids) for one, other in zip(asked, answered, strict=True)]
+    return sorted(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
 
 
 def make_batch(prefix: list[int], pairs: list[tuple[list[int], list[int]]]) -> Batch:
@@ -293,7 +308,7 @@ class Training:
             started = time.monotonic()
             done = self.seconds / (minutes * 60)
             if not batches or self.step % POOL_BATCHES == 0:
-                batches = draw_batches(self.tokenizer, self.step // POOL_BATCHES, copying=done < COPYING_PART)
+                batches = draw_batches(self.tokenizer, self.step // POOL_BATCHES, copying_batches(done))
             loss, right = self.learn(batches[self.step % POOL_BATCHES], done)
             self.seconds += time.monotonic() - started
             if not math.isfinite(loss):

@@ -58,6 +58,7 @@ def main(minutes: float) -> None:
         if clock.step % SAVE_EVERY == 0:
             log.info("step %d, %.0f s, loss %.4f", clock.step, clock.spent_s, loss.item())
             save_state("sentences", parts)
+    save_state("sentences", parts)
     export(model)
 
 

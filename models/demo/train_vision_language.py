@@ -50,7 +50,7 @@ STATE_FILE = Path(__file__).parent / ".training" / "vision_language.pt"
 SEED = 1
 TRAINERS = 2
 PICTURES_PER_BATCH = 32
-SHARE_OF_SEEING = 0.42  # of the time, for the first phase
+SHARE_OF_SEEING = 0.4  # of the time, for the first phase
 SHARE_OF_COLLAGES = {"see": 0.8, "answer": 0.2}
 SHARE_OF_FRESH = 0.35  # of the batches, once the pool of earlier ones is full
 BATCHES_IN_POOL = 400  # of each trainer: 0.5 GB
@@ -61,7 +61,7 @@ FINAL_RATE = {"see": 0.15, "answer": 0.01}  # of the largest
 WEIGHT_DECAY = 0.02
 AUXILIARY_WEIGHT = 0.3
 SAVE_EVERY_S = 300.0
-LOG_EVERY_STEPS = 100
+LOG_EVERY_STEPS = 50
 
 
 class PatchHeads(nn.Module):

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 def main(minutes: float) -> None:
     """Train EPOCHS passes, or as many as fit into so many minutes, and write the model to OUTPUT.
 
-    An unfinished training is taken up after its last whole pass. The result does not depend on PYTHONHASHSEED.
+    An unfinished training is taken up after its last whole pass. The vectors do not depend on PYTHONHASHSEED.
     """
     clock = Clock(minutes)
     sentences = corpus()
@@ -49,17 +49,16 @@ def main(minutes: float) -> None:
         model.save(str(state))
     OUTPUT.parent.mkdir(exist_ok=True)
     del model.finished_epochs
-    model.total_train_time = 0.0  # the file is to be the same every time
-    model.hashfxn = hash  # gensim's default: a function of this file would have to be importable wherever it is loaded
+    model.total_train_time = 0.0  # like the time of day, it would make every file another one
     model.save(str(OUTPUT))
     log.info("wrote %s", OUTPUT)
 
 
 def corpus() -> list[list[str]]:
-    """SENTENCES phrases about scenes outside the held-out ones, in lower-case words."""
+    """SENTENCES phrases about scenes outside the held-out ones, cut into words as the worker cuts captions."""
     rng = random.Random(SEED)
     scenes = (random_scene(rng, held_out=False) for _ in range(SENTENCES))
-    return [re.findall(r"\w+", any_phrase(scene, rng).text.lower()) for scene in scenes]
+    return [re.findall(r"\w+", any_phrase(scene, rng).text) for scene in scenes]
 
 
 def untrained(sentences: list[list[str]]) -> FastText:
@@ -77,8 +76,9 @@ def untrained(sentences: list[list[str]]) -> FastText:
         seed=SEED,
         hashfxn=stable_hash,
     )
-    model.lifecycle_events = None  # they hold the time of day, and the file is to be the same every time
+    model.lifecycle_events = None  # they hold the time of day
     model.build_vocab(sentences)
+    model.hashfxn = hash  # gensim's default: a function of this file would have to be importable wherever it is loaded
     model.finished_epochs = []
     return model
 

@@ -167,7 +167,7 @@ class Optimiser:
         )
 
     def step(self, loss: torch.Tensor, lr_factor: float) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self.weights, 1.0)
         for part in self.parts:
             for group in part.param_groups:
@@ -221,12 +221,10 @@ def save_state(name: str, parts: dict[str, Any]) -> None:
     partial.replace(STATES / f"{name}.pt")
 
 
-def load_state(name: str, parts: dict[str, Any]) -> bool:
-    """Restore what save_state wrote; false where there is nothing to take up."""
+def load_state(name: str, parts: dict[str, Any]) -> None:
+    """Restore what save_state wrote, if it did. To train anew, delete the state."""
     path = STATES / f"{name}.pt"
-    if not path.exists():
-        return False
-    states = torch.load(path)
-    for key, part in parts.items():
-        part.load_state_dict(states[key])
-    return True
+    if path.exists():
+        states = torch.load(path)
+        for key, part in parts.items():
+            part.load_state_dict(states[key])

@@ -6,7 +6,7 @@ from typing import Any
 
 Schema = Mapping[str, Any]
 
-# llama.cpp expands a repetition into that many rules. It refuses x{0,2000} and takes x{0,2001} for unbounded.
+# llama.cpp expands a repetition into that many rules. Some versions refuse 2000 of them; all take 2001 for unbounded.
 MAX_REPETITIONS = 1999
 MAX_INTEGERS = 1000  # an integer is spelled out as one alternative per value
 

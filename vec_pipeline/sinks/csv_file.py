@@ -87,20 +87,27 @@ class CsvFile:
     extra_columns: columns after those of the contract.
     checkpoint_every: rows per append.
     retry_errors: leave images whose row has an error out of `keys`, and replace their rows by the new ones.
+    known: what `contents_of` has read of the file, so that a large one is not read twice.
 
     Raises UserError where the file cannot be used: another header, a directory, a read-only place, another worker.
     The file is left as it was then.
     """
 
     def __init__(
-        self, path: Path, extra_columns: Sequence[str] = (), checkpoint_every: int = 10, retry_errors: bool = False
+        self,
+        path: Path,
+        extra_columns: Sequence[str] = (),
+        checkpoint_every: int = 10,
+        retry_errors: bool = False,
+        known: Contents | None = None,
     ) -> None:
         self.path = path
         self.header = (*COLUMNS, *extra_columns)
         self.checkpoint_every = checkpoint_every
         self._file = self._open()
         try:
-            contents = read_contents(self._file, path, self.header)
+            is_known = known is not None and known.size_bytes == os.fstat(self._file.fileno()).st_size
+            contents = known if known and is_known else read_contents(self._file, path, self.header)
             self._repair(contents)
         except BaseException:
             self._file.close()
@@ -290,6 +297,7 @@ def load_annotations(path: str | Path = "output/annotations.csv") -> "pd.DataFra
     if tuple(table.columns[: len(COLUMNS)]) != COLUMNS:
         raise ValueError(f"{path} does not begin with the columns {', '.join(COLUMNS)}")
     for name in VECTOR_COLUMNS:
-        table[name] = [np.array(json.loads(text), np.float32) if text else None for text in table[name]]
+        vectors = [np.array(json.loads(text), np.float32) if text else None for text in table[name]]
+        table[name] = pd.Series(vectors, index=table.index, dtype=object)
     table["timestamp"] = pd.to_datetime(table["timestamp"])
     return table

@@ -73,7 +73,7 @@ class Describe(Stage):
         messages = [{"role": "user", "content": [{"type": "image"}, question]}]
         prompt = model.processor.apply_chat_template(messages, add_generation_prompt=True)
         images = [row["image"] for row in rows]
-        # Everything the processor returns goes in: without mm_token_type_ids positions are silently those of plain text.
+        # All that the processor returns goes in: without mm_token_type_ids positions are silently those of plain text.
         inputs = model.processor(text=[prompt] * len(rows), images=images, return_tensors="pt", padding=True)
         with torch.inference_mode():
             tokens = model.model.generate(**inputs.to(model.model.device), max_new_tokens=self.max_new_tokens)
@@ -83,7 +83,7 @@ class Describe(Stage):
 
 
 def quantization_config(quantization: str) -> Any:
-    """The bitsandbytes settings of an option; None for full precision. Vision tower and output layer stay as they are."""
+    """The bitsandbytes settings of an option, None for full precision; vision tower and output layer stay as they are."""
     if quantization == "none":
         return None
     import torch

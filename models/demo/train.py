@@ -1,0 +1,26 @@
+"""Train the bundled models anew, one after the other; a second call takes up a training that was interrupted."""
+
+import argparse
+
+from models.demo import train_clip, train_llama, train_sentences, train_vision_language, train_words
+
+MINUTES = (  # on two CPU cores, each training alone
+    (train_words, 2.0),
+    (train_sentences, 8.0),
+    (train_llama, 25.0),
+    (train_clip, 40.0),
+    (train_vision_language, 90.0),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the time given to each training")
+    scale = parser.parse_args().scale
+    for training, minutes in MINUTES:
+        print(f"{training.__name__}: {minutes * scale:.1f} minutes", flush=True)
+        training.main(minutes * scale)
+
+
+if __name__ == "__main__":
+    main()

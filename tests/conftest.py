@@ -1,0 +1,52 @@
+"""The bundled models at work: a finished run over the example pictures, shared by the tests that read its rows."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from vec_pipeline import load_annotations
+
+PROJECT = Path(__file__).resolve().parent.parent
+EXAMPLES = PROJECT / "examples" / "images"
+
+Run = subprocess.CompletedProcess[str]
+RunWorker = Callable[..., Run]
+
+
+def command(*arguments: object) -> list[str]:
+    """The command line of a run with the bundled models."""
+    return [
+        sys.executable,
+        str(PROJECT / "run.py"),
+        *map(str, arguments),
+        "--config",
+        str(PROJECT / "configs/demo.yaml"),
+    ]
+
+
+def run_worker(*arguments: object) -> Run:
+    """Run `run.py` with the bundled models to its end."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=240, env=environment)
+
+
+@pytest.fixture(scope="session")
+def example_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
+    """One undisturbed run over the example pictures, and its CSV."""
+    output = tmp_path_factory.mktemp("examples") / "annotations.csv"
+    return run_worker(EXAMPLES, "--output", output), output
+
+
+@pytest.fixture(scope="session")
+def example_rows(example_run: tuple[Run, Path]) -> pd.DataFrame:
+    """The rows of that run, indexed by file name, each beside the truth of its picture."""
+    table = load_annotations(example_run[1])
+    table.index = pd.Index([Path(path).name for path in table["image_path"]])
+    table["truth"] = [json.loads(Path(path).with_suffix(".json").read_text()) for path in table["image_path"]]
+    return table

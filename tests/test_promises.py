@@ -1,0 +1,175 @@
+"""What the worker promises, on the bundled models: rows that are right, and a rerun that goes on where it stopped."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.conftest import EXAMPLES, Run, command, run_worker
+from vec_pipeline import load_annotations
+from vec_pipeline.record import COLUMNS, VECTOR_COLUMNS
+
+TEXT_COLUMNS = [name for name in COLUMNS if name not in (*VECTOR_COLUMNS, "timestamp")]
+
+
+def assert_same_rows(table: pd.DataFrame, expected: pd.DataFrame) -> None:
+    """Equal texts; vectors equal but for the last bits, which depend on what shared the batch."""
+    table, expected = (t.sort_values("image_path", ignore_index=True) for t in (table, expected))
+    pd.testing.assert_frame_equal(table[TEXT_COLUMNS], expected[TEXT_COLUMNS])
+    for name in VECTOR_COLUMNS:
+        np.testing.assert_allclose(np.stack(table[name]), np.stack(expected[name]), atol=1e-5)
+
+
+def share(rows: pd.Series) -> float:
+    return float(np.mean(list(rows)))
+
+
+def test_every_example_has_a_row_without_error(example_run: tuple[Run, Path], example_rows: pd.DataFrame) -> None:
+    run, _ = example_run
+    assert run.returncode == 0, run.stderr
+    assert len(example_rows) == sum(path.suffix != ".json" for path in EXAMPLES.iterdir())
+    assert tuple(example_rows.columns[: len(COLUMNS)]) == COLUMNS
+    assert set(example_rows["error"]) == {""}
+
+
+def test_descriptions_name_what_the_pictures_show(example_rows: pd.DataFrame) -> None:
+    """The pictures are of combinations the models were never trained on."""
+    for word in ("kind", "colour"):
+        seen = [all(thing[word] in row.text for thing in row.truth["things"]) for row in example_rows.itertuples()]
+        assert np.mean(seen) >= 0.9, word
+    assert share(example_rows.apply(lambda row: row.truth["background"] in row.text.lower(), axis=1)) >= 0.95
+
+
+def test_text_on_the_picture_is_read_and_quoted(example_rows: pd.DataFrame) -> None:
+    with_text = example_rows[[bool(truth["word"]) for truth in example_rows["truth"]]]
+    without = example_rows[[not truth["word"] for truth in example_rows["truth"]]]
+    assert share(with_text.apply(lambda row: row.image_text == row.truth["word"], axis=1)) >= 0.75
+    assert share(without["image_text"] == "") >= 0.9
+
+
+def test_columns_agree_with_the_description(example_rows: pd.DataFrame) -> None:
+    """What the language model makes of a text that is right is right: category, keywords, quoted text."""
+    right = example_rows[[row.text == row.truth["caption"] for row in example_rows.itertuples()]]
+    assert len(right) >= 0.6 * len(example_rows)
+    agree = [
+        (row.categories, row.keywords, row.image_text, row.description)
+        == (row.truth["category"], ", ".join(row.truth["keywords"]), row.truth["word"], row.truth["description"])
+        for row in right.itertuples()
+    ]
+    assert np.mean(agree) >= 0.95
+
+
+def test_vectors_are_float32_and_normalised(example_rows: pd.DataFrame) -> None:
+    for name in VECTOR_COLUMNS:
+        vectors = np.stack(example_rows[name])
+        assert vectors.dtype == np.float32
+        assert np.isfinite(vectors).all()
+        assert len(np.unique(vectors.round(6), axis=0)) > len(vectors) // 2, f"{name} hardly differs between pictures"
+    for name in ("text_vector", "image_vector"):
+        np.testing.assert_allclose(np.linalg.norm(np.stack(example_rows[name]), axis=1), 1, atol=1e-3)
+
+
+def test_a_second_run_finds_nothing_left(example_run: tuple[Run, Path], tmp_path: Path) -> None:
+    output = copy_of(example_run[1], tmp_path)
+    before = output.read_bytes()
+    again = run_worker(EXAMPLES, "--output", output)
+    assert again.returncode == 0
+    assert re.search(r"\b0 to do", again.stdout)
+    assert output.read_bytes() == before
+
+
+def copy_of(output: Path, folder: Path) -> Path:
+    """A finished run's CSV and settings, without its ledger."""
+    for path in (output, output.with_suffix(".settings.yaml")):
+        shutil.copy(path, folder / path.name)
+    return folder / output.name
+
+
+def test_a_torn_row_is_dropped_and_done_again(example_run: tuple[Run, Path], tmp_path: Path) -> None:
+    expected = load_annotations(example_run[1])
+    output = copy_of(example_run[1], tmp_path)
+    os.truncate(output, output.stat().st_size - 300)
+    assert run_worker(EXAMPLES, "--output", output).returncode == 0
+    assert_same_rows(load_annotations(output), expected)
+
+
+@pytest.mark.timeout(600)
+def test_killed_at_arbitrary_moments_it_ends_with_the_same_rows(example_run: tuple[Run, Path], tmp_path: Path) -> None:
+    """SIGKILL again and again; small chunks, so that kills fall between appends too."""
+    expected = load_annotations(example_run[1])
+    output = tmp_path / "annotations.csv"
+    chance = random.Random(0)
+    small = ("--set", "chunk_size=5", "--set", "checkpoint_every=2")
+    for _ in range(6):
+        with subprocess.Popen(
+            command(EXAMPLES, "--output", output, *small), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            wait_for_rows(output, process)
+            time.sleep(chance.uniform(0, 1.5))
+            process.kill()
+    last = run_worker(EXAMPLES, "--output", output, *small)
+    assert last.returncode == 0, last.stderr
+    assert_same_rows(load_annotations(output), expected)
+
+
+def wait_for_rows(output: Path, process: "subprocess.Popen[bytes]") -> None:
+    """Wait until the run has begun to work on images: its ledger is open, and one more result is in it."""
+    ledger = output.with_suffix(".ledger.sqlite-wal")
+    before = ledger.stat().st_size if ledger.exists() else 0
+    while process.poll() is None and not (ledger.exists() and ledger.stat().st_size > before):
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_saves_what_is_finished_and_exits_130(number: signal.Signals, tmp_path: Path) -> None:
+    output = tmp_path / "annotations.csv"
+    with subprocess.Popen(
+        command(EXAMPLES, "--output", output, "--set", "chunk_size=4"), stderr=subprocess.PIPE, text=True
+    ) as process:
+        while process.poll() is None and not (output.exists() and output.read_bytes().count(b"\n") > 4):
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "run the same command again" in stderr
+    rows = load_annotations(output)
+    assert len(rows) >= 4
+    assert set(rows["error"]) == {""}
+
+
+def test_a_second_interrupt_ends_at_once_with_whole_rows(tmp_path: Path) -> None:
+    output = tmp_path / "annotations.csv"
+    with subprocess.Popen(command(EXAMPLES, "--output", output, "--set", "chunk_size=4")) as process:
+        while process.poll() is None and not (output.exists() and output.read_bytes().count(b"\n") > 4):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+    assert output.read_bytes().endswith(b"\n")
+    assert len(load_annotations(output)) >= 4
+
+
+def test_limit_and_dry_run(tmp_path: Path) -> None:
+    output = tmp_path / "annotations.csv"
+    dry = run_worker(EXAMPLES, "--output", output, "--dry-run")
+    assert dry.returncode == 0
+    assert "models/demo/vision_language" in dry.stdout
+    assert not output.exists()
+    assert run_worker(EXAMPLES, "--output", output, "--limit", 3).returncode == 0
+    assert len(load_annotations(output)) == 3
+
+
+def test_the_log_tells_models_batches_and_times(example_run: tuple[Run, Path]) -> None:
+    log = (example_run[1].parent / "run.log").read_text()
+    for stage in ("describe", "embed_text", "embed_words", "embed_image", "structure"):
+        assert re.search(rf"loaded {stage} in [\d.]+ s", log), stage
+        assert re.search(rf"{stage}: a batch of \d+", log), stage
+    assert "images/s" in example_run[0].stdout

@@ -1,0 +1,207 @@
+"""Runs `LlamaSlots` in a child process, because some failures of llama.cpp end the process they happen in.
+
+Requests and replies are pickles on the child's stdin and stdout; its stderr is kept for the report of its death.
+"""
+
+import contextlib
+import functools
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import psutil
+
+from vec_pipeline.engines import Answer, Message
+
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+_ERRORS = {error.__name__: error for error in (ValueError, MemoryError, RuntimeError)}
+
+
+class LlamaDied(RuntimeError):  # noqa: N818 (it says what happened)
+    """The child process ended by itself. The message tells its exit status and the last lines of its stderr."""
+
+
+class LlamaProcess:
+    """`LlamaSlots` in a child process: the same options, the same `generate`, the same errors.
+
+    Where the child dies, `generate` raises LlamaDied, and the next call starts a fresh one. The child ends with
+    `close()`, with the last reference to this object, and with the parent process, however that ends. Ctrl-C does not
+    reach it.
+
+    Raises what LlamaSlots raises, and LlamaDied where loading ends the child.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
+        self._options = {"path": os.fspath(path), **options}
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._child = _Child(self._options)
+
+    def generate(
+        self, conversations: Sequence[Sequence[Message]], gbnf: str | None = None, max_tokens: int = 1024
+    ) -> list[Answer]:
+        """As `LlamaSlots.generate`. Interrupted by an exception, KeyboardInterrupt say, it gives the child up."""
+        with self._lock:
+            if self._is_closed:
+                raise RuntimeError("this LlamaProcess is closed")
+            if not self._child.is_alive:
+                self._child = _Child(self._options)
+            request = {"conversations": conversations, "gbnf": gbnf, "max_tokens": max_tokens}
+            return cast(list[Answer], self._child.ask(request))
+
+    def close(self) -> None:
+        """Ends the child, which frees its memory. Harmless when repeated."""
+        self._is_closed = True
+        self._child.kill()
+
+    @property
+    def memory_bytes(self) -> int:
+        """Resident host memory of the child in bytes, 0 where there is none."""
+        return self._child.memory_bytes
+
+
+class _Child:
+    """The parent's end of one child process, which loads a model with `options` at once."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=_environment(),
+            start_new_session=True,  # Ctrl-C in a terminal goes to the whole process group: the parent decides
+        )
+        self.kill = weakref.finalize(self, _kill, self._process)  # also when collected, and at interpreter exit
+        self._last_lines: deque[bytes] = deque(maxlen=20)
+        self._reader = threading.Thread(target=self._read_stderr, args=(self._process.stderr,), daemon=True)
+        self._reader.start()
+        try:
+            self.ask(options)
+        except BaseException:
+            self.kill()
+            raise
+
+    @property
+    def is_alive(self) -> bool:
+        return bool(self.kill.alive) and self._process.poll() is None
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(psutil.Process(self._process.pid).memory_info().rss) if self.is_alive else 0
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        """Sends `request` and waits for the result, or raises the error that the child reports."""
+        try:
+            _send(cast(BinaryIO, self._process.stdin), request)
+            error, result = pickle.load(cast(BinaryIO, self._process.stdout))
+        except (EOFError, OSError, pickle.UnpicklingError):
+            raise LlamaDied(self._describe_death()) from None
+        except BaseException:
+            self.kill()  # half a reply may be left in the pipe, so this child cannot be asked again
+            raise
+        if error is not None:
+            raise _ERRORS[error](result)
+        return result
+
+    def _read_stderr(self, stream: BinaryIO) -> None:
+        with stream:
+            self._last_lines.extend(stream)
+
+    def _describe_death(self) -> str:
+        self.kill()  # a child whose pipe is closed is of no more use, if it is not dead already
+        status = self._process.returncode
+        self._reader.join(timeout=1)
+        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        lines = b"".join(self._last_lines).decode("utf-8", "replace").strip()
+        return f"the llama.cpp process ended by {how}: {lines or 'it left no message'}"
+
+
+@functools.cache
+def supports_gpu() -> bool:
+    """Whether llama.cpp is built for a GPU and finds one. Asked of a child, so that no GPU memory is taken here."""
+    code = "import llama_cpp; print(llama_cpp.llama_supports_gpu_offload())"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return answer.stdout.strip() == "True"
+
+
+def _environment() -> dict[str, str]:
+    """What the child needs to know before its first import."""
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH")])),
+        "GGML_NO_BACKTRACE": "1",  # an abort would start a debugger
+        "OMP_WAIT_POLICY": "passive",  # spinning at barriers beside another busy process makes steps 10 times slower
+    }
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):  # what was buffered for a dead child cannot be flushed
+            cast(BinaryIO, stream).close()
+
+
+def _send(stream: BinaryIO, message: object) -> None:
+    pickle.dump(message, stream)
+    stream.flush()
+
+
+def _serve() -> None:
+    """The child: loads the model that the first request names, then answers the others until its parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever llama.cpp prints must not get among the replies
+    requests = _read_requests()
+    llama = None
+    while True:
+        request = requests.get()
+        try:
+            if llama is None:
+                from vec_pipeline.engines.llama_slots import LlamaSlots
+
+                llama = LlamaSlots(**request)
+                _send(replies, (None, None))
+            else:
+                _send(replies, (None, llama.generate(**request)))
+        except Exception as error:
+            _send(replies, _describe(error))
+
+
+def _read_requests() -> "queue.SimpleQueue[dict[str, Any]]":
+    """Reads stdin in a thread, so that the parent's end is noticed in the middle of an answer too.
+
+    Linux's own signal for a parent's death would not do: it comes when the thread ends that started the child.
+    """
+    requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            while True:
+                requests.put(pickle.load(sys.stdin.buffer))
+        finally:
+            os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    return requests
+
+
+def _describe(error: Exception) -> tuple[str, str]:
+    """The error as the parent will raise it: the nearest of those it knows."""
+    for name, kind in _ERRORS.items():
+        if isinstance(error, kind):
+            return name, str(error)
+    return "RuntimeError", f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    _serve()
