@@ -80,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"run.py: {error}", file=sys.stderr)
         return UNUSABLE
+    except OSError as error:  # of the worker's own files: what fails on an image is in its row
+        print(f"run.py: {error.filename or 'output'}: {error.strerror}: make room, or use --output", file=sys.stderr)
+        return UNUSABLE
     except KeyboardInterrupt:
         print("\ninterrupted: what was finished is saved; run the same command again to go on", file=sys.stderr)
         return INTERRUPTED
@@ -144,7 +147,9 @@ def work(
         if options.retry_errors:
             ledger.forgive(list(ledger.deaths))
         annotator = Annotator(config.stages, cache, ledger, fingerprints(config.stages), config.read_threads)
-        progress = stack.enter_context(contextlib.closing(Progress(todo, annotator)))
+        progress = Progress(todo, annotator)
+        stack.callback(summarise, progress)  # after the bar is closed, however the run ends
+        stack.enter_context(contextlib.closing(progress))
         watched = WatchedSink(sink, interrupt, progress)
         pipeline.run(source, annotator, watched, config.chunk_size, limit=options.limit)
 
@@ -164,6 +169,12 @@ class WatchedSink:
             self._progress.count(records)
 
 
+def summarise(progress: "Progress") -> None:
+    summary = progress.summary()
+    print(summary)
+    logging.getLogger("vec_pipeline").info("%s", summary)
+
+
 def start_log(config: "Config") -> None:
     log = config.output.parent / "run.log"
     handler = logging.FileHandler(log, encoding="utf-8", errors="backslashreplace")
@@ -172,6 +183,7 @@ def start_log(config: "Config") -> None:
     root.addHandler(handler)
     root.setLevel(config.log_level.upper())
     root.propagate = False
+    logging.raiseExceptions = False  # a log that cannot be written stops nothing
     root.info("run: %s", config)
 
 

@@ -35,7 +35,6 @@ def admits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Admits]:
     """Whether the grammar of a schema takes a text, token by token, and may end after it."""
     parameters = c.llama_model_default_params()
     parameters.vocab_only = True
-    c.llama_log_set(c.llama_log_callback(lambda *_: None), None)
     path = write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
     model = c.llama_model_load_from_file(str(path).encode(), parameters)
     vocabulary = c.llama_model_get_vocab(model)
@@ -211,8 +210,8 @@ def test_max_bytes_is_the_length_of_the_longest_answer(admits: Admits, schema: S
         ({"type": "integer", "minimum": 0}, "maximum is missing"),
         ({"type": "integer", "minimum": 0, "maximum": 10**9}, "1000000001 values"),
         ({"type": "integer", "minimum": 3, "maximum": 2}, "spans 0 values"),
-        ({"type": "number"}, "'number' is not supported"),
-        ({"type": "null"}, "'null' is not supported"),
+        ({"type": "number"}, "number is not supported"),
+        ({"type": "null"}, "null is not supported"),
         ({"type": ["string", "null"], "maxLength": 3}, "is not supported"),
         ({}, "None is not supported"),
         ({"enum": []}, "enum needs"),

@@ -117,11 +117,10 @@ def model_files(stage: Stage, model: str) -> Finding:
         path = weights.local_path(model)
     except UserError as error:
         return Finding(stage.name, str(error), False)
-    if path is None:
-        return Finding(
-            stage.name, f"{model}: {'in the cache' if weights.is_cached(model) else 'downloads on first use'}"
-        )
-    return Finding(stage.name, f"{model}: {weights.size_gb(path):.2f} GB")
+    where = f"{weights.size_gb(path):.2f} GB" if path else "in the cache" if weights.is_cached(model) else "to download"
+    need = stage.need()
+    needs = [f"{gb:.1f} GB of {kind}" for gb, kind in ((need.gpu_gb, "GPU"), (need.host_gb, "host")) if gb]
+    return Finding(stage.name, f"{model}: {where}, needs about {' and '.join(needs) or 'an unknown amount of'} memory")
 
 
 def check_output(config: Config) -> None:

@@ -112,6 +112,8 @@ def build_stage(cls: type[Stage], entry: Mapping[str, Any], shared: Mapping[str,
     where = f"{cls.__module__.rpartition('.')[2]}."
     options = {key: value for key, value in shared.items() if key in names}
     options |= {key: value for key, value in entry.items() if key != "use"}
+    language = str(options.get("language") or shared.get("language", "en"))
+    options = {k: v.replace("{language}", language) if isinstance(v, str) else v for k, v in options.items()}
     for key in options.keys() - names:
         raise ConfigError(unknown(key, names, f"option of {where[:-1]}", where))
     try:

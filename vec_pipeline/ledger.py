@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vec_pipeline.record import Values
+from vec_pipeline.record import UserError, Values
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._database = sqlite3.connect(path, isolation_level=None)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute(
@@ -91,13 +92,12 @@ class Ledger:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._database.execute("BEGIN IMMEDIATE")
         try:
-            yield
-        except BaseException:
-            self._database.execute("ROLLBACK")
-            raise
-        self._database.execute("COMMIT")
+            with self._database:  # commits, or rolls back
+                self._database.execute("BEGIN IMMEDIATE")
+                yield
+        except sqlite3.OperationalError as error:  # the disk is full: no image's fault
+            raise UserError(f"{self._path}: {error}: make room and run the same command again") from None
 
 
 def open_ledger(path: Path) -> Ledger:

@@ -23,7 +23,9 @@ def main(
     """
     out_folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
-    return [write_scene(random_scene(rng, held_out=held_out, words=words), out_folder, rng, scale) for _ in range(number)]
+    return [
+        write_scene(random_scene(rng, held_out=held_out, words=words), out_folder, rng, scale) for _ in range(number)
+    ]
 
 
 def write_scene(scene: Scene, out_folder: Path, rng: random.Random, scale: int) -> Path:

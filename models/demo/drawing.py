@@ -422,11 +422,11 @@ def _fish(pen: Pen) -> None:
 def _flower(pen: Pen) -> None:
     for petal in range(5):
         angle = 2 * math.pi * petal / 5
-        pen.disc(0.5 + 0.2 * math.sin(angle), 0.34 - 0.2 * math.cos(angle), 0.145)
+        pen.disc(0.5 + 0.2 * math.sin(angle), 0.37 - 0.2 * math.cos(angle), 0.145)
     pen.rectangle(0.465, 0.5, 0.535, 0.97)
     pen.ellipse(0.52, 0.7, 0.82, 0.84)
     pen.ellipse(0.18, 0.76, 0.48, 0.9)
-    pen.disc(0.5, 0.34, 0.1, ink=0)
+    pen.disc(0.5, 0.37, 0.1, ink=0)
 
 
 def _heart(pen: Pen) -> None:

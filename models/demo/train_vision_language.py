@@ -1,4 +1,4 @@
-"""Trains the vision-language model from nothing, on drawn scenes, on the CPU: `python -m models.demo.train_vision_language`.
+"""Trains the vision-language model from nothing, on drawn scenes: `python -m models.demo.train_vision_language`.
 
 First the vision tower alone learns to tell what stands in every patch: object, colour, letter and the letter's index in
 its word. A caption says far too little about a picture to learn letters from; patch labels on crowded collages say a
@@ -51,7 +51,7 @@ SEED = 1
 TRAINERS = 2
 PICTURES_PER_BATCH = 32
 SHARE_OF_SEEING = 0.4  # of the time, for the first phase
-SHARE_OF_COLLAGES = {"see": 0.8, "answer": 0.2}
+SHARE_OF_COLLAGES = {"see": 0.8, "answer": 0.25}
 SHARE_OF_FRESH = 0.35  # of the batches, once the pool of earlier ones is full
 BATCHES_IN_POOL = 400  # of each trainer: 0.5 GB
 MUON_RATE = 3e-3
@@ -133,17 +133,24 @@ class Tower:
     def __init__(self, model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor) -> None:
         self.visual = model.model.visual
         images = processor.image_processor
-        self.mean = 255 * torch.tensor(images.image_mean)
-        self.deviation = 255 * torch.tensor(images.image_std)
+        self.mean = 255 * torch.tensor(images.image_mean).view(3, 1)
+        self.deviation = 255 * torch.tensor(images.image_std).view(3, 1)
         self.rotations: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """pixels: float of 0 to 255, (pictures, height, width, 3). Returns the patches before the merger,
-        (pictures, patches, vision_width), and the tokens after it, (pictures, patches / 4, text_width)."""
+    def patches(self, pixels: Tensor) -> Tensor:
+        """Cut pictures, uint8 (pictures, height, width, 3), into patches as the processor does: normalised,
+        (pictures, patches, 3 * 14 * 14), by squares of MERGED x MERGED patches."""
         rows, columns = pixels.shape[1] // PATCH_PX, pixels.shape[2] // PATCH_PX
+        split = pixels.view(-1, rows // MERGED, MERGED, PATCH_PX, columns // MERGED, MERGED, PATCH_PX, 3)
+        ordered = split.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(len(pixels), rows * columns, 3, PATCH_PX**2)
+        return ((ordered - self.mean) / self.deviation).flatten(2)
+
+    def __call__(self, patches: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """patches: as above, of pictures of `rows` by `columns` patches. Returns the patches before the merger,
+        (pictures, patches, vision_width), and the tokens after it, (pictures, patches / 4, text_width)."""
         # Both frames of the patch embedding see the same picture, so their weights add up.
         weights = self.visual.patch_embed.proj.weight.sum(2).flatten(1)
-        hidden = functional.linear(self.patches(pixels, rows, columns), weights)
+        hidden = functional.linear(patches, weights)
         cosines, sines = self.rotation(rows, columns)
         for block in self.visual.blocks:
             hidden = hidden + attend(block.attn, block.norm1(hidden), cosines, sines)
@@ -151,12 +158,6 @@ class Tower:
         merger = self.visual.merger
         squares = merger.ln_q(hidden).view(len(hidden), rows * columns // MERGED**2, -1)
         return hidden, merger.mlp(squares)
-
-    def patches(self, pixels: Tensor, rows: int, columns: int) -> Tensor:
-        """(pictures, patches, 3 * 14 * 14), normalised, by squares of MERGED x MERGED patches."""
-        normalised = (pixels - self.mean) / self.deviation
-        split = normalised.view(-1, rows // MERGED, MERGED, PATCH_PX, columns // MERGED, MERGED, PATCH_PX, 3)
-        return split.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(len(pixels), rows * columns, -1)
 
     def rotation(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the rotary positions: (patches, head_width / 2) each."""
@@ -171,9 +172,9 @@ class Tower:
 def attend(attention: Any, hidden: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     pictures, patches, _ = hidden.shape
     mixed = attention.qkv(hidden).view(pictures, patches, 3, attention.num_heads, attention.head_dim)
-    queries, keys, values = mixed.permute(2, 0, 3, 1, 4).unbind(0)
-    rotated = [rotate(states, cosines, sines) for states in (queries, keys)]
-    attended = functional.scaled_dot_product_attention(*rotated, values, scale=attention.scaling)
+    mixed = mixed.permute(2, 0, 3, 1, 4)
+    queries, keys = rotate(mixed[:2], cosines, sines).unbind(0)
+    attended = functional.scaled_dot_product_attention(queries, keys, mixed[2], scale=attention.scaling)
     return attention.proj(attended.transpose(1, 2).reshape(pictures, patches, -1))
 
 
@@ -401,8 +402,8 @@ def orthogonal(matrix: Tensor, steps: int = 4) -> Tensor:
 
 
 def build_optimisers(run: Run, phase: str) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings, norms, biases, heads and the merger's widest matrix,
-    which would cost Muon more than all the others together."""
+    """Muon for the matrices inside the layers, AdamW for the rest: embeddings, norms, biases, heads, and the merger's
+    widest matrix, which would cost Muon more than all the others together."""
     matrices, rest = [], list(run.heads.parameters())
     for name, parameter in run.model.named_parameters():
         if phase == "see" and ".visual." not in name:
@@ -428,7 +429,8 @@ def batch_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss to minimise, and what is worth logging."""
     labels = torch.from_numpy(batch.labels).long()
-    patches, tokens = tower(augmented(torch.from_numpy(batch.pixels).float()))
+    rows, columns = batch.pixels.shape[1] // PATCH_PX, batch.pixels.shape[2] // PATCH_PX
+    patches, tokens = tower(augmented(tower.patches(torch.from_numpy(batch.pixels))), rows, columns)
     auxiliary = run.heads.loss(patches, tokens, labels, torch.from_numpy(batch.backgrounds))
     measured = {"auxiliary": auxiliary.item()}
     with torch.no_grad():
@@ -439,18 +441,16 @@ def batch_loss(
         return auxiliary, measured
     single = [index for index, scene in enumerate(batch.scenes) if scene is not None]
     auxiliary = auxiliary + run.heads.word_loss(tokens[single], labels[single])
-    grid = (batch.pixels.shape[1] // PATCH_PX // MERGED, batch.pixels.shape[2] // PATCH_PX // MERGED)
-    spoken, right = speaker.loss(tokens, grid, batch, rng)
+    spoken, right = speaker.loss(tokens, (rows // MERGED, columns // MERGED), batch, rng)
     return spoken + AUXILIARY_WEIGHT * auxiliary, {"answer": spoken.item(), "right": right, **measured}
 
 
-def augmented(pixels: Tensor) -> Tensor:
-    """Vary brightness and contrast, and add noise to half of the pictures, so that no picture is seen twice alike."""
-    pictures = len(pixels)
-    contrast = 1 + 0.12 * (torch.rand(pictures, 1, 1, 1) - 0.5)
-    brightness = 12 * (torch.rand(pictures, 1, 1, 1) - 0.5)
-    noise = 8 * torch.rand(pictures, 1, 1, 1) * (torch.rand(pictures, 1, 1, 1) < 0.5)
-    return (pixels - 128) * contrast + 128 + brightness + noise * torch.randn_like(pixels)
+def augmented(patches: Tensor) -> Tensor:
+    """Vary brightness and contrast of normalised pictures, and add noise to half of them, so that no picture is seen
+    twice alike."""
+    contrast, brightness, noise, noisy = torch.rand(4, len(patches), 1, 1)
+    varied = patches * (0.94 + 0.12 * contrast) + 0.18 * (brightness - 0.5)
+    return varied + 0.12 * noise * (noisy < 0.5) * torch.randn_like(patches)
 
 
 def export(run: Run, folder: Path) -> None:

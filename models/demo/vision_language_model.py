@@ -137,8 +137,8 @@ def build_tokenizer() -> Qwen2Tokenizer:
 def tokenizer_corpus(rng: random.Random) -> Iterable[str]:
     """Prompts and answers without printed words.
 
-    Each is cut before its capitals, or a space and the first letter of a word would become one token, and a word's first
-    letter another token than the same letter further on.
+    Each is cut before its capitals. Otherwise a space and a capital would become one token, and a word's first letter
+    another token than the same letter further on.
     """
     texts = [f"system\n{SYSTEM_MESSAGE}", "user\n", "assistant\n", " The text reads "] * 60
     texts += [prompt for prompt in DESCRIBE for _ in range(60)]

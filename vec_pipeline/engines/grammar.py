@@ -148,9 +148,9 @@ def _check_size(size: int, bounds: tuple[int, int], unit: str, path: str) -> Non
 
 def _kind(schema: Schema, path: str) -> str:
     """`enum` or the type, once it is certain that every keyword of `schema` is one that is honoured."""
-    kind = "enum" if "enum" in schema else schema.get("type")
+    kind = "enum" if "enum" in schema else str(schema.get("type"))
     if kind not in _KEYWORDS:
-        raise ValueError(f"{path}: the type {kind!r} is not supported; use one of {', '.join(_KEYWORDS)}")
+        raise ValueError(f"{path}: the type {kind} is not supported; use one of {', '.join(_KEYWORDS)}")
     unsupported = set(schema) - _KEYWORDS[kind] - _ANNOTATIONS - {"type"}
     if unsupported:
         raise ValueError(f"{path}: {', '.join(sorted(unsupported))} is not supported for {kind}")
@@ -160,7 +160,7 @@ def _kind(schema: Schema, path: str) -> str:
         raise ValueError(f"{path}: items is missing")
     if kind == "object":
         _require_closed(schema, path)
-    return str(kind)
+    return kind
 
 
 def _require_strings(schema: Schema, path: str) -> None:

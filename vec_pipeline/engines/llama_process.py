@@ -83,7 +83,8 @@ class _Child:
         )
         self.kill = weakref.finalize(self, _kill, self._process)  # also when collected, and at interpreter exit
         self._last_lines: deque[bytes] = deque(maxlen=20)
-        self._reader = threading.Thread(target=self._read_stderr, args=(self._process.stderr,), daemon=True)
+        # The thread must not hold this object, or it would never be collected.
+        self._reader = threading.Thread(target=_collect, args=(self._process.stderr, self._last_lines), daemon=True)
         self._reader.start()
         try:
             self.ask(options)
@@ -112,10 +113,6 @@ class _Child:
         if error is not None:
             raise _ERRORS[error](result)
         return result
-
-    def _read_stderr(self, stream: BinaryIO) -> None:
-        with stream:
-            self._last_lines.extend(stream)
 
     def _describe_death(self) -> str:
         self.kill()  # a child whose pipe is closed is of no more use, if it is not dead already
@@ -149,6 +146,11 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     for stream in (process.stdin, process.stdout):
         with contextlib.suppress(OSError):  # what was buffered for a dead child cannot be flushed
             cast(BinaryIO, stream).close()
+
+
+def _collect(stream: BinaryIO, lines: deque[bytes]) -> None:
+    with stream:
+        lines.extend(stream)
 
 
 def _send(stream: BinaryIO, message: object) -> None:

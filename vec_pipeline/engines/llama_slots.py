@@ -54,7 +54,7 @@ class LlamaSlots:
 
     slots: sequences that decode at the same time, 1 to 255.
     context_tokens: room for all of them together; llama.cpp rounds it up to a multiple of 256.
-    batch_tokens: tokens of one step; at least `slots`.
+    batch_tokens: tokens of one step; more than `slots`.
     gpu_layers: layers to keep on the GPU, -1 for all.
     threads: CPU threads, None for the cores that are free.
 
@@ -70,8 +70,8 @@ class LlamaSlots:
         gpu_layers: int = -1,
         threads: int | None = None,
     ) -> None:
-        if not 1 <= slots <= min(MAX_SLOTS, batch_tokens):
-            raise ValueError(f"slots is {slots}: it must be 1 to {MAX_SLOTS} and at most batch_tokens, {batch_tokens}")
+        if not 1 <= slots <= min(MAX_SLOTS, batch_tokens - 1):  # beyond that llama.cpp aborts
+            raise ValueError(f"slots is {slots}: it must be 1 to {MAX_SLOTS} and below batch_tokens, {batch_tokens}")
         self._model = _Model(path, gpu_layers)
         try:
             self._context = _new_context(self._model, slots, context_tokens, batch_tokens, threads or free_cores())
@@ -80,7 +80,7 @@ class LlamaSlots:
             raise
         self._memory = c.llama_get_memory(self._context)
         self._context_tokens = int(c.llama_n_ctx(self._context))
-        self._batch = _Batch(batch_tokens)
+        self._batch = _Batch(int(c.llama_n_batch(self._context)))  # never more than the context
         self._prefix_slot = slots
         self._prefix: Tokens = []  # what the prefix slot holds; kept for the next call
         self._free_slots = list(range(slots))
@@ -329,7 +329,7 @@ class _Grammar:
     @classmethod
     def parse(cls, model: "_Model", gbnf: str) -> "_Grammar":
         sampler = c.llama_sampler_init_grammar(model.vocabulary, gbnf.encode(), b"root")
-        if not sampler:
+        if not sampler or not gbnf.strip():  # an empty one is taken, and admits anything
             raise ValueError(f"llama.cpp cannot use this grammar: {gbnf}")
         return cls(sampler, model)
 

@@ -83,7 +83,7 @@ class Describe(Stage):
 
 
 def quantization_config(quantization: str) -> Any:
-    """The bitsandbytes settings of an option, None for full precision; vision tower and output layer stay as they are."""
+    """The bitsandbytes settings of an option, None for full precision; vision tower and output layer stay."""
     if quantization == "none":
         return None
     import torch

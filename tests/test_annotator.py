@@ -1,0 +1,291 @@
+"""Every stage over chunks: what runs, in which batches, and what is left of a failure."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes import (
+    Describe,
+    EmbedImage,
+    EmbedText,
+    HungryDescribe,
+    Journal,
+    ListSource,
+    Model,
+    PickyDescribe,
+    Read,
+    record_of,
+    records,
+)
+from vec_pipeline.annotator import Annotator
+from vec_pipeline.ledger import Ledger
+from vec_pipeline.memory import ModelCache
+from vec_pipeline.pipeline import chunks
+from vec_pipeline.record import Record, Stage, Values
+
+EIGHT = "abcdefgh"
+Make = Callable[..., Annotator]
+
+
+@pytest.fixture
+def ledger_path(tmp_path: Path) -> Path:
+    return tmp_path / "annotations.ledger.sqlite"
+
+
+@pytest.fixture
+def make(ledger_path: Path) -> Iterator[Make]:
+    """Make an annotator of the given stages, behind one that reads; each one is a new run over the same ledger."""
+    ledgers = []
+
+    def annotator(*stages: Stage, capacity: int = 5, fingerprint: str = "") -> Annotator:
+        stages = (Read(), *stages)
+        ledgers.append(Ledger(ledger_path))
+        prints = {stage: stage.name + fingerprint for stage in stages}
+        return Annotator(stages, ModelCache(capacity, 0.0), ledgers[-1], prints, threads=2)
+
+    yield annotator
+    for ledger in ledgers:
+        ledger.close()
+
+
+@pytest.fixture
+def journal() -> Journal:
+    return Journal()
+
+
+def annotate(annotator: Annotator, *annotated: list[Record]) -> list[Record]:
+    """Run the chunks through, and return their records in one list."""
+    return [record for chunk in annotator(annotated) for record in chunk]
+
+
+def die_in_flight(ledger_path: Path, *images: str) -> None:
+    """A process is killed while it works on a batch of these images."""
+    program = (
+        "import os, sys, pathlib; from vec_pipeline.ledger import Ledger\n"
+        "with Ledger(pathlib.Path(sys.argv[1])).in_flight(sys.argv[2:]): os._exit(137)"
+    )
+    died = subprocess.run([sys.executable, "-c", program, str(ledger_path), *images])
+    assert died.returncode == 137
+
+
+def test_a_model_is_swapped_once_a_chunk(make: Make, journal: Journal) -> None:
+    stages = Describe(batch_size=2, journal=journal), EmbedText(batch_size=2, journal=journal)
+    annotated = annotate(make(*stages, capacity=1), records(*"abcd"), records(*"efgh"))
+    assert journal.loads == ["describe", "embed_text"] * 2
+    assert journal.sizes("describe") == [2, 2, 2, 2]
+    assert [record.values["text"] for record in annotated] == [f"{name}, 100 px" for name in EIGHT]
+    assert all(record.values["text_vector"] == [9.0] for record in annotated)
+
+
+def test_models_that_fit_together_stay(make: Make, journal: Journal) -> None:
+    annotate(make(Describe(journal=journal), EmbedText(journal=journal)), records(*"abcd"), records(*"efgh"))
+    assert journal.loads == ["describe", "embed_text"]
+
+
+def test_a_failed_stage_stops_only_those_that_read_what_it_writes(make: Make, journal: Journal) -> None:
+    stages = (
+        PickyDescribe(poison="b", journal=journal),
+        EmbedText(journal=journal),
+        EmbedImage(journal=journal),
+    )
+    good, bad, _ = annotate(make(*stages), records("a", "b", "c"))
+    assert good.values.keys() == {"path", "text", "text_vector", "image_vector"}
+    assert bad.values.keys() == {"path", "image_vector"}
+    assert journal.sizes("embed_text") == [2]
+
+
+def test_the_error_names_the_stage_and_the_exception(make: Make) -> None:
+    annotated = annotate(make(PickyDescribe(poison="b")), records("a", "b"))
+    assert [record.error for record in annotated] == [
+        "",
+        "describe: ValueError: absolute aspect ratio must be smaller than 200",
+    ]
+
+
+def test_the_first_of_two_failures_is_kept(make: Make) -> None:
+    class FailingEmbedImage(EmbedImage):
+        def answer(self, row: Values) -> Values:
+            raise KeyError("a later failure")
+
+    (record,) = annotate(make(PickyDescribe(poison="a"), FailingEmbedImage()), records("a"))
+    assert record.error.startswith("describe: ValueError: ")
+
+
+def test_a_row_that_a_stage_marks_as_failed_keeps_what_was_found(make: Make) -> None:
+    class CutDescribe(Describe):
+        def answer(self, row: Values) -> Values:
+            return {"llama_extracted": '{"descr', "error": "CutAnswer: the JSON ends after 3 tokens"}
+
+    (record,) = annotate(make(CutDescribe()), records("a"))
+    assert record.error == "describe: CutAnswer: the JSON ends after 3 tokens"
+    assert record.values == {"path": "a", "llama_extracted": '{"descr'}
+
+
+def test_a_broken_image_among_good_ones_costs_one_row(make: Make, journal: Journal) -> None:
+    annotated = annotate(make(Describe(journal=journal)), records("a", "broken", "c"))
+    assert [record.error for record in annotated] == ["", "read: OSError: image file is truncated", ""]
+    assert journal.batches == [("describe", ["a", "c"])]
+    assert annotated[1].values == {"path": "broken"}
+
+
+def test_a_stage_that_reads_only_the_path_meets_a_broken_image(make: Make) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class FileName(EmbedText):
+        reads = ("path",)
+        writes = ("file_name",)
+
+        def answer(self, row: Values) -> Values:
+            return {"file_name": row["path"]}
+
+    annotated = annotate(make(FileName()), records("a", "broken"))
+    assert annotated[0].values["file_name"] == "a"
+    assert annotated[1].error == "read: OSError: image file is truncated"
+
+
+def test_the_batch_size_grows_back_after_an_out_of_memory(make: Make, journal: Journal) -> None:
+    """A large image slows its own chunk; after it, batches double up to the configured size."""
+    annotator = make(HungryDescribe(largest_px=200 * 200, journal=journal))
+    parts = [records(*(f"{name}{n}" for name in EIGHT)) for n in range(4)]
+    parts[0][3] = record_of("d0, large")
+    annotated = annotate(annotator, *parts)
+    first = [8, 4, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1]  # d0 alone three times: 800, 400 and 200 pixels wide
+    assert journal.sizes("describe") == [*first, 2, 2, 2, 2, 4, 4, 8]
+    assert annotated[3].values["text"] == "d0, large, 200 px"
+    assert not any(record.error for record in annotated)
+
+
+def test_other_models_are_evicted_before_the_batch_is_halved(make: Make, journal: Journal) -> None:
+    stages = EmbedImage(journal=journal), HungryDescribe(largest_batch=4, journal=journal)
+    annotate(make(*stages), records(*EIGHT))
+    assert journal.closes == ["embed_image"]
+    assert journal.sizes("describe") == [8, 8, 4, 4]
+
+
+def test_an_image_too_large_even_alone_costs_one_row(make: Make) -> None:
+    annotated = annotate(make(HungryDescribe(largest_px=100 * 100)), [record_of("a"), record_of("large"), record_of("c")])
+    assert [bool(record.error) for record in annotated] == [False, False, False]
+    annotated = annotate(make(HungryDescribe(largest_px=50 * 50), fingerprint="2"), records("a", "large"))
+    assert [record.error.split(".")[0] for record in annotated] == ["describe: RuntimeError: CUDA out of memory"] * 2
+
+
+def test_a_duplicate_image_runs_once_and_both_rows_are_filled(make: Make, journal: Journal) -> None:
+    chunk = [record_of("a"), record_of("b"), record_of("copy of a", content="a")]
+    annotated = annotate(make(Describe(journal=journal)), chunk, [record_of("later copy", content="a")])
+    assert journal.batches == [("describe", ["a", "b"])]
+    assert [record.values["text"][0] for record in annotated] == ["a", "b", "a", "a"]
+
+
+def test_a_duplicate_of_a_failed_image_gets_its_error(make: Make, journal: Journal) -> None:
+    chunk = [record_of("a"), record_of("copy of a", content="a")]
+    first, second = annotate(make(PickyDescribe(poison="a", journal=journal)), chunk)
+    assert second.error == first.error != ""
+    assert journal.sizes("describe") == [1]
+
+
+def test_results_in_the_ledger_are_not_computed_again(make: Make, journal: Journal) -> None:
+    first = annotate(make(Describe(), EmbedText()), records("a", "b"))
+    again = annotate(make(Describe(journal=journal), EmbedText(journal=journal)), records("a", "b", "c"))
+    assert journal.batches == [("describe", ["c"]), ("embed_text", ["c, 100 px"])]
+    assert [record.values for record in again[:2]] == [record.values for record in first]
+
+
+def test_results_of_other_settings_are_computed_again(make: Make, journal: Journal) -> None:
+    annotate(make(Describe()), records("a", "b"))
+    annotate(make(Describe(journal=journal), fingerprint="other"), records("a", "b"))
+    assert journal.batches == [("describe", ["a", "b"])]
+
+
+def test_an_image_under_suspicion_runs_alone(make: Make, ledger_path: Path, journal: Journal) -> None:
+    die_in_flight(ledger_path, "b", "c")
+    annotated = annotate(make(Describe(journal=journal)), records(*"abcd"))
+    assert sorted(batch for _, batch in journal.batches) == [["a", "d"], ["b"], ["c"]]
+    assert not any(record.error for record in annotated)
+
+
+def test_an_image_that_went_well_is_no_longer_suspect(make: Make, ledger_path: Path, journal: Journal) -> None:
+    die_in_flight(ledger_path, "b")
+    annotate(make(Describe()), records(*"ab"))
+    annotate(make(Describe(journal=journal), fingerprint="other"), records(*"ab"))
+    assert journal.batches == [("describe", ["a", "b"])]
+
+
+def test_an_image_that_killed_the_process_twice_gets_an_error_and_the_others_go_on(
+    make: Make, ledger_path: Path, journal: Journal
+) -> None:
+    die_in_flight(ledger_path, "a", "b")
+    for _ in range(2):
+        die_in_flight(ledger_path, "b")
+    annotated = annotate(make(Describe(journal=journal)), records(*"abc"))
+    assert [record.error.split(": ")[:2] for record in annotated] == [[""], ["describe", "ProcessDied"], [""]]
+    assert sorted(batch for _, batch in journal.batches) == [["a"], ["c"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterruptedEmbedImage(EmbedImage):
+    """Ctrl-C is pressed during its second batch."""
+
+    def run(self, model: Model, rows: list[Values]) -> list[Values]:
+        answers = super().run(model, rows)
+        if len(self.journal.sizes(self.name)) == 2:
+            raise KeyboardInterrupt
+        return answers
+
+
+def test_an_interrupt_yields_the_complete_rows_first(make: Make) -> None:
+    chunked = make(Describe(), InterruptedEmbedImage(batch_size=2))([records(*"ab"), records(*"cdef")])
+    assert [record.key for record in next(chunked)] == ["a", "b"]
+    assert [record.key for record in next(chunked)] == []
+    with pytest.raises(KeyboardInterrupt):
+        next(chunked)
+
+
+def test_an_interrupt_in_the_last_stage_loses_only_the_batch_in_flight(make: Make, journal: Journal) -> None:
+    chunked = make(Describe(), InterruptedEmbedImage(batch_size=3))([records(*EIGHT)])
+    saved = next(chunked)
+    assert [record.key for record in saved] == ["a", "b", "c"]
+    assert all({"text", "image_vector"} <= record.values.keys() for record in saved)
+    with pytest.raises(KeyboardInterrupt):
+        next(chunked)
+    annotate(make(Describe(journal=journal), EmbedImage(journal=journal)), records(*"defgh"))
+    assert journal.batches == [("embed_image", list("defgh"))]
+
+
+def test_working_values_do_not_reach_the_sink(make: Make) -> None:
+    (record,) = annotate(make(Describe()), records("a"))
+    assert record.values.keys() == {"path", "text"}
+
+
+def test_working_values_do_not_reach_the_sink_when_interrupted(make: Make) -> None:
+    chunked = make(Describe(), InterruptedEmbedImage(batch_size=2))([records(*EIGHT)])
+    assert [record.values.keys() for record in next(chunked)] == [{"path", "text", "image_vector"}] * 2
+
+
+def test_the_next_chunk_is_read_while_the_models_work(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model waits until the second chunk has been read, and the third is not touched by then."""
+    is_read = {name: threading.Event() for name in "abcdef"}
+    original = Read.run
+
+    def run(self: Read, model: Any, rows: list[Values]) -> list[Values]:
+        answers = original(self, model, rows)
+        is_read[rows[0]["path"]].set()
+        return answers
+
+    monkeypatch.setattr(Read, "run", run)
+    source = ListSource("abcdef")
+    seen: list[tuple[bool, list[str]]] = []
+
+    class WaitingDescribe(Describe):
+        def run(self, model: Model, rows: list[Values]) -> list[Values]:
+            if not seen:
+                seen.append((all(is_read[name].wait(20) for name in "cd"), list(source.taken)))
+            return super().run(model, rows)
+
+    annotated = [record for chunk in make(WaitingDescribe())(chunks(source, 2)) for record in chunk]
+    assert seen == [(True, list("abcd"))]
+    assert [record.key for record in annotated] == list("abcdef")

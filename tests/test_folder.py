@@ -1,0 +1,198 @@
+"""The folder: every image once, in sorted order, whatever its name and whichever links lead to it."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from vec_pipeline.record import UserError
+from vec_pipeline.sources.folder import Folder
+
+
+def make(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def found(root: Path, left_out: Path | None = None) -> list[str]:
+    """The keys of a folder's images, relative to it where they lie below it."""
+    return [record.key.removeprefix(f"{os.path.realpath(root)}/") for record in Folder(root, left_out)]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    return folder
+
+
+def test_images_come_from_all_depths_in_sorted_order(root: Path) -> None:
+    names = ["10.png", "2.png", "B/1.jpg", "B/a/deep/er/2.jpg", "B/b.jpg", "a.jpg", "a/z.jpg"]
+    make(root, *reversed(names))
+    assert sorted(found(root)) == sorted(names)
+    assert found(root) == ["10.png", "2.png", "B/1.jpg", "B/a/deep/er/2.jpg", "B/b.jpg", "a/z.jpg", "a.jpg"]
+    source = Folder(root)
+    assert list(source) == list(source)
+
+
+def test_a_record_holds_the_absolute_path(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(root, "a.jpg")
+    monkeypatch.chdir(root.parent)
+    (record,) = Folder(Path("photos"))
+    assert record.key == record.values["path"] == os.path.realpath(root / "a.jpg")
+    assert record.error == ""
+
+
+def test_images_are_known_by_suffix_in_any_case(root: Path) -> None:
+    images = [
+        *("a.JPG", "b.Jpeg", "c.png", "d.WebP", "e.gif", "f.bmp", "g.tif", "h.TIFF", "i.mpo", "j.avif", "k.HEIC"),
+        *("l.heif", "m.jfif", "n.tar.jpg"),
+    ]
+    make(root, *images, "jpg", "notes.txt", "a.jpg.txt", "noext", "x.jpg~", "annotations.csv")
+    assert found(root) == images
+
+
+def test_hidden_files_and_folders_are_left_out(root: Path) -> None:
+    make(root, ".hidden.jpg", ".jpg", ".hidden/a.jpg", "b/.thumbnails/c.jpg", "b/d.jpg")
+    assert found(root) == ["b/d.jpg"]
+
+
+def test_a_root_in_a_hidden_folder_is_walked(tmp_path: Path) -> None:
+    make(tmp_path / ".cache", "a.jpg", "b/c.jpg")
+    (tmp_path / ".cache" / "link.jpg").symlink_to("a.jpg")
+    assert found(tmp_path / ".cache") == ["a.jpg", "b/c.jpg"]
+
+
+def test_the_output_folder_is_left_out(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(root, "output/plot.png", "output/deep/plot.png", "b/output/c.jpg", "d.jpg")
+    (root / "by link").symlink_to("output")
+    assert found(root, root / "output") == ["b/output/c.jpg", "d.jpg"]
+    monkeypatch.chdir(root)
+    assert found(Path("."), Path("output")) == ["b/output/c.jpg", "d.jpg"]
+
+
+def test_a_root_that_is_the_output_folder_is_walked(root: Path) -> None:
+    make(root, "a.jpg", "b/c.jpg", "annotations.csv")
+    assert found(root, root) == ["a.jpg", "b/c.jpg"]
+
+
+# --- links
+
+
+def test_loops_of_links_end(root: Path) -> None:
+    make(root, "a/b/c.jpg")
+    (root / "a" / "b" / "up").symlink_to(root)
+    (root / "a" / "b" / "here").symlink_to(".")
+    (root / "self").symlink_to("self")
+    assert found(root) == ["a/b/c.jpg"]
+
+
+@pytest.mark.parametrize("link", ["a link.jpg", "z link.jpg"])
+def test_a_file_with_a_link_beside_it_comes_once(root: Path, link: str) -> None:
+    make(root, "b/c.jpg", "m.jpg")
+    (root / link).symlink_to("m.jpg")
+    (root / "b" / link).symlink_to(root / "b" / "c.jpg")
+    assert found(root) == ["b/c.jpg", "m.jpg"]
+
+
+@pytest.mark.parametrize("link", ["a link", "z link"])
+def test_a_folder_with_a_link_beside_it_is_walked_once(root: Path, link: str) -> None:
+    make(root, "m/c.jpg", "m/deep/d.jpg", "n.jpg")
+    (root / link).symlink_to("m")
+    assert found(root) == ["m/c.jpg", "m/deep/d.jpg", "n.jpg"]
+
+
+def test_a_file_outside_comes_once_under_its_own_path(root: Path, tmp_path: Path) -> None:
+    make(tmp_path, "elsewhere/a.jpg", "elsewhere/b.jpg")
+    (root / "1.jpg").symlink_to(tmp_path / "elsewhere" / "a.jpg")
+    (root / "2.jpg").symlink_to("1.jpg")
+    (root / "3").symlink_to(tmp_path / "elsewhere")
+    (root / "4").symlink_to(tmp_path / "elsewhere")
+    elsewhere = os.path.realpath(tmp_path / "elsewhere")
+    assert found(root) == [f"{elsewhere}/a.jpg", f"{elsewhere}/b.jpg"]
+
+
+def test_a_link_decides_by_its_own_name_what_is_an_image(root: Path) -> None:
+    make(root, "stored/0001", "stored/.hidden.jpg")
+    (root / "a.jpg").symlink_to("stored/0001")
+    (root / "b.jpg").symlink_to("stored/.hidden.jpg")
+    assert found(root) == ["stored/0001", "stored/.hidden.jpg"]
+
+
+@pytest.mark.parametrize("target", ["nowhere", "nowhere.jpg", "missing/nowhere.jpg"])
+def test_a_broken_link_gets_a_record(root: Path, target: str) -> None:
+    """It is a picture that somebody expects to be there, so it is owed a row with an error."""
+    make(root, "a.jpg")
+    (root / "broken.jpg").symlink_to(target)
+    assert found(root) == ["a.jpg", target]
+
+
+def test_a_link_to_itself_gets_a_record(root: Path) -> None:
+    (root / "loop.jpg").symlink_to("loop.jpg")
+    assert found(root) == ["loop.jpg"]
+
+
+# --- odd things of a file system
+
+
+def test_pipes_and_folders_named_as_images_are_no_images(root: Path) -> None:
+    make(root, "folder.jpg/a.png", "z.jpg")
+    os.mkfifo(root / "pipe.jpg")
+    (root / "link to pipe.jpg").symlink_to("pipe.jpg")
+    assert found(root) == ["folder.jpg/a.png", "z.jpg"]
+
+
+def test_one_image_is_a_source(root: Path) -> None:
+    make(root, "a.jpg", "b.jpg", "no suffix")
+    (root / "link.png").symlink_to("a.jpg")
+    real = os.path.realpath(root)
+    assert [record.key for record in Folder(root / "b.jpg")] == [f"{real}/b.jpg"]
+    assert [record.key for record in Folder(root / "no suffix")] == [f"{real}/no suffix"]
+    assert [record.key for record in Folder(root / "link.png")] == [f"{real}/a.jpg"]
+
+
+def test_a_link_to_a_folder_is_walked_as_the_folder(root: Path, tmp_path: Path) -> None:
+    make(root, "a.jpg")
+    (tmp_path / "link").symlink_to(root)
+    assert [record.key for record in Folder(tmp_path / "link")] == [os.path.realpath(root / "a.jpg")]
+
+
+def test_a_missing_root_is_named(root: Path) -> None:
+    (root / "broken").symlink_to("nowhere")
+    for name in ("nowhere", "broken"):
+        with pytest.raises(UserError, match=f"{root / name} does not exist"):
+            Folder(root / name)
+
+
+def test_any_name_works(root: Path) -> None:
+    names = [" .jpg", "a b.jpg", 'a"b.jpg', "a'b.jpg", "a,b.jpg", "a\\b.jpg", "a\nb.jpg", "a\rb.jpg", "Машина.jpg", "🚗.jpg"]
+    make(root, *names, *(f"folder {name}/x.jpg" for name in names))
+    assert sorted(found(root)) == sorted([*names, *(f"folder {name}/x.jpg" for name in names)])
+    assert all(Path(record.values["path"]).exists() for record in Folder(root))
+
+
+def test_bytes_that_are_no_text_are_spelled_out_in_the_key(root: Path) -> None:
+    name = os.fsdecode(b"un\xffdecodable \xd0.jpg")
+    make(root, name, f"{name}/x.jpg".replace(".jpg/", "/"))
+    file_record, folder_record = sorted(Folder(root), key=lambda record: len(record.key))
+    assert file_record.key == os.path.realpath(root) + r"/un\xffdecodable \xd0.jpg"
+    assert folder_record.key == os.path.realpath(root) + r"/un\xffdecodable \xd0/x.jpg"
+    for record in (file_record, folder_record):
+        record.key.encode()  # a key can be written
+        assert Path(record.values["path"]).exists()  # and the file be opened
+
+
+def test_a_folder_that_may_not_be_read_does_not_stop_the_walk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permissions do not bind root, whom the tests may run as."""
+    scan = os.scandir
+
+    def refuse_closed(folder: str) -> Iterable[os.DirEntry[str]]:
+        if folder.endswith("closed"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scan(folder)
+
+    make(root, "a.jpg", "closed/b.jpg", "d.jpg")
+    monkeypatch.setattr(os, "scandir", refuse_closed)
+    assert found(root) == ["a.jpg", "d.jpg"]

@@ -1,0 +1,199 @@
+"""The ledger: results that come back bit for bit, and images that killed a process known by it."""
+
+import functools
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import PROJECT
+from vec_pipeline.ledger import Ledger, open_ledger
+
+STAGE = "describe:1"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "annotations.ledger.sqlite"
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[Ledger]:
+    with closing(Ledger(path)) as opened:
+        yield opened
+
+
+def kill_in_flight(path: Path, *batches: str) -> None:
+    """Have one process after another killed while it works on the images of a batch, each named by a letter."""
+    program = """if True:
+        import os, signal, sys
+        from pathlib import Path
+        from vec_pipeline.ledger import Ledger
+        for batch in sys.argv[2:]:
+            worker = os.fork()
+            if not worker:
+                with Ledger(Path(sys.argv[1])).in_flight(list(batch)):
+                    os.kill(os.getpid(), signal.SIGKILL)
+            assert os.waitpid(worker, 0)[1] == signal.SIGKILL
+    """
+    subprocess.run([sys.executable, "-c", program, str(path), *batches], cwd=PROJECT, timeout=60, check=True)
+
+
+def test_results_come_back_as_they_were(ledger: Ledger) -> None:
+    values = {"text": 'Красная "машина" 🚗\n\0\ud83d', "count": 3, "share": 0.1, "list": ["a", None], "map": {"a": {}}}
+    ledger.store(STAGE, {"a": values, "b": {}})
+    assert ledger.recall(STAGE, ["a", "b"]) == {"a": values, "b": {}}
+
+
+def test_vectors_come_back_bit_for_bit(ledger: Ledger) -> None:
+    vector = np.frombuffer(random.Random(0).randbytes(40_000), np.float32)
+    vector = np.append(vector[np.isfinite(vector)], np.float32([0.1, -0.0, 1e-45]))
+    ledger.store(STAGE, {"a": {"text_vector": vector, "text": "a car"}})
+    recalled = ledger.recall(STAGE, ["a"])["a"]["text_vector"]
+    assert recalled.dtype == np.float32
+    np.testing.assert_array_equal(recalled.view(np.uint32), vector.view(np.uint32))
+
+
+def test_results_belong_to_one_stage_and_one_image(ledger: Ledger) -> None:
+    ledger.store(STAGE, {"a": {"text": "of a"}})
+    ledger.store("describe:2", {"a": {"text": "of a, by another prompt"}, "b": {"text": "of b"}})
+    assert ledger.recall(STAGE, ["a", "b", "c"]) == {"a": {"text": "of a"}}
+    assert ledger.recall("describe:3", ["a", "b"]) == {}
+
+
+def test_a_result_is_replaced_by_a_newer_one(ledger: Ledger) -> None:
+    for text in ("old", "new"):
+        ledger.store(STAGE, {"a": {"text": text}})
+    assert ledger.recall(STAGE, ["a"]) == {"a": {"text": "new"}}
+
+
+def test_a_batch_that_cannot_be_stored_leaves_the_ledger_usable(ledger: Ledger) -> None:
+    with pytest.raises(TypeError):
+        ledger.store(STAGE, {"a": {"text": "fine"}, "b": {"text": object()}})
+    with pytest.raises(sqlite3.Error):
+        ledger.store(STAGE, {"a": {"text": "fine"}, object(): {}})  # type: ignore[dict-item]
+    assert ledger.recall(STAGE, ["a"]) == {}
+    ledger.store(STAGE, {"a": {"text": "fine"}})
+    assert ledger.recall(STAGE, ["a"]) == {"a": {"text": "fine"}}
+
+
+def test_results_outlive_the_ledger_object(path: Path, ledger: Ledger) -> None:
+    ledger.store(STAGE, {"a": {"text": "a car"}})
+    ledger.close()
+    with closing(Ledger(path)) as reopened:
+        assert reopened.recall(STAGE, ["a"]) == {"a": {"text": "a car"}}
+        assert reopened.deaths == {}
+
+
+def test_a_batch_that_was_killed_is_suspect_and_never_fatal(path: Path) -> None:
+    kill_in_flight(path, "ab", "ab", "ab")
+    with closing(Ledger(path)) as ledger:
+        assert [ledger.is_suspect(image) for image in "abc"] == [True, True, False]
+        assert [ledger.is_fatal(image) for image in "abc"] == [False, False, False]
+
+
+def test_an_image_killed_alone_twice_is_fatal(path: Path) -> None:
+    kill_in_flight(path, "ab", "a")
+    with closing(Ledger(path)) as ledger:
+        assert not ledger.is_fatal("a")
+    kill_in_flight(path, "a")
+    for _ in range(2):  # reopening counts no death twice
+        with closing(Ledger(path)) as ledger:
+            assert ledger.deaths == {"a": 2, "b": 0}
+            assert ledger.is_fatal("a")
+            assert ledger.is_suspect("b")
+            assert not ledger.is_fatal("b")
+
+
+@pytest.mark.parametrize("exception", [ValueError, MemoryError, KeyboardInterrupt, SystemExit])
+def test_an_exception_leaves_no_mark(path: Path, ledger: Ledger, exception: type[BaseException]) -> None:
+    with pytest.raises(exception), ledger.in_flight(["a"]):
+        raise exception
+    with ledger.in_flight(["b", "c"]):
+        pass
+    ledger.close()
+    with closing(Ledger(path)) as reopened:
+        assert reopened.deaths == {}
+
+
+def test_results_may_be_stored_while_images_are_in_flight(ledger: Ledger) -> None:
+    with ledger.in_flight(["a"]):
+        ledger.store(STAGE, {"a": {"text": "a car"}})
+        assert ledger.recall(STAGE, ["a"]) == {"a": {"text": "a car"}}
+
+
+def test_a_suspect_is_forgiven_for_good(path: Path) -> None:
+    kill_in_flight(path, "ab")
+    with closing(Ledger(path)) as ledger:
+        ledger.forgive(["a", "unknown"])
+        assert not ledger.is_suspect("a")
+    with closing(Ledger(path)) as reopened:
+        assert reopened.deaths == {"b": 0}
+
+
+def test_a_result_stored_before_a_kill_is_there_afterwards(path: Path) -> None:
+    program = """if True:
+        import os, signal, sys
+        from pathlib import Path
+        from vec_pipeline.ledger import Ledger
+        Ledger(Path(sys.argv[1])).store(sys.argv[2], {"a": {"text": "a car"}})
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    subprocess.run([sys.executable, "-c", program, str(path), STAGE], cwd=PROJECT, timeout=60)
+    with closing(Ledger(path)) as ledger:
+        assert ledger.recall(STAGE, ["a"]) == {"a": {"text": "a car"}}
+
+
+def break_start(path: Path) -> None:
+    path.write_bytes(b"this is no database" * 100)
+
+
+def break_middle(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[100:] = os.urandom(len(content) - 100)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [break_start, break_middle])
+def test_a_broken_ledger_is_put_aside(
+    path: Path, ledger: Ledger, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger.store(STAGE, {"a": {"text": "a car"}})
+    ledger.close()
+    damage(path)
+    content = path.read_bytes()
+    with closing(open_ledger(path)) as fresh:
+        assert fresh.recall(STAGE, ["a"]) == {}
+        fresh.store(STAGE, {"a": {"text": "a bus"}})
+        assert fresh.recall(STAGE, ["a"]) == {"a": {"text": "a bus"}}
+    assert path.with_suffix(".broken").read_bytes() == content
+    assert f"{path} is broken" in caplog.text
+
+
+def test_a_ledger_in_use_is_not_put_aside(path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, timeout=0.1))
+    ledger.store(STAGE, {"a": {"text": "a car"}})
+    with ledger._transaction():
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            open_ledger(path)
+        assert path.exists()
+    assert not path.with_suffix(".broken").exists()
+
+
+def test_a_ledger_that_was_deleted_begins_anew(path: Path, ledger: Ledger) -> None:
+    ledger.store(STAGE, {"a": {"text": "a bus"}})
+    ledger.close()
+    for file in path.parent.iterdir():
+        file.unlink()
+    with closing(open_ledger(path)) as fresh:
+        assert fresh.recall(STAGE, ["a"]) == {}
+        fresh.store(STAGE, {"a": {"text": "a car"}})
+        assert fresh.recall(STAGE, ["a"]) == {"a": {"text": "a car"}}
