@@ -168,7 +168,9 @@ def test_other_models_are_evicted_before_the_batch_is_halved(make: Make, journal
 
 
 def test_an_image_too_large_even_alone_costs_one_row(make: Make) -> None:
-    annotated = annotate(make(HungryDescribe(largest_px=100 * 100)), [record_of("a"), record_of("large"), record_of("c")])
+    annotated = annotate(
+        make(HungryDescribe(largest_px=100 * 100)), [record_of("a"), record_of("large"), record_of("c")]
+    )
     assert [bool(record.error) for record in annotated] == [False, False, False]
     annotated = annotate(make(HungryDescribe(largest_px=50 * 50), fingerprint="2"), records("a", "large"))
     assert [record.error.split(".")[0] for record in annotated] == ["describe: RuntimeError: CUDA out of memory"] * 2

@@ -186,7 +186,9 @@ def test_a_file_without_rows_loads_as_an_empty_table(path: Path) -> None:
     assert (tuple(table.columns), len(table)) == (COLUMNS, 0)
 
 
-@pytest.mark.parametrize("content", [FOREIGN, b"", b"\xff\xfe\x00", HEADER.replace(b"image_path,text", b"text,image_path")])
+@pytest.mark.parametrize(
+    "content", [FOREIGN, b"", b"\xff\xfe\x00", HEADER.replace(b"image_path,text", b"text,image_path")]
+)
 def test_a_foreign_file_is_not_loaded(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError):
@@ -255,7 +257,11 @@ def test_a_file_with_the_line_ends_of_windows_is_continued(path: Path) -> None:
         sink.write([finished("/c.jpg")])
     table = load_annotations(path)
     assert table["image_path"].tolist() == ["/a.jpg", "/b.jpg", "/c.jpg"]
-    assert table["llama_extracted"].tolist() == [finished("").values["llama_extracted"], "", table["llama_extracted"][2]]
+    assert table["llama_extracted"].tolist() == [
+        finished("").values["llama_extracted"],
+        "",
+        table["llama_extracted"][2],
+    ]
 
 
 def test_a_blank_line_at_the_end_is_harmless(path: Path) -> None:
@@ -400,11 +406,10 @@ def test_a_disk_that_is_full_only_at_the_fsync_is_a_full_disk(path: Path, monkey
     def refuse(descriptor: int) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
-    with closing(CsvFile(path)) as sink:
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", refuse)
-            with pytest.raises(UserError, match="Disk quota exceeded"):
-                sink.write([finished("/a.jpg")])
+    with closing(CsvFile(path)) as sink, monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(UserError, match="Disk quota exceeded"):
+            sink.write([finished("/a.jpg")])
     assert path.read_bytes() == HEADER
 
 
@@ -499,7 +504,23 @@ def test_a_file_behind_a_link_is_replaced_where_it_lies(tmp_path: Path, path: Pa
 def random_rows(count: int) -> Iterator[list[str]]:
     """Rows of every make, their cells of pieces that a hasty reader takes for the end of something."""
     generator = random.Random(0)
-    pieces = ('"', '""', ",", "\n", "\r", "\r\n", "]", '"]",', "]\",2026-01-02T03:04:05,,", "a", "ё", "🚗", " ", "\\", "[1,2]")
+    pieces = (
+        '"',
+        '""',
+        ",",
+        "\n",
+        "\r",
+        "\r\n",
+        "]",
+        '"]",',
+        ']",2026-01-02T03:04:05,,',
+        "a",
+        "ё",
+        "🚗",
+        " ",
+        "\\",
+        "[1,2]",
+    )
 
     def cell() -> str:
         return "".join(generator.choices(pieces, k=generator.choice((0, 0, 1, 2, 3, 6))))

@@ -167,7 +167,18 @@ def test_a_missing_root_is_named(root: Path) -> None:
 
 
 def test_any_name_works(root: Path) -> None:
-    names = [" .jpg", "a b.jpg", 'a"b.jpg', "a'b.jpg", "a,b.jpg", "a\\b.jpg", "a\nb.jpg", "a\rb.jpg", "Машина.jpg", "🚗.jpg"]
+    names = [
+        " .jpg",
+        "a b.jpg",
+        'a"b.jpg',
+        "a'b.jpg",
+        "a,b.jpg",
+        "a\\b.jpg",
+        "a\nb.jpg",
+        "a\rb.jpg",
+        "Машина.jpg",
+        "🚗.jpg",
+    ]
     make(root, *names, *(f"folder {name}/x.jpg" for name in names))
     assert sorted(found(root)) == sorted([*names, *(f"folder {name}/x.jpg" for name in names)])
     assert all(Path(record.values["path"]).exists() for record in Folder(root))

@@ -49,7 +49,7 @@ def check_memory(stages: tuple[Stage, ...]) -> None:
         if asks_gpu and not device.has_gpu():
             raise UserError(
                 f"{figure or stage.name + ' asks for a GPU and '}no GPU was found: "
-                "set device: cpu with configs/small.yaml, or try configs/demo.yaml"
+                "use configs/small.yaml, which a patient CPU can run too, or configs/demo.yaml to try it"
             )
         for kind, needed_gb, free_gb in (
             ("GPU", need.gpu_gb, device.gpu_free_gb() if need.gpu_gb else None),
@@ -117,10 +117,15 @@ def model_files(stage: Stage, model: str) -> Finding:
         path = weights.local_path(model)
     except UserError as error:
         return Finding(stage.name, str(error), False)
-    where = f"{weights.size_gb(path):.2f} GB" if path else "in the cache" if weights.is_cached(model) else "to download"
+    where = "on this machine" if path else "in the cache" if weights.is_cached(model) else "to download"
     need = stage.need()
-    needs = [f"{gb:.1f} GB of {kind}" for gb, kind in ((need.gpu_gb, "GPU"), (need.host_gb, "host")) if gb]
-    return Finding(stage.name, f"{model}: {where}, needs about {' and '.join(needs) or 'an unknown amount of'} memory")
+    needs = [f"{amount(gb)} of {kind}" for gb, kind in ((need.gpu_gb, "GPU"), (need.host_gb, "host")) if gb]
+    memory = f"needs about {' and '.join(needs)} memory" if needs else "of unknown size"
+    return Finding(stage.name, f"{model}, {amount(weights.size_gb(model))} {where}, {memory}")
+
+
+def amount(gb: float) -> str:
+    return f"{gb:.1f} GB" if gb >= 0.1 else f"{1000 * gb:.1f} MB"
 
 
 def check_output(config: Config) -> None:

@@ -6,6 +6,18 @@ from pathlib import Path
 from vec_pipeline.record import UserError
 
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
+HUB_GB = {  # weights of the models in config.yaml and configs/small.yaml, those of one GGUF where a repository has many
+    "Qwen/Qwen2-VL-7B-Instruct": 16.6,
+    "Qwen/Qwen2-VL-2B-Instruct": 4.4,
+    "intfloat/multilingual-e5-base": 1.1,
+    "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2": 0.5,
+    "facebook/fasttext-en-vectors": 7.2,
+    "facebook/fasttext-ru-vectors": 7.2,
+    "laion/CLIP-ViT-B-32-laion2B-s34B-b79K": 0.6,
+    "bartowski/Meta-Llama-3.1-8B-Instruct-GGUF": 4.9,
+    "bartowski/Llama-3.2-1B-Instruct-GGUF": 0.8,
+}
+WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".npy", ".model")
 LOCAL_SUFFIXES = (".gguf", ".bin", ".model", ".kv", ".safetensors")
 
 
@@ -75,9 +87,12 @@ def is_cached(model: str) -> bool:
     return True
 
 
-def size_gb(path: Path, suffixes: tuple[str, ...] = (".safetensors", ".gguf", ".bin", ".npy", ".model")) -> float:
-    """Size of the weight files of a local model, in GB."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.suffix in suffixes]
+def size_gb(model: str) -> float:
+    """Size of a model's weights in GB: measured for a local path, known for some hub names, else 0."""
+    path = local_path(model)
+    if path is None:
+        return HUB_GB.get(model, 0.0)
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.suffix in WEIGHT_SUFFIXES]
     return sum(file.stat().st_size for file in files) / 1e9
 
 

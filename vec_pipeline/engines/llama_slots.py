@@ -36,6 +36,8 @@ _CACHE_FULL, _OUT_OF_MEMORY = 1, -2  # return codes of llama_decode
 
 _TOKEN_DATA = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)], align=True)
 
+_FIXED_DAY = datetime.date(2024, 7, 26)  # Llama 3.1's own default: an answer must not depend on the day it is made
+
 Tokens = list[int]
 
 
@@ -148,9 +150,10 @@ class LlamaSlots:
 
     def _share_prefix(self, prompts: list[Tokens]) -> None:
         """Brings the prefix slot to the common beginning of `prompts`, keeping what it holds of that already."""
-        # The last token of a prompt is left out: its logits are needed, so each sequence decodes it by itself.
-        prefix = prompts[0][: _common_length(min(prompts), max(prompts))]
-        prefix = prefix[: min(map(len, prompts)) - 1]
+        # The first and the last in lexical order have least in common. A prompt's last token is never shared, because
+        # its logits are needed in each sequence.
+        common = _common_length(min(prompts), max(prompts))
+        prefix = prompts[0][: min(common, min(map(len, prompts)) - 1)]
         kept = _common_length(self._prefix, prefix)
         if not c.llama_memory_seq_rm(self._memory, self._prefix_slot, kept, -1):
             c.llama_memory_clear(self._memory, False)
@@ -473,9 +476,6 @@ class _Model:
             if token >= 0:
                 return int(token)
         raise ValueError(f"{self._path} has no end-of-turn token: use an instruct model")
-
-
-_FIXED_DAY = datetime.date(2024, 7, 26)  # Llama 3.1's own default: an answer must not depend on the day it is made
 
 
 def _raise_template_error(message: str) -> None:

@@ -7,7 +7,6 @@ from vec_pipeline import device, weights
 from vec_pipeline.prompts import PROMPTS
 from vec_pipeline.record import Need, Stage, Values
 
-BF16_GB = {"Qwen/Qwen2-VL-7B-Instruct": 16.6, "Qwen/Qwen2-VL-2B-Instruct": 4.4}
 SHARE_OF_BF16 = {"none": 1.0, "int8": 0.61, "nf4": 0.42}  # measured on the 7B: the vision tower stays in bf16
 FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 
@@ -38,8 +37,7 @@ class Describe(Stage):
         weights.fetch(self.model, FILES)
 
     def need(self) -> Need:
-        path = weights.local_path(self.model)
-        bf16_gb = weights.size_gb(path) if path else BF16_GB.get(self.model, 0.0)
+        bf16_gb = weights.size_gb(self.model)
         gb = bf16_gb * SHARE_OF_BF16[self.quantization]
         if device.resolve(self.device) == "cuda":
             smaller = {"none": "set quantization: nf4, or ", "int8": "set quantization: nf4, or ", "nf4": ""}

@@ -32,8 +32,7 @@ class EmbedImage(Stage):
         weights.fetch(self.model, FILES)
 
     def need(self) -> Need:
-        path = weights.local_path(self.model)
-        return Need(host_gb=weights.size_gb(path) if path else 0.0)
+        return Need(host_gb=weights.size_gb(self.model))
 
     def load(self) -> Clip:
         import open_clip

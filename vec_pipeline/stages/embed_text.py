@@ -25,8 +25,7 @@ class EmbedText(Stage):
         weights.fetch(self.model, FILES)
 
     def need(self) -> Need:
-        path = weights.local_path(self.model)
-        return Need(host_gb=weights.size_gb(path, (".safetensors",)) if path else 0.0)
+        return Need(host_gb=weights.size_gb(self.model))
 
     def load(self) -> Any:
         from sentence_transformers import SentenceTransformer

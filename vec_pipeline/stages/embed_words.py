@@ -31,8 +31,7 @@ class EmbedWords(Stage):
         weights.fetch(self.model, FILES)
 
     def need(self) -> Need:
-        path = weights.local_path(self.model)
-        return Need(host_gb=1.1 * weights.size_gb(path) if path else 0.0)
+        return Need(host_gb=1.1 * weights.size_gb(self.model))
 
     def load(self) -> Any:
         path = weights.fetch(self.model, FILES, is_offline=True)

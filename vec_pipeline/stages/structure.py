@@ -45,8 +45,7 @@ class Structure(Stage):
         return path / self.file if self.file else path
 
     def need(self) -> Need:
-        path = weights.local_path(self.model)
-        gb = weights.size_gb(path) if path else 0.0
+        gb = weights.size_gb(self.model)
         gb += self.context_tokens * KV_GB_PER_TOKEN if gb > 1 else 0.0
         remedy = "use a smaller GGUF or context_tokens, or configs/small.yaml"
         return Need(gpu_gb=gb, remedy=remedy) if self._on_gpu() else Need(host_gb=gb, remedy=remedy)

@@ -1,0 +1,158 @@
+"""What would fail is said before any model loads, with the figure needed, the figure free, and what would fit."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vec_pipeline import device
+from vec_pipeline.__main__ import main
+from vec_pipeline.checks import check_memory
+from vec_pipeline.config import load_config
+from vec_pipeline.record import UserError
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+class Machine:
+    """The GPU and the memory that the checks see."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._patch = patch
+
+    def has(self, gpu_gb: float | None, host_gb: float) -> None:
+        self._patch.setattr(device, "has_gpu", lambda: gpu_gb is not None)
+        self._patch.setattr(device, "gpu_free_gb", lambda: gpu_gb)
+        self._patch.setattr(device, "host_free_gb", lambda: host_gb)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(monkeypatch)
+
+
+def check(config: str, *overrides: str) -> None:
+    check_memory(load_config(PROJECT / config, overrides).stages)
+
+
+def shortage(config: str, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        check(config, *overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_no_gpu_names_the_figure_and_the_option(machine: Machine) -> None:
+    machine.has(gpu_gb=None, host_gb=64)
+    sentence = shortage("config.yaml")
+    assert "Qwen/Qwen2-VL-7B-Instruct needs about 17 GB of GPU memory" in sentence
+    assert "no GPU was found" in sentence
+    assert "device: cpu" in sentence
+    assert "configs/small.yaml" in sentence
+
+
+def test_a_small_gpu_names_both_figures_and_the_quantization_that_fits(machine: Machine) -> None:
+    machine.has(gpu_gb=11, host_gb=64)
+    assert shortage("config.yaml") == (
+        "Qwen/Qwen2-VL-7B-Instruct needs about 17 GB of GPU memory and 11 GB are free: "
+        "set quantization: nf4, or use configs/small.yaml"
+    )
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_the_quantization_that_fits_passes(quantization: str, machine: Machine) -> None:
+    machine.has(gpu_gb=11, host_gb=64)
+    check("config.yaml", f"describe.quantization={quantization}")
+
+
+def test_nothing_is_proposed_that_would_not_fit(machine: Machine) -> None:
+    machine.has(gpu_gb=4, host_gb=64)
+    for quantization in ("none", "int8", "nf4"):
+        assert "set quantization: nf4" not in shortage("config.yaml", f"describe.quantization={quantization}")
+
+
+def test_the_production_set_fits_its_card(machine: Machine) -> None:
+    machine.has(gpu_gb=23, host_gb=32)
+    check("config.yaml")
+
+
+def test_models_on_a_cpu_need_memory_of_the_host(machine: Machine) -> None:
+    machine.has(gpu_gb=None, host_gb=5)
+    assert "Qwen/Qwen2-VL-2B-Instruct needs about 9 GB of host memory and 5 GB are free: " in shortage(
+        "configs/small.yaml"
+    )
+
+
+def test_word_vectors_of_the_hub_need_memory_of_the_host(machine: Machine) -> None:
+    """config.yaml says 7 GB; the check must not learn that only after they are downloaded and the machine swaps."""
+    machine.has(gpu_gb=23, host_gb=3)
+    sentence = shortage("config.yaml")
+    assert "facebook/fasttext-en-vectors needs about 7 GB of host memory and 3 GB are free" in sentence
+
+
+def test_a_local_model_is_measured(machine: Machine, tmp_path: Path) -> None:
+    machine.has(gpu_gb=None, host_gb=2)
+    model = tmp_path / "llama.gguf"
+    with model.open("wb") as file:
+        file.truncate(3_000_000_000)  # sparse: it takes no room on the disk
+    (tmp_path / "describe").mkdir()
+    sentence = shortage(
+        "configs/demo.yaml", f"structure.model={model}", f"describe.model={tmp_path / 'describe'}",
+        f"embed_image.model={tmp_path / 'describe'}", f"embed_text.model={tmp_path / 'describe'}",
+        f"embed_words.model={tmp_path / 'describe'}", "structure.context_tokens=8192",
+    )  # fmt: skip
+    assert sentence.startswith(f"{model} needs about 4 GB of host memory and 2 GB are free: ")
+
+
+def test_check_of_a_broken_configuration_exits_2(tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("chunksize: 3\nstages: [open_image]")
+    process = subprocess.run(
+        [sys.executable, "-m", "vec_pipeline", "check", "--config", str(path)],
+        cwd=PROJECT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == 2
+    assert process.stderr == "vec_pipeline: chunksize is no option; did you mean chunk_size?\n"
+
+
+def demo_with(tmp_path: Path, model: Path) -> Path:
+    """The demo set with one model, in a configuration of its own."""
+    path = tmp_path / "demo.yaml"
+    text = "device: cpu\nlanguage: en\noutput: {}\nstages:\n  - use: open_image\n  - {{use: describe, model: {}}}\n"
+    path.write_text(text.format(tmp_path / "annotations.csv", model))
+    return path
+
+
+def test_check_of_a_missing_model_file_exits_1_and_names_it(
+    tmp_path: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.has(gpu_gb=None, host_gb=64)
+    (tmp_path / "vision").mkdir()
+    assert main(["check", "--config", str(demo_with(tmp_path, tmp_path / "vison"))]) == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
+    assert any(line.startswith("FAIL  describe: ") and str(tmp_path / "vison") in line for line in failed)
+    assert any(f"did you mean {tmp_path / 'vision'}?" in line for line in failed)
+
+
+def test_check_of_what_would_work_exits_0_and_makes_nothing(
+    tmp_path: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.has(gpu_gb=None, host_gb=64)
+    (tmp_path / "vision").mkdir()
+    path = demo_with(tmp_path, tmp_path / "vision")
+    before = sorted(tmp_path.iterdir())
+    assert main(["check", "--config", str(path)]) == 0, capsys.readouterr().out
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_check_names_an_output_that_cannot_be_written(
+    tmp_path: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.has(gpu_gb=None, host_gb=64)
+    (tmp_path / "vision").mkdir()
+    (tmp_path / "annotations.csv").write_text("path,label\na.jpg,cat\n")
+    assert main(["check", "--config", str(demo_with(tmp_path, tmp_path / "vision"))]) == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
+    assert [line.split(":")[0] for line in failed] == ["FAIL  output"]
+    assert "annotations.csv" in failed[0]

@@ -1,0 +1,99 @@
+"""Imports point one way, as the house of the design says, and `--help` answers without the heavy libraries."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+PACKAGE = PROJECT / "vec_pipeline"
+MODULES = sorted(path.relative_to(PROJECT) for path in PACKAGE.rglob("*.py"))
+
+MAY_IMPORT = {  # a package stands for each of its modules; what is missing here may import anything but the entries
+    "record": set(),
+    "device": set(),
+    "prompts": set(),
+    "weights": {"record"},
+    "memory": {"record", "device"},
+    "ledger": {"record"},
+    "annotator": {"memory", "ledger", "record"},
+    "pipeline": {"record"},
+    "config": {"record", "weights"},
+    "stages": {"record", "engines", "prompts", "weights", "device"},
+    "engines": {"engines"},
+    "sources": {"record"},
+    "sinks": {"record"},
+}
+ENTRIES = {"run", "vec_pipeline.__main__"}
+HEAVY = {"torch", "numpy", "transformers", "pandas", "PIL", "llama_cpp", "gensim", "open_clip", "sentence_transformers"}
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of what a module imports, anywhere in it; a name out of a package counts as a module of it."""
+    found = set()
+    for node in ast.walk(ast.parse((PROJECT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def part(module: str) -> str:
+    """The part of the house a full module name belongs to: vec_pipeline.stages.describe is of `stages`."""
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_imports_point_one_way(path: Path) -> None:
+    ours = {name for name in imported(path) if name.startswith("vec_pipeline.")}
+    allowed = MAY_IMPORT.get(part(".".join(path.with_suffix("").parts)))
+    assert allowed is None or {part(name) for name in ours} <= allowed
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_nothing_imports_an_entry(path: Path) -> None:
+    names = imported(path)
+    assert not {name for name in names if name in ENTRIES or name.startswith(("run.", "vec_pipeline.__main__."))}
+
+
+def test_the_table_names_what_there_is() -> None:
+    missing = {name for name in MAY_IMPORT if not ((PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file())}
+    assert not missing
+
+
+def test_imports_are_found_where_they_are() -> None:
+    """The reader of imports is no judge if it overlooks one inside a function."""
+    assert "vec_pipeline.engines.llama_process.LlamaProcess" in imported(Path("vec_pipeline/stages/structure.py"))
+
+
+def loaded_by(program: str, *arguments: str) -> set[str]:
+    """The modules that are loaded once a program has answered."""
+    process = subprocess.run(
+        [sys.executable, "-c", f"import atexit, json, sys\n"
+         f"atexit.register(lambda: print(json.dumps(list(sys.modules)), file=sys.stderr))\n{program}", *arguments],
+        cwd=PROJECT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert "usage:" in process.stdout
+    return set(json.loads(process.stderr.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("module", ["run", "vec_pipeline.__main__"])
+def test_help_loads_nothing_heavy(module: str) -> None:
+    loaded = loaded_by(f"from {module} import main\nmain()", "--help")
+    assert module in loaded
+    assert not loaded & HEAVY
+
+
+def test_stages_import_their_libraries_in_load() -> None:
+    """So nobody pays for what they do not use: making every stage loads no model library."""
+    program = (
+        "from vec_pipeline.config import load_config; from pathlib import Path\n"
+        "load_config(Path('config.yaml')); print('usage:')"
+    )
+    assert not loaded_by(program) & (HEAVY - {"numpy", "PIL"})
