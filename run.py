@@ -31,13 +31,19 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("images", type=path, metavar="IMAGES", help="a folder, walked recursively, or one image")
     parser.add_argument("--config", type=path, default=Path("config.yaml"), metavar="FILE", help="default: %(default)s")
     parser.add_argument("--output", type=path, metavar="FILE", help="the CSV (default: the configuration's `output`)")
-    parser.add_argument("--limit", type=int, metavar="N", help="annotate at most N images in this run")
+    parser.add_argument("--limit", type=whole_number, metavar="N", help="annotate at most N images in this run")
     parser.add_argument("--retry-errors", action="store_true", help="annotate rows with an error again, in their place")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="set an option, e.g. describe.batch_size=4"
     )
     return parser.parse_args(arguments)
+
+
+def whole_number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(text)
 
 
 def path(text: str) -> Path:

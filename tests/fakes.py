@@ -1,4 +1,4 @@
-"""A few believable stages, a tiny source and a tiny sink: they fail as real models do, and note what they were asked."""
+"""A few believable stages, a source and a sink: they fail as real models do, and note what they were asked."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from PIL import Image
 
 from vec_pipeline.record import Record, Stage, Values
 
-SIDE_PX = 100
+SIDE_PX = 40
 LARGE_SIDE_PX = 800
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.64 GiB"
 

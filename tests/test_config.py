@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -247,12 +247,12 @@ def test_a_file_that_is_no_configuration_is_one_sentence(text: str, tmp_path: Pa
 def test_a_file_of_other_bytes_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "latin.yaml"
     path.write_bytes("output: Zürich.csv".encode("latin-1"))
-    with pytest.raises(ConfigError, match="latin.yaml is not valid YAML"):
+    with pytest.raises(ConfigError, match=r"latin\.yaml is not valid YAML"):
         load_config(path)
 
 
 @contextlib.contextmanager
-def outside_stage(folder: Path, module: str, option: str = "size: int = 1") -> Any:
+def outside_stage(folder: Path, module: str, option: str = "size: int = 1") -> Iterator[None]:
     """A module with one stage, that a user keeps outside the package."""
     (folder / f"{module}.py").write_text(
         "from dataclasses import dataclass\nfrom vec_pipeline.record import Stage\n"

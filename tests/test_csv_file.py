@@ -318,7 +318,9 @@ def test_a_file_of_fewer_columns_is_left_byte_for_byte(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["folder", "file/annotations.csv", "/proc/annotations.csv", "/dev/null", "n" * 300 + ".csv"]
+    "place",
+    ["folder", "file/annotations.csv", "/proc/annotations.csv", "/dev/null", "n" * 300 + ".csv"],
+    ids=["folder", "below a file", "read-only file system", "device", "long name"],
 )
 def test_a_place_that_cannot_hold_the_file_is_refused(tmp_path: Path, place: str) -> None:
     (tmp_path / "folder").mkdir()
@@ -430,7 +432,6 @@ def test_images_with_an_error_need_work_only_when_errors_are_retried(path: Path)
 
 def test_retried_rows_are_replaced_in_place_and_new_ones_appended(path: Path, frozen_clock: None) -> None:
     some_failed(path)
-    path.chmod(0o640)
     with closing(CsvFile(path, retry_errors=True)) as sink:
         sink.write([finished("/c.jpg"), finished("/f.jpg"), failed("/a\n.jpg", "describe: ValueError: again")])
         assert sink.failed == {"/a\n.jpg", "/e.jpg"}
@@ -446,6 +447,12 @@ def test_retried_rows_are_replaced_in_place_and_new_ones_appended(path: Path, fr
     ]
     assert load_annotations(path).loc[2, "text"] == "a red car"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_replaced_file_keeps_its_permissions(path: Path) -> None:
+    some_failed(path)
+    path.chmod(0o640)
+    write(path, [finished("/c.jpg")], retry_errors=True)
     assert path.stat().st_mode & 0o777 == 0o640
 
 

@@ -50,9 +50,9 @@ class Annotator:
                     try:
                         self._annotate(chunk)
                     except BaseException:
-                        yield [record for record in chunk if self._is_complete(record)]
+                        yield self._finished([record for record in chunk if self._is_complete(record)])
                         raise
-                    yield chunk
+                    yield self._finished(chunk)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
@@ -76,16 +76,21 @@ class Annotator:
             yield list(waiting)
 
     def _annotate(self, chunk: Chunk) -> None:
+        readable = [record for record in chunk if "content_hash" in record.values]
         for stage in self.stages:  # stages outside, records inside: a model is swapped at most once a chunk
             start_s = time.monotonic()
             self.current = stage.name
-            self._run_stage(stage, [record for record in chunk if is_ready(stage, record)])
+            self._run_stage(stage, [record for record in readable if is_ready(stage, record)])
             self.seconds[stage.name] += time.monotonic() - start_s  # type: ignore[assignment]
         self.current = ""
-        self.ledger.forgive(record.values["content_hash"] for record in chunk if not record.error)
-        for record in chunk:  # working values, such as the pixels, end here
+        self.ledger.forgive(record.values["content_hash"] for record in readable if not record.error)
+
+    def _finished(self, records: Chunk) -> Chunk:
+        """Working values, such as the pixels, end here."""
+        for record in records:
             for name in self.working_values & record.values.keys():
                 del record.values[name]
+        return records
 
     def _run_stage(self, stage: Stage, records: list[Record]) -> None:
         """Fill in what is known, run one record of each remaining content, and copy its results to its duplicates."""

@@ -56,7 +56,8 @@ def check_memory(stages: tuple[Stage, ...]) -> None:
             ("host", need.host_gb, device.host_free_gb()),
         ):
             if free_gb is not None and needed_gb > free_gb:
-                remedy = need.remedy or "use a smaller model, or configs/small.yaml"
+                options = [option for option, gb in need.smaller if gb <= free_gb]
+                remedy = ", or ".join([*options[:1], "use configs/small.yaml"])
                 raise UserError(
                     f"{model} needs about {needed_gb:.0f} GB of {kind} memory and {free_gb:.0f} GB are free: {remedy}"
                 )

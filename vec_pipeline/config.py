@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import json
 import types
@@ -17,7 +18,7 @@ import yaml
 from vec_pipeline import weights
 from vec_pipeline.record import COLUMNS, Stage, UserError
 
-SOURCE_VALUES = ("image_path", "path")
+SOURCE_VALUES = ("path",)
 
 
 class ConfigError(UserError):
@@ -55,10 +56,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path} cannot be read: {error.strerror}{similar_file(path)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("stages"), list):
+    if not isinstance(content, dict):
         raise ConfigError(f"{path}: `stages:` with a list of stages is missing")
     for override in overrides:
         apply_override(content, override)
+    if not isinstance(content.get("stages"), list):
+        raise ConfigError(f"{path}: `stages:` with a list of stages is missing")
     return build(content)
 
 
@@ -68,17 +71,21 @@ def build(content: dict[str, Any]) -> Config:
     shared = {key: value for key, value in content.items() if key not in own}
     entries = [entry if isinstance(entry, dict) else {"use": entry} for entry in content["stages"]]
     classes = [stage_class(entry) for entry in entries]
-    shareable = {field.name for cls in classes for field in fields(cls)} - {"batch_size", "model"}
+    known = {*classes, *(stage_class({"use": name}) for name in stage_names())}
+    shareable = {field.name for cls in known for field in fields(cls)} - {"batch_size", "model"}
     for key in shared.keys() - shareable:
         raise ConfigError(unknown(key, own | shareable))
     stages = tuple(build_stage(cls, entry, shared) for cls, entry in zip(classes, entries, strict=True))
     check_wiring(stages)
     options = {key: value for key, value in content.items() if key in own and key != "stages"}
     config = Config(stages=stages, **typed(Config, options, ""))
-    for key in ("chunk_size", "checkpoint_every", "model_cache_size", "read_threads"):
-        if getattr(config, key) < 1:
-            raise ConfigError(f"{key}: must be at least 1, not {getattr(config, key)}")
+    check_numbers(config, "")
     return config
+
+
+def stage_names() -> list[str]:
+    """The stages of the package."""
+    return sorted(file.stem for file in (Path(__file__).parent / "stages").glob("[a-z]*.py"))
 
 
 def stage_class(entry: Mapping[str, Any]) -> type[Stage]:
@@ -86,25 +93,28 @@ def stage_class(entry: Mapping[str, Any]) -> type[Stage]:
     name = entry.get("use")
     if not isinstance(name, str):
         raise ConfigError(f"stages: {dict(entry)} has no `use: NAME`")
-    known = sorted(file.stem for file in (Path(__file__).parent / "stages").glob("[a-z]*.py"))
-    if "." not in name and name not in known:
-        raise ConfigError(f"stages: {unknown(name, known, 'stage')}")
-    module_name, _, class_name = name.rpartition(".") if "." in name else (f"vec_pipeline.stages.{name}", "", "")
+    if "." not in name and name not in stage_names():
+        raise ConfigError(f"stages: {unknown(name, stage_names(), 'stage')}")
     try:
-        module = importlib.import_module(module_name)
+        found = stages_of(name if "." in name else f"vec_pipeline.stages.{name}")
     except ImportError as error:
         raise ConfigError(f"stages: {name} cannot be imported: {error}") from None
-    found = [
-        value
-        for key, value in vars(module).items()
-        if inspect.isclass(value)
-        and issubclass(value, Stage)
-        and value.__module__ == module.__name__
-        and (not class_name or key == class_name)
-    ]
     if len(found) != 1:
         raise ConfigError(f"stages: {name} names {len(found)} stages; give MODULE.CLASS")
     return found[0]
+
+
+def stages_of(dotted_path: str) -> list[type[Stage]]:
+    """The stages that a module defines, or the one that MODULE.CLASS names. Raises ImportError."""
+    parent, _, name = dotted_path.rpartition(".")
+    if importlib.util.find_spec(parent) and hasattr(importlib.import_module(parent), name):
+        candidates = [getattr(importlib.import_module(parent), name)]
+    else:
+        candidates = []
+    if not any(inspect.isclass(candidate) for candidate in candidates):
+        module = importlib.import_module(dotted_path)
+        candidates = [value for value in vars(module).values() if getattr(value, "__module__", "") == dotted_path]
+    return [value for value in candidates if inspect.isclass(value) and issubclass(value, Stage)]
 
 
 def build_stage(cls: type[Stage], entry: Mapping[str, Any], shared: Mapping[str, Any]) -> Stage:
@@ -113,13 +123,26 @@ def build_stage(cls: type[Stage], entry: Mapping[str, Any], shared: Mapping[str,
     options = {key: value for key, value in shared.items() if key in names}
     options |= {key: value for key, value in entry.items() if key != "use"}
     language = str(options.get("language") or shared.get("language", "en"))
-    options = {k: v.replace("{language}", language) if isinstance(v, str) else v for k, v in options.items()}
+    options = {
+        key: type(value)(value.replace("{language}", language)) if isinstance(value, str) else value
+        for key, value in options.items()
+    }
     for key in options.keys() - names:
         raise ConfigError(unknown(key, names, f"option of {where[:-1]}", where))
     try:
-        return cls(**typed(cls, options, where))
+        stage = cls(**typed(cls, options, where))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where[:-1]}: {error}") from None
+    check_numbers(stage, where)
+    return stage
+
+
+def check_numbers(instance: Config | Stage, where: str) -> None:
+    """Raise ConfigError for a number below 1, or below 0 where 0 is the default and has a meaning of its own."""
+    for field in fields(instance):
+        value, lowest = getattr(instance, field.name), 0 if field.default == 0 else 1
+        if isinstance(value, int) and not isinstance(value, bool) and value < lowest:
+            raise ConfigError(f"{where}{field.name}: must be at least {lowest}, not {value}")
 
 
 def typed(cls: type, options: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -128,7 +151,13 @@ def typed(cls: type, options: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {key: convert(value, hints[key], where + key) for key, value in options.items()}
 
 
+class Override(str):
+    """The text of a --set: taken as it is where the option is a text, else read as YAML."""
+
+
 def convert(value: Any, hint: Any, key: str) -> Any:
+    if isinstance(value, Override):
+        value = str(value) if hint in (str, Path) else yaml_of(value)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and types.NoneType in arguments:
@@ -161,13 +190,11 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals:
         raise ConfigError(f"--set {override}: give KEY=VALUE, for example describe.batch_size=4")
-    try:
-        value = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
-        value = text
     stage_name, dot, option = key.rpartition(".")
     if not dot:
-        content[key] = value
+        content[key] = yaml_of(text) if key == "stages" else Override(text)
+        return
+    if not isinstance(content.get("stages"), list):
         return
     content["stages"] = [entry if isinstance(entry, dict) else {"use": entry} for entry in content["stages"]]
     chosen = [entry for entry in content["stages"] if str(entry.get("use")) == stage_name]
@@ -175,7 +202,14 @@ def apply_override(content: dict[str, Any], override: str) -> None:
         names = [str(entry.get("use")) for entry in content["stages"]]
         raise ConfigError(f"--set {unknown(stage_name, names, 'stage of this configuration')}")
     for entry in chosen:
-        entry[option] = value
+        entry[option] = Override(text)
+
+
+def yaml_of(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def check_wiring(stages: Iterable[Stage]) -> None:
@@ -183,6 +217,8 @@ def check_wiring(stages: Iterable[Stage]) -> None:
     stages = list(stages)
     available = set(SOURCE_VALUES)
     for stage in stages:
+        if twice := available.intersection((*stage.writes, *stage.makes)):
+            raise ConfigError(f"stages: {stage.name} writes {min(twice)}, which an earlier stage writes: leave one out")
         for name in stage.reads:
             if name not in available:
                 makers = [other.name for other in stages if name in (*other.writes, *other.makes)]
@@ -232,6 +268,7 @@ def fingerprints(stages: Iterable[Stage]) -> dict[Stage, str]:
         parts = [stage.name, settings([stage]), [makers.get(name, "") for name in stage.reads]]
         if isinstance(model := getattr(stage, "model", None), str):
             parts.append(weights.version(model))
+        parts.append(stage.identity())
         prints[stage] = hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
         makers.update(dict.fromkeys((*stage.writes, *stage.makes), prints[stage]))
     return prints
@@ -262,7 +299,9 @@ def check_settings(csv_path: Path, stages: Iterable[Stage]) -> None:
 def write_settings(csv_path: Path, stages: Iterable[Stage]) -> None:
     """Write the settings beside the CSV."""
     text = yaml.safe_dump(settings(stages), allow_unicode=True, sort_keys=False)
-    settings_path(csv_path).write_text("# The settings this CSV was made with.\n" + text, encoding="utf-8")
+    new = settings_path(csv_path).with_suffix(".new")  # a kill must not leave half a file
+    new.write_text("# The settings this CSV was made with.\n" + text, encoding="utf-8")
+    new.replace(settings_path(csv_path))
 
 
 def settings_path(csv_path: Path) -> Path:

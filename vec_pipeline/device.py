@@ -21,7 +21,10 @@ def resolve(device: str) -> str:
 
 def gpu_free_gb() -> float | None:
     """Free memory of the GPU in use; None where there is none, or where torch is not loaded yet."""
-    if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
+    torch = sys.modules.get("torch")
+    if torch is None or getattr(torch.__spec__, "_initializing", False):  # another thread may be importing it
+        return None
+    if torch.cuda.is_available():
         free_bytes: int = torch.cuda.mem_get_info()[0]
         return free_bytes / GB
     return None

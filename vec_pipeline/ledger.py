@@ -105,6 +105,8 @@ def open_ledger(path: Path) -> Ledger:
     try:
         return Ledger(path)
     except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):  # in use, or a full disk: the file is not to blame
+            raise UserError(f"{path}: {error}: make room, or name another file with --output") from None
         logger.warning("%s is broken (%s): a new one is begun", path, error)
         path.replace(path.with_suffix(".broken"))
         return Ledger(path)

@@ -50,7 +50,7 @@ class Progress:
         seconds = time.monotonic() - self._start_s
         speed = self.done / seconds if seconds else 0.0
         parts = [f"{self.done:,}/{self.total:,}", f"{speed:.2f} images/s"]
-        if self.done:
+        if speed:
             parts.append(f"{duration((self.total - self.done) / speed)} left")
         if self.errors:
             parts.append(f"{self.errors.total():,} errors")

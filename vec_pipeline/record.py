@@ -38,11 +38,11 @@ class Record:
 
 @dataclass(frozen=True)
 class Need:
-    """Memory a loaded model takes, in GB (1e9 bytes), and what to do where it is more than there is."""
+    """Memory a loaded model takes, in GB (1e9 bytes), and options that need less: what to set, and the GB it leaves."""
 
     gpu_gb: float = 0.0
     host_gb: float = 0.0
-    remedy: str = ""
+    smaller: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,10 @@ class Stage:
     def need(self) -> Need:
         """Estimate the memory of the loaded model; zero where it is not known."""
         return Need()
+
+    def identity(self) -> str:
+        """What decides the results beside the options: the text that an empty option stands for, say."""
+        return ""
 
     def load(self) -> Any:
         """Return the model that `run` is given."""

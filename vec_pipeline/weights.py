@@ -26,6 +26,8 @@ def local_path(model: str) -> Path | None:
 
     Raises UserError where the name can only be a path, and nothing is there.
     """
+    if not model:
+        raise UserError("an empty `model:` names nothing: give a path or a hub name")
     for base in (Path.cwd(), PROJECT_FOLDER):
         path = base / Path(model).expanduser()
         if path.exists():
@@ -59,13 +61,23 @@ def fetch(model: str, patterns: tuple[str, ...], *, is_offline: bool = False) ->
     if path := local_path(model):
         return path
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     elsewhere = "put a copy on this machine and give its path as `model:`"
     try:
         return Path(snapshot_download(model, allow_patterns=list(patterns), local_files_only=is_offline))
     except GatedRepoError:
         raise UserError(f"{model} needs its licence accepted and a login (hf auth login); or {elsewhere}") from None
+    except HFValidationError:
+        raise UserError(
+            f"{model} is no path on this machine and cannot be a hub name: check it, or {elsewhere}"
+        ) from None
     except RepositoryNotFoundError:
         raise UserError(f"{model}: the hub has no model of that name; check it, or {elsewhere}") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
@@ -78,11 +90,11 @@ def fetch(model: str, patterns: tuple[str, ...], *, is_offline: bool = False) ->
 def is_cached(model: str) -> bool:
     """Whether the hub's cache on this machine holds (some of) the model."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         snapshot_download(model, local_files_only=True)
-    except LocalEntryNotFoundError:
+    except (LocalEntryNotFoundError, HFValidationError):
         return False
     return True
 

@@ -194,7 +194,7 @@ def training_word(rng: random.Random) -> str:
 def random_capitals(rng: random.Random) -> str:
     """1 to 10 capitals that are not held out; some from a small alphabet, so that repeated letters get practised."""
     while True:
-        alphabet = ascii_uppercase if rng.random() < 0.7 else rng.sample(ascii_uppercase, rng.randint(2, 5))
+        alphabet = ascii_uppercase if rng.random() < 0.6 else rng.sample(ascii_uppercase, rng.randint(2, 5))
         word = "".join(rng.choices(alphabet, k=rng.randint(1, 10)))
         if not is_held_out(word):
             return word

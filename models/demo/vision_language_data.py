@@ -80,7 +80,7 @@ def labelled_picture(
 def drawable_scene(rng: random.Random, width: int, height: int, scale: int) -> tuple[Scene, Canvas]:
     """A random scene for which the picture has room."""
     while True:
-        scene = random_scene(rng, held_out=False, words=rng.choices(("none", "lexicon", "random"), (22, 33, 45))[0])
+        scene = random_scene(rng, held_out=False, words=rng.choices(("none", "lexicon", "random"), (20, 28, 52))[0])
         try:
             return scene, draw(scene, rng, width, height, scale)
         except ValueError:

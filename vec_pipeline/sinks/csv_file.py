@@ -1,6 +1,7 @@
 """Rows in one CSV file: appended and fsynced a checkpoint at a time, repaired after a kill, locked against a second
 worker."""
 
+import contextlib
 import csv
 import fcntl
 import io
@@ -52,16 +53,24 @@ class Contents:
 
 
 def contents_of(path: Path, extra_columns: Sequence[str] = ()) -> Contents:
-    """Look at a CSV without touching it. Raises UserError where its header is another."""
-    if path.is_dir():
-        raise UserError(f"{path} is a directory: name a file, such as {path / 'annotations.csv'}")
-    if not path.exists():
-        return Contents()
+    """Look at a CSV without touching it. Raises UserError where its header or its encoding is another."""
     try:
+        refuse_all_but_a_file(path)
+        if not path.exists():
+            return Contents()
         with path.open("rb", buffering=0) as file:
             return read_contents(file, path, (*COLUMNS, *extra_columns))
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not in UTF-8: save it so, or name another with --output") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): name another with --output") from None
+
+
+def refuse_all_but_a_file(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"{path} is a directory: name a file, such as {path / 'annotations.csv'}")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is a pipe or a device: name a file with --output")
 
 
 def read_contents(file: FileIO, path: Path, header: Sequence[str]) -> Contents:
@@ -134,6 +143,8 @@ class CsvFile:
             self._take_note(batch)
 
     def _take_note(self, records: Sequence[Record]) -> None:
+        keys = {record.key for record in records}
+        self.error_examples = [example for example in self.error_examples if example[0] not in keys]
         for record in records:
             self._keys.add(record.key)
             if not record.error:
@@ -152,20 +163,22 @@ class CsvFile:
             self._file.close()
 
     def _open(self) -> FileIO:
-        if self.path.is_dir():
-            raise UserError(f"{self.path} is a directory: name a file, such as {self.path / 'annotations.csv'}")
         try:
+            refuse_all_but_a_file(self.path)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = self.path.open("ab+", buffering=0)
         except OSError as error:
             raise UserError(f"{self.path} cannot be written ({error.strerror}): name another with --output") from None
         try:
             lock(file)
-        except OSError:
+        except BlockingIOError:
             file.close()
             raise UserError(
                 f"{self.path} is in use by another worker: wait for it, or name another with --output"
             ) from None
+        except OSError as error:
+            file.close()
+            raise UserError(f"{self.path} cannot be locked ({error.strerror}): name a file on another disk") from None
         return file
 
     def _repair(self, contents: Contents) -> None:
@@ -183,7 +196,8 @@ class CsvFile:
                 waiting = waiting[self._file.write(waiting) :]
             os.fsync(self._file.fileno())
         except OSError as error:
-            self._truncate(end)  # half a row would be worse than none
+            with contextlib.suppress(OSError):  # of the fsync: the next start repairs what it leaves
+                self._truncate(end)  # half a row would be worse than none
             raise UserError(
                 f"{self.path}: {error.strerror}: the rows before are saved; make room and run the same command again"
             ) from None
@@ -194,18 +208,20 @@ class CsvFile:
 
     def _replace_retried(self) -> None:
         """Write a copy with the new rows in the old ones' places, then put it in the file's place in one step."""
-        copy = self.path.with_name(f".{self.path.name}.new")
+        path = self.path.resolve()  # the file itself where the path is a link
+        copy = path.with_name(f".{path.name}.new")
         try:
             with copy.open("wb") as file:
+                os.fchmod(file.fileno(), os.fstat(self._file.fileno()).st_mode)
                 for is_header, _, row in whole_rows(self._file):
                     file.write(row if is_header else self._retried.get(key_and_error(row)[0], row))
                 file.flush()
                 os.fsync(file.fileno())
-                os.replace(copy, self.path)
+                os.replace(copy, path)
         except OSError as error:
             copy.unlink(missing_ok=True)
             raise UserError(f"{self.path} is left as it was: the new rows cannot be saved ({error.strerror})") from None
-        sync_folder(self.path.parent)
+        sync_folder(path.parent)
 
 
 def row_of(record: Record, header: Sequence[str]) -> list[str]:
@@ -243,7 +259,8 @@ def whole_rows(file: FileIO) -> Iterator[tuple[bool, int, bytes]]:
         for end in ends:
             row, rest = rest + block[start:end], b""
             offset += len(row)
-            yield is_header, offset, row
+            if not row.isspace():  # an editor's blank line
+                yield is_header, offset, row
             is_header, start = False, end
         rest += block[start:]
 
@@ -263,7 +280,7 @@ def key_and_error(row: bytes) -> tuple[str, str]:
     if tail >= 0 and NO_ERROR.match(row, tail):
         if not row.startswith(b'"'):
             return row[: row.index(b",")].decode(), ""
-        end = row.index(b'",')
+        end = row.index(b'",', 1)
         if row.find(b'""', 1, end + 2) < 0:
             return row[1:end].decode(), ""
     cells = next(csv.reader(io.StringIO(row.decode("utf-8", "replace"), newline="")))

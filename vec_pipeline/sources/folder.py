@@ -51,7 +51,7 @@ class Folder:
         for path, is_linked in self._walk(os.path.realpath(self.root), set(), is_linked=False):
             if is_linked:  # only links can lead to a file twice
                 path = os.path.realpath(path)
-                if path in seen or self._is_reached_without_links(path):
+                if path in seen or (os.path.isfile(path) and is_image(path) and self._is_reached_without_links(path)):
                     continue
                 seen.add(path)
             yield record_of(path)
@@ -70,19 +70,21 @@ class Folder:
             if entry.name.startswith("."):
                 continue
             if is_folder(entry):
-                if self.left_out is None or Path(entry.path).resolve() != self.left_out:
+                real = os.path.realpath(entry.path)
+                if entry.is_symlink() and self._is_reached_without_links(real):
+                    continue
+                if self.left_out is None or real != str(self.left_out):
                     yield from self._walk(entry.path, visited, is_linked=is_linked or entry.is_symlink())
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and is_regular(entry):
+            elif is_image(entry.name) and is_regular(entry):
                 yield entry.path, is_linked or entry.is_symlink()
 
     def _is_reached_without_links(self, path: str) -> bool:
         below = os.path.relpath(path, os.path.realpath(self.root))
-        suffix = os.path.splitext(path)[1].lower()
-        return (
-            not below.startswith("..")
-            and suffix in IMAGE_SUFFIXES
-            and not any(part.startswith(".") for part in below.split(os.sep))
-        )
+        return below == "." or not any(part.startswith(".") for part in below.split(os.sep))
+
+
+def is_image(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:

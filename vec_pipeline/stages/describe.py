@@ -7,7 +7,7 @@ from vec_pipeline import device, weights
 from vec_pipeline.prompts import PROMPTS
 from vec_pipeline.record import Need, Stage, Values
 
-SHARE_OF_BF16 = {"none": 1.0, "int8": 0.61, "nf4": 0.42}  # measured on the 7B: the vision tower stays in bf16
+SHARE_OF_BF16 = {"nf4": 0.42, "int8": 0.61, "none": 1.0}  # measured on the 7B: the vision tower stays in bf16
 FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 
 
@@ -38,11 +38,17 @@ class Describe(Stage):
 
     def need(self) -> Need:
         bf16_gb = weights.size_gb(self.model)
-        gb = bf16_gb * SHARE_OF_BF16[self.quantization]
+        shares = SHARE_OF_BF16.items()
+        smaller = tuple((f"set quantization: {name}", bf16_gb * share) for name, share in shares if share < 1)
         if device.resolve(self.device) == "cuda":
-            smaller = {"none": "set quantization: nf4, or ", "int8": "set quantization: nf4, or ", "nf4": ""}
-            return Need(gpu_gb=gb, remedy=smaller[self.quantization] + "use configs/small.yaml")
-        return Need(host_gb=2 * bf16_gb, remedy="use configs/small.yaml")  # float32 on a CPU
+            return Need(gpu_gb=bf16_gb * SHARE_OF_BF16[self.quantization], smaller=smaller)
+        return Need(host_gb=2 * bf16_gb)  # float32 on a CPU
+
+    def identity(self) -> str:
+        return self.question()
+
+    def question(self) -> str:
+        return self.prompt or PROMPTS[self.language].describe
 
     def load(self) -> Describer:
         import torch
@@ -67,8 +73,7 @@ class Describe(Stage):
     def run(self, model: Describer, rows: list[Values]) -> list[Values]:
         import torch
 
-        question = {"type": "text", "text": self.prompt or PROMPTS[self.language].describe}
-        messages = [{"role": "user", "content": [{"type": "image"}, question]}]
+        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.question()}]}]
         prompt = model.processor.apply_chat_template(messages, add_generation_prompt=True)
         images = [row["image"] for row in rows]
         # All that the processor returns goes in: without mm_token_type_ids positions are silently those of plain text.

@@ -1,6 +1,7 @@
 """path -> upright RGB image, longest side <= max_size_px, and the hash of the file's content."""
 
 import hashlib
+import struct
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
@@ -8,12 +9,21 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vec_pipeline.record import Stage, Values
 
 LARGEST_ASPECT = 50  # of the longer side to the shorter; vision-language models refuse images beyond about 200
 WHITE = (255, 255, 255)
+TURNS = {  # what makes an image of an EXIF orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +67,25 @@ def open_image(content: bytes, max_size_px: int) -> Image.Image:
         image = Image.open(BytesIO(content))
     except UnidentifiedImageError:
         raise UnidentifiedImageError("not an image, or of a kind that cannot be read") from None
-    width_px, height_px = reduced(image.size, max_size_px)
-    image.draft(None, (2 * width_px, 2 * height_px))  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that suffices
+    target = reduced(image.size, max_size_px)
+    image.draft(None, (2 * target[0], 2 * target[1]))  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that suffices
     image.load()
-    upright = to_rgb(ImageOps.exif_transpose(image))
-    if max(upright.size) > max_size_px:
-        upright = upright.resize(reduced(upright.size, max_size_px), Image.Resampling.LANCZOS)
-    return padded(upright)
+    pixels = to_rgb(image)
+    if pixels.size != target:
+        pixels = pixels.resize(target, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    turn = turn_upright(image)
+    return padded(pixels if turn is None else pixels.transpose(turn))
+
+
+def turn_upright(image: Image.Image) -> Image.Transpose | None:
+    """What the EXIF orientation asks for; metadata that cannot be read asks for nothing.
+
+    ImageOps.exif_transpose also writes the metadata anew, and raises where a camera's is broken.
+    """
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (SyntaxError, ValueError, TypeError, OSError, struct.error):
+        return None
 
 
 def reduced(size: tuple[int, int], max_size_px: int) -> tuple[int, int]:
@@ -75,7 +97,7 @@ def reduced(size: tuple[int, int], max_size_px: int) -> tuple[int, int]:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode to RGB: 16-bit and float greys scaled to 8 bits, alpha laid on white."""
     if image.mode.startswith(("I", "F")):
-        return grey_from(np.asarray(image)).convert("RGB")
+        return grey_from(np.asarray(image), is_16_bit=image.mode.startswith("I;16")).convert("RGB")
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         on_white = Image.new("RGB", image.size, WHITE)
@@ -84,14 +106,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def grey_from(values: np.ndarray[Any, Any]) -> Image.Image:
+def grey_from(values: np.ndarray[Any, Any], *, is_16_bit: bool) -> Image.Image:
     """Scale grey values of over 8 bits to 0..255: integers from 16 bits, floats from their own range."""
     levels = values.astype(np.float64)
     if values.dtype.kind == "f":
         finite = levels[np.isfinite(levels)]
         low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
         levels = (np.nan_to_num(levels, nan=low, posinf=high, neginf=low) - low) * (255 / ((high - low) or 1.0))
-    elif levels.max() > 255:
+    elif is_16_bit or levels.max() > 255:
         levels /= 65535 / 255
     return Image.fromarray(np.clip(levels, 0, 255).round().astype(np.uint8))
 

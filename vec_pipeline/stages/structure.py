@@ -47,8 +47,10 @@ class Structure(Stage):
     def need(self) -> Need:
         gb = weights.size_gb(self.model)
         gb += self.context_tokens * KV_GB_PER_TOKEN if gb > 1 else 0.0
-        remedy = "use a smaller GGUF or context_tokens, or configs/small.yaml"
-        return Need(gpu_gb=gb, remedy=remedy) if self._on_gpu() else Need(host_gb=gb, remedy=remedy)
+        return Need(gpu_gb=gb) if self._on_gpu() else Need(host_gb=gb)
+
+    def identity(self) -> str:
+        return self.system_prompt()
 
     def _on_gpu(self) -> bool:
         return device.resolve(self.device) == "cuda"
