@@ -1,9 +1,11 @@
 """A model's hub name or local path -> a local path. The only place that knows how weights get onto this machine."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from vec_pipeline.record import UserError
+from vec_pipeline.record import Need, Stage, UserError
 
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 HUB_GB = {  # weights of the models in config.yaml and configs/small.yaml, those of one GGUF where a repository has many
@@ -118,3 +120,25 @@ def version(model: str) -> str:
         return ""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     return ",".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelStage(Stage):
+    """A stage whose weights have a hub name or a local path.
+
+    files: patterns of the files needed of a hub repository.
+    """
+
+    files: ClassVar[tuple[str, ...]] = ()
+
+    model: str
+
+    def path(self, *, is_offline: bool = True) -> Path:
+        """Where the weights are on this machine, after `fetch` has seen to it that they are."""
+        return fetch(self.model, self.files, is_offline=is_offline)
+
+    def fetch(self) -> None:
+        self.path(is_offline=False)
+
+    def need(self) -> Need:
+        return Need(host_gb=size_gb(self.model))

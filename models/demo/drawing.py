@@ -80,12 +80,12 @@ class Box(NamedTuple):
 
 
 class Letter(NamedTuple):
-    """One printed capital: its centre in pixels at scale 1 and its index within its word."""
+    """One printed capital: its centre in pixels at scale 1, and how many letters of its word stand before it."""
 
     x: float
     y: float
     capital: str
-    index: int
+    before: int
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,9 @@ class Canvas:
         advances = style.advances_px(word)
         sine, cosine = math.sin(math.radians(style.angle_deg)), math.cos(math.radians(style.angle_deg))
         offset = -sum(advances) / 2
-        for index, (capital, advance) in enumerate(zip(word, advances, strict=True)):
+        for before, (capital, advance) in enumerate(zip(word, advances, strict=True)):
             middle = offset + advance / 2
-            self.letters.append(Letter(x + middle * cosine, y - middle * sine, capital, index))
+            self.letters.append(Letter(x + middle * cosine, y - middle * sine, capital, before))
             offset += advance
 
     def text_rgb(self) -> RGB:

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from models.demo.picture_pool import (
     LETTERS,
     PATCH_PX,
+    PATCHES,
     QUESTIONS,
     SIDE_PX,
     Example,

@@ -365,7 +365,7 @@ def main(minutes: float) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=25.0, help="of training, those of earlier runs included")
+    parser.add_argument("--minutes", type=float, default=35.0, help="of training, those of earlier runs included")
     parser.add_argument("--check", type=int, default=0, metavar="SCENES", help="only check the written file")
     arguments = parser.parse_args()
     if arguments.check:

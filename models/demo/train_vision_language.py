@@ -51,13 +51,14 @@ SEED = 1
 TRAINERS = 2
 PICTURES_PER_BATCH = 32
 SHARE_OF_SEEING = 0.4  # of the time, for the first phase
-SHARE_OF_COLLAGES = {"see": 0.8, "answer": 0.25}
+SHARE_OF_COLLAGES = {"see": 0.8, "answer": 0.35}
 SHARE_OF_FRESH = 0.35  # of the batches, once the pool of earlier ones is full
 BATCHES_IN_POOL = 400  # of each trainer: 0.5 GB
 MUON_RATE = 3e-3
 ADAM_RATE = 1.5e-3
 WARMUP_SHARE = 0.03  # of a phase
 FINAL_RATE = {"see": 0.15, "answer": 0.01}  # of the largest
+VISION_SHARE = 0.4  # of the rate, for the vision tower in the second phase
 WEIGHT_DECAY = 0.02
 AUXILIARY_WEIGHT = 0.3
 SAVE_EVERY_S = 300.0
@@ -98,7 +99,7 @@ class PatchHeads(nn.Module):
 def patch_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """Sum over the columns of the labels of the cross entropy. scores: (n, sum(CLASSES)), labels: (n, 7)."""
     total = torch.zeros(())
-    for column, column_scores in enumerate(scores.split(CLASSES, -1)):
+    for column, column_scores in enumerate(torch.split(scores, CLASSES, -1)):
         weights = None
         if column == CENTRE:
             weights = torch.tensor([1.0, 4.0])
@@ -117,10 +118,10 @@ def class_weights(classes: int, of_nothing: float) -> Tensor:
 @torch.no_grad()
 def share_right(scores: Tensor, labels: Tensor, column: int) -> float:
     """Accuracy of one column of the labels where there is something to tell."""
-    predicted = scores.split(CLASSES, -1)[column].argmax(-1)
+    predicted = torch.split(scores, CLASSES, -1)[column].argmax(-1)
     wanted = labels[..., column]
     told = wanted >= 0 if column == COLOUR else wanted > 0
-    return (predicted[told] == wanted[told]).float().mean().item()
+    return float((predicted[told] == wanted[told]).float().mean())
 
 
 class Tower:
@@ -175,7 +176,8 @@ def attend(attention: Any, hidden: Tensor, cosines: Tensor, sines: Tensor) -> Te
     mixed = mixed.permute(2, 0, 3, 1, 4)
     queries, keys = rotate(mixed[:2], cosines, sines).unbind(0)
     attended = functional.scaled_dot_product_attention(queries, keys, mixed[2], scale=attention.scaling)
-    return attention.proj(attended.transpose(1, 2).reshape(pictures, patches, -1))
+    projected: Tensor = attention.proj(attended.transpose(1, 2).reshape(pictures, patches, -1))
+    return projected
 
 
 def rotate(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
@@ -211,7 +213,7 @@ class Speaker:
         told = answers != IGNORED
         scores = self.model.lm_head(hidden[told])
         loss = functional.cross_entropy(scores, answers[told])
-        return loss, (scores.argmax(-1) == answers[told]).float().mean().item()
+        return loss, float((scores.argmax(-1) == answers[told]).float().mean())
 
     def prompt(self, text: str) -> Tensor:
         """The tokens between picture and answer."""
@@ -324,7 +326,7 @@ def train(run: Run, phase: str, rank: int, drawn: Any) -> None:
             break
         set_rate(optimisers, progress, FINAL_RATE[phase])
         loss, measured = batch_loss(run, tower, speaker, batch, phase, rng)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimiser in optimisers:
             optimiser.step()
@@ -374,8 +376,8 @@ class Muon(torch.optim.Optimizer):
     are scaled to the usual size of AdamW's (Liu et al. 2025), so both take similar rates.
     """
 
-    def __init__(self, matrices: list[nn.Parameter], rate: float, weight_decay: float, momentum: float = 0.95) -> None:
-        super().__init__(matrices, {"lr": rate, "weight_decay": weight_decay, "momentum": momentum})
+    def __init__(self, groups: list[dict[str, Any]], rate: float, weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__(groups, {"lr": rate, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -404,16 +406,23 @@ def orthogonal(matrix: Tensor, steps: int = 4) -> Tensor:
 def build_optimisers(run: Run, phase: str) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for the rest: embeddings, norms, biases, heads, and the merger's
     widest matrix, which would cost Muon more than all the others together."""
-    matrices, rest = [], list(run.heads.parameters())
+    matrices: dict[bool, list[nn.Parameter]] = {True: [], False: []}  # of the vision tower, and of the language model
+    rest: dict[bool, list[nn.Parameter]] = {True: list(run.heads.parameters()), False: []}
     for name, parameter in run.model.named_parameters():
-        if phase == "see" and ".visual." not in name:
-            continue
         inside = ".blocks." in name or ".layers." in name or ".merger.mlp.2" in name
-        (matrices if inside and parameter.dim() == 2 else rest).append(parameter)
+        (matrices if inside and parameter.dim() == 2 else rest)[".visual." in name].append(parameter)
     return [
-        Muon(matrices, MUON_RATE, WEIGHT_DECAY),
-        torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY, fused=True),
+        Muon(rate_groups(matrices, phase), MUON_RATE, WEIGHT_DECAY),
+        torch.optim.AdamW(rate_groups(rest, phase), ADAM_RATE, (0.9, 0.98), weight_decay=WEIGHT_DECAY, fused=True),
     ]
+
+
+def rate_groups(parameters: dict[bool, list[nn.Parameter]], phase: str) -> list[dict[str, Any]]:
+    """Parameter groups with a share of the rate: the language model only learns to answer, the vision tower, which has
+    learnt to see by then, only slowly."""
+    if phase == "see":
+        return [{"params": parameters[True], "share": 1.0}]
+    return [{"params": parameters[True], "share": VISION_SHARE}, {"params": parameters[False], "share": 1.0}]
 
 
 def set_rate(optimisers: list[torch.optim.Optimizer], progress: float, final: float) -> None:
@@ -421,7 +430,7 @@ def set_rate(optimisers: list[torch.optim.Optimizer], progress: float, final: fl
     share = min(1.0, progress / WARMUP_SHARE) * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
     for optimiser, rate in zip(optimisers, (MUON_RATE, ADAM_RATE), strict=True):
         for group in optimiser.param_groups:
-            group["lr"] = rate * share
+            group["lr"] = rate * share * group["share"]
 
 
 def batch_loss(
@@ -448,7 +457,7 @@ def batch_loss(
 def augmented(patches: Tensor) -> Tensor:
     """Vary brightness and contrast of normalised pictures, and add noise to half of them, so that no picture is seen
     twice alike."""
-    contrast, brightness, noise, noisy = torch.rand(4, len(patches), 1, 1)
+    contrast, brightness, noise, noisy = torch.rand(4, len(patches), 1, 1).unbind()
     varied = patches * (0.94 + 0.12 * contrast) + 0.18 * (brightness - 0.5)
     return varied + 0.12 * noise * (noisy < 0.5) * torch.randn_like(patches)
 

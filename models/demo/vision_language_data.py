@@ -33,7 +33,7 @@ IGNORED = -100  # torch's label for "no loss here"
 
 # The columns of the labels, and the number of classes of each (0 is "nothing" in all but colour).
 KIND, COLOUR, CENTRE, LETTER_LEFT, LETTER_RIGHT, INDEX_LEFT, INDEX_RIGHT = range(7)
-CLASSES = (len(KINDS) + 1, len(COLOURS), 2, 27, 27, LONGEST_WORD + 1, LONGEST_WORD + 1)
+CLASSES = [len(KINDS) + 1, len(COLOURS), 2, 27, 27, LONGEST_WORD + 1, LONGEST_WORD + 1]
 BACKGROUND_CLASSES = (*BACKGROUNDS, "noise")
 
 
@@ -173,7 +173,7 @@ def patch_labels(canvas: Canvas) -> NDArray[np.int16]:
         right = int(letter.x / PATCH_PX * 2) % 2
         taken = patch[LETTER_LEFT + right] != 0
         patch[LETTER_LEFT + right] = IGNORED if taken else ascii_uppercase.index(letter.capital) + 1
-        patch[INDEX_LEFT + right] = IGNORED if taken else letter.index + 1
+        patch[INDEX_LEFT + right] = IGNORED if taken else letter.before + 1
     squares = labels.reshape(rows // MERGED, MERGED, columns // MERGED, MERGED, -1).swapaxes(1, 2)
     return squares.reshape(rows * columns, -1)
 

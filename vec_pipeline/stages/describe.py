@@ -5,10 +5,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from vec_pipeline import device, weights
 from vec_pipeline.prompts import PROMPTS
-from vec_pipeline.record import Need, Stage, Values
+from vec_pipeline.record import Need, Values
+from vec_pipeline.weights import ModelStage
 
-SHARE_OF_BF16 = {"nf4": 0.42, "int8": 0.61, "none": 1.0}  # measured on the 7B: the vision tower stays in bf16
-FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
+SHARE_OF_BF16 = {"nf4": 0.42, "int8": 0.61, "none": 1.0}  # of the 7B: the vision tower stays in bf16
 
 
 class Describer(NamedTuple):
@@ -19,22 +19,19 @@ class Describer(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Describe(Stage):
+class Describe(ModelStage):
     """Asks one question about each image; greedy decoding, so the same image gets the same answer."""
 
     reads: ClassVar[tuple[str, ...]] = ("image",)
     writes: ClassVar[tuple[str, ...]] = ("text",)
+    files: ClassVar[tuple[str, ...]] = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 
-    model: str
     quantization: Literal["none", "int8", "nf4"] = "none"
     prompt: str = ""  # empty: the one of the language
     language: Literal["en", "ru"] = "en"
     max_new_tokens: int = 256
     device: Literal["auto", "cuda", "cpu"] = "auto"
     batch_size: int = 16
-
-    def fetch(self) -> None:
-        weights.fetch(self.model, FILES)
 
     def need(self) -> Need:
         bf16_gb = weights.size_gb(self.model)
@@ -55,7 +52,7 @@ class Describe(Stage):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         where = device.resolve(self.device)
-        path = weights.fetch(self.model, FILES, is_offline=True)
+        path = self.path()
         processor = AutoProcessor.from_pretrained(path)
         processor.tokenizer.padding_side = "left"  # right padding would put pads between prompt and answer
         model = AutoModelForImageTextToText.from_pretrained(

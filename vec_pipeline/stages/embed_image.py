@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from vec_pipeline import device, weights
-from vec_pipeline.record import Need, Stage, Values
-
-FILES = ("open_clip_config.json", "open_clip_model.safetensors", "tokenizer*", "vocab*", "merges*", "special_tokens*")
+from vec_pipeline import device
+from vec_pipeline.record import Values
+from vec_pipeline.weights import ModelStage
 
 
 class Clip(NamedTuple):
@@ -18,27 +17,28 @@ class Clip(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedImage(Stage):
+class EmbedImage(ModelStage):
     """Image embeddings of shape (dimensions,), float32, L2-normalised."""
 
     reads: ClassVar[tuple[str, ...]] = ("image",)
     writes: ClassVar[tuple[str, ...]] = ("image_vector",)
+    files: ClassVar[tuple[str, ...]] = (
+        "open_clip_config.json",
+        "open_clip_model.safetensors",
+        "tokenizer*",
+        "vocab*",
+        "merges*",
+        "special_tokens*",
+    )
 
-    model: str
     device: Literal["auto", "cuda", "cpu"] = "auto"
     batch_size: int = 64
-
-    def fetch(self) -> None:
-        weights.fetch(self.model, FILES)
-
-    def need(self) -> Need:
-        return Need(host_gb=weights.size_gb(self.model))
 
     def load(self) -> Clip:
         import open_clip
 
         where = device.resolve(self.device)
-        path = weights.fetch(self.model, FILES, is_offline=True).resolve()
+        path = self.path().resolve()
         model, transform = open_clip.create_model_from_pretrained(f"local-dir:{path}", device=where)
         return Clip(model.eval(), transform, where)
 

@@ -3,34 +3,27 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from vec_pipeline import device, weights
-from vec_pipeline.record import Need, Stage, Values
-
-FILES = ("*.json", "*.txt", "*.model", "model.safetensors", "*/model.safetensors")
+from vec_pipeline import device
+from vec_pipeline.record import Values
+from vec_pipeline.weights import ModelStage
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedText(Stage):
+class EmbedText(ModelStage):
     """Sentence embeddings of shape (dimensions,), float32, L2-normalised."""
 
     reads: ClassVar[tuple[str, ...]] = ("text",)
     writes: ClassVar[tuple[str, ...]] = ("text_vector",)
+    files: ClassVar[tuple[str, ...]] = ("*.json", "*.txt", "*.model", "model.safetensors", "*/model.safetensors")
 
-    model: str
     prefix: str = ""  # put before each text, as some models want ("passage: ")
     device: Literal["auto", "cuda", "cpu"] = "auto"
     batch_size: int = 64
 
-    def fetch(self) -> None:
-        weights.fetch(self.model, FILES)
-
-    def need(self) -> Need:
-        return Need(host_gb=weights.size_gb(self.model))
-
     def load(self) -> Any:
         from sentence_transformers import SentenceTransformer
 
-        path = weights.fetch(self.model, FILES, is_offline=True)
+        path = self.path()
         return SentenceTransformer(str(path), device=device.resolve(self.device))
 
     def run(self, model: Any, rows: list[Values]) -> list[Values]:

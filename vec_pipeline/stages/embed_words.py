@@ -7,15 +7,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vec_pipeline import weights
-from vec_pipeline.record import Need, Stage, Values
+from vec_pipeline.record import Values
+from vec_pipeline.weights import ModelStage
 
-FILES = ("model.bin",)
 WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedWords(Stage):
+class EmbedWords(ModelStage):
     """Mean word vectors of shape (dimensions,), float32; zeros for a text without a word.
 
     Words the model does not know get a vector from their parts.
@@ -23,19 +22,13 @@ class EmbedWords(Stage):
 
     reads: ClassVar[tuple[str, ...]] = ("text",)
     writes: ClassVar[tuple[str, ...]] = ("word2vec_vector",)
+    files: ClassVar[tuple[str, ...]] = ("model.bin",)
 
-    model: str
     batch_size: int = 64
 
-    def fetch(self) -> None:
-        weights.fetch(self.model, FILES)
-
-    def need(self) -> Need:
-        return Need(host_gb=1.1 * weights.size_gb(self.model))
-
     def load(self) -> Any:
-        path = weights.fetch(self.model, FILES, is_offline=True)
-        return load_word_vectors(path / FILES[0] if path.is_dir() else path)
+        path = self.path()
+        return load_word_vectors(path / self.files[0] if path.is_dir() else path)
 
     def run(self, model: Any, rows: list[Values]) -> list[Values]:
         return [{"word2vec_vector": mean_vector(model, WORD.findall(row["text"]))} for row in rows]

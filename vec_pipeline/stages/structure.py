@@ -7,13 +7,14 @@ from typing import Any, ClassVar, Literal
 from vec_pipeline import device, weights
 from vec_pipeline.engines import grammar
 from vec_pipeline.prompts import PROMPTS
-from vec_pipeline.record import Need, Stage, Values
+from vec_pipeline.record import Need, Values
+from vec_pipeline.weights import ModelStage
 
 KV_GB_PER_TOKEN = 131_072 / 1e9  # Llama 3.1 8B in f16; smaller models need less
 
 
 @dataclass(frozen=True, kw_only=True)
-class Structure(Stage):
+class Structure(ModelStage):
     """Turns a description into one JSON object, under a grammar that bounds every string and list.
 
     model: a GGUF file, or a hub repository with `file` naming one in it.
@@ -25,7 +26,6 @@ class Structure(Stage):
     writes: ClassVar[tuple[str, ...]] = ("description", "categories", "keywords", "image_text", "llama_extracted")
     tuning: ClassVar[tuple[str, ...]] = ("batch_size", "device", "slots", "context_tokens", "threads")
 
-    model: str
     file: str = ""
     prompt: str = ""  # empty: the one of the language; `{category}` stands for what is said of the category
     language: Literal["en", "ru"] = "en"
@@ -37,12 +37,9 @@ class Structure(Stage):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     batch_size: int = 64
 
-    def fetch(self) -> None:
-        self._path()
-
-    def _path(self, *, is_offline: bool = False) -> Path:
-        path = weights.fetch(self.model, (self.file,), is_offline=is_offline)
-        return path / self.file if self.file else path
+    def path(self, *, is_offline: bool = True) -> Path:
+        folder = weights.fetch(self.model, (self.file,), is_offline=is_offline)
+        return folder / self.file if self.file else folder
 
     def need(self) -> Need:
         gb = weights.size_gb(self.model)
@@ -59,7 +56,7 @@ class Structure(Stage):
         from vec_pipeline.engines.llama_process import LlamaProcess
 
         return LlamaProcess(
-            self._path(is_offline=True),
+            self.path(),
             slots=self.slots,
             context_tokens=self.context_tokens,
             gpu_layers=-1 if self._on_gpu() else 0,
@@ -111,5 +108,8 @@ class Structure(Stage):
 
 def distinct(keywords: list[str]) -> list[str]:
     """Keywords without duplicates (letter case aside), without commas, which separate them, and without blanks."""
-    cleaned = (" ".join(keyword.replace(",", " ").split()) for keyword in keywords)
-    return list({keyword.casefold(): keyword for keyword in reversed([k for k in cleaned if k])}.values())[::-1]
+    kept: dict[str, str] = {}
+    for keyword in keywords:
+        if cleaned := " ".join(keyword.replace(",", " ").split()):
+            kept.setdefault(cleaned.casefold(), cleaned)
+    return list(kept.values())

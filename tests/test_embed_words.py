@@ -1,0 +1,39 @@
+"""FastText vectors from each format they come in, and the mean over a text."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gensim.models import FastText
+from gensim.models.fasttext import save_facebook_model
+
+from vec_pipeline.stages.embed_words import EmbedWords
+
+SENTENCES = [["a", "red", "car"], ["a", "blue", "car"], ["красная", "машина"]] * 20
+
+
+@pytest.fixture(scope="module")
+def trained() -> FastText:
+    return FastText(SENTENCES, vector_size=8, min_count=1, bucket=200, epochs=3, seed=1, workers=1)
+
+
+@pytest.mark.parametrize("kind", ["facebook", "gensim model", "gensim vectors", "folder with model.bin"])
+def test_every_format_gives_the_same_mean(kind: str, trained: FastText, tmp_path: Path) -> None:
+    path = tmp_path / ("model.bin" if kind in ("facebook", "folder with model.bin") else "words.model")
+    if path.suffix == ".bin":
+        save_facebook_model(trained, str(path))
+    else:
+        (trained if kind == "gensim model" else trained.wv).save(str(path))
+    stage = EmbedWords(model=str(tmp_path if kind == "folder with model.bin" else path))
+    [row] = stage.run(stage.load(), [{"text": "A red car, машина."}])
+    words = ("A", "red", "car", "машина")  # "A" is unknown: its vector comes from its parts
+    expected = np.mean([trained.wv[word] for word in words], axis=0)
+    assert row["word2vec_vector"].dtype == np.float32
+    np.testing.assert_allclose(row["word2vec_vector"], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_text_without_words_gets_zeros(trained: FastText, tmp_path: Path) -> None:
+    trained.wv.save(str(tmp_path / "words.model"))
+    stage = EmbedWords(model=str(tmp_path / "words.model"))
+    rows = stage.run(stage.load(), [{"text": ""}, {"text": "?!"}])
+    assert all(row["word2vec_vector"].shape == (8,) and not row["word2vec_vector"].any() for row in rows)
