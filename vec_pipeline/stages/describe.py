@@ -50,7 +50,9 @@ class Describe(ModelStage):
     def load(self) -> Describer:
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()  # of reading files, in the middle of the worker's own; downloads have theirs
         where = device.resolve(self.device)
         path = self.path()
         processor = AutoProcessor.from_pretrained(path)

@@ -22,7 +22,9 @@ class EmbedText(ModelStage):
 
     def load(self) -> Any:
         from sentence_transformers import SentenceTransformer
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()  # as in describe
         path = self.path()
         return SentenceTransformer(str(path), device=device.resolve(self.device))
 
