@@ -99,9 +99,9 @@ def refused(*arguments: object) -> str:
     )
     assert run.returncode == 2, run.stdout + run.stderr
     assert "Traceback" not in run.stderr
-    lines = run.stderr.strip().splitlines()
-    assert len(lines) == 1 or lines[0].startswith("usage:"), run.stderr
-    return lines[-1]
+    sentence = run.stderr.strip().splitlines()[-1]
+    assert sentence.startswith("run.py: "), run.stderr
+    return sentence
 
 
 @pytest.mark.parametrize(
