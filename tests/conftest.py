@@ -12,6 +12,8 @@ import pytest
 
 from vec_pipeline import load_annotations
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as run.py does
+
 PROJECT = Path(__file__).resolve().parent.parent
 EXAMPLES = PROJECT / "examples" / "images"
 

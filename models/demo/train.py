@@ -7,7 +7,7 @@ from models.demo import train_clip, train_llama, train_sentences, train_vision_l
 MINUTES = (  # on two CPU cores, each training alone
     (train_words, 2.0),
     (train_sentences, 8.0),
-    (train_llama, 25.0),
+    (train_llama, 60.0),
     (train_clip, 40.0),
     (train_vision_language, 90.0),
 )
