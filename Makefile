@@ -3,7 +3,9 @@ IMAGES ?= examples/images
 CONFIG ?= configs/demo.yaml
 ARGS ?=
 
-PYTHON ?= python3
+IS_SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,\
+  $(if $(shell $(name) -c '$(IS_SUPPORTED)' 2>/dev/null && echo yes),$(name))) python3)
 GPU_BUILD := $(if $(and $(shell command -v nvidia-smi),$(shell command -v nvcc)),-DGGML_CUDA=on)
 LLAMA_CMAKE_ARGS ?= $(GPU_BUILD) -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/scripts/llama_build.cmake
 PIP = CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" CMAKE_BUILD_PARALLEL_LEVEL=$(shell getconf _NPROCESSORS_ONLN) .venv/bin/pip install
@@ -11,7 +13,7 @@ PIP = CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" CMAKE_BUILD_PARALLEL_LEVEL=$(shell getcon
 .PHONY: help run test check venv demo-models clean clean-venv
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 16
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
 
 run: .venv/run  ## annotate: make run IMAGES=~/photos CONFIG=config.yaml ARGS="--limit 100"
 	.venv/bin/python run.py "$(IMAGES)" --config "$(CONFIG)" $(ARGS)
@@ -36,7 +38,7 @@ clean-venv:  ## remove the environment
 	rm -rf .venv
 
 .venv/run: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	@$(PYTHON) -c '$(IS_SUPPORTED)' || \
 	  (echo "Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python3.12 ..."; exit 1)
 	@echo "Installing into .venv: 3 GB of downloads and a C++ build, 5 to 15 minutes, once."
 	$(PYTHON) -m venv .venv

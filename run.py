@@ -51,13 +51,14 @@ def path(text: str) -> Path:
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM: the first stops the run, but never within a write; the second ends the process at once."""
+    """Ctrl-C, SIGTERM, SIGHUP: the first stops the run, but never within a write; the second ends it at once."""
 
     def __init__(self) -> None:
         self._is_asked = False
         self._is_shielded = False
         signal.signal(signal.SIGINT, self._on_signal)
         signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGHUP, self._on_signal)  # a lost connection
 
     def _on_signal(self, number: int, frame: object) -> None:
         if self._is_asked:
@@ -88,8 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"run.py: {error}", file=sys.stderr)
         return UNUSABLE
-    except OSError as error:  # of the worker's own files: what fails on an image is in its row
-        print(f"run.py: {error.filename or 'output'}: {error.strerror}: make room, or use --output", file=sys.stderr)
+    except Exception as error:  # of the worker itself: what fails on an image is in its row
+        logging.getLogger("vec_pipeline").exception("the run ended early")
+        print(
+            f"run.py: {type(error).__name__}: {error}: what was finished is saved, run.log says more", file=sys.stderr
+        )
         return UNUSABLE
     except KeyboardInterrupt:
         print("\ninterrupted: what was finished is saved; run the same command again to go on", file=sys.stderr)
@@ -109,19 +113,26 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
     check_settings(config.output, config.stages)
     todo = count_todo(source, existing.keys - existing.failed if options.retry_errors else existing.keys, options)
     if options.dry_run:
-        print("\n".join(f"{finding.name}: {finding.text}" for finding in checks.findings(config)))
+        print("\n".join(map(str, checks.findings(config))))
         return ALL_FINE
     if todo:
         checks.check_memory(config.stages)
         for stage in config.stages:
             stage.fetch()
     sink = CsvFile(config.output, config.extra_columns(), config.checkpoint_every, options.retry_errors, existing)
-    with contextlib.closing(sink):
+    with contextlib.ExitStack() as stack:
+        stack.callback(close_sink, sink, interrupt)
+        check_settings(config.output, config.stages)  # again, now that no other worker can change them
         write_settings(config.output, config.stages)
         if todo:
             start_log(config)
             work(config, source, sink, todo, options, interrupt)
     return verdict(sink)
+
+
+def close_sink(sink: "CsvFile", interrupt: Interrupt) -> None:
+    with interrupt.shield():
+        sink.close()
 
 
 def count_todo(source: "Folder", done: set[str], options: argparse.Namespace) -> int:
@@ -133,6 +144,8 @@ def count_todo(source: "Folder", done: set[str], options: argparse.Namespace) ->
     if not found:
         raise UserError(f"{options.images} holds no image: name a folder of images, or one image")
     todo = left if options.limit is None else min(left, options.limit)
+    if source.is_leaving_out:
+        print(f"left out: {source.left_out}, where the output is")
     limited = f", {todo:,} of them in this run" if todo < left else ""
     print(f"{found:,} images: {found - left:,} done, {left:,} to do{limited}", flush=True)
     return todo
@@ -201,7 +214,7 @@ def verdict(sink: "CsvFile") -> int:
     for key, error in sink.error_examples:
         print(f"  {key}: {error}")
     if sink.failed:
-        print("  run again with --retry-errors to annotate them again; output/run.log says more")
+        print(f"  --retry-errors annotates them again; {sink.path.parent / 'run.log'} says more")
     return SOME_ERRORS if sink.failed else ALL_FINE
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.fakes import (
@@ -175,6 +176,33 @@ def test_an_image_too_large_even_alone_and_shrunk_costs_one_row(make: Make) -> N
         "",
     ]
     assert "text" not in annotated[1].values
+
+
+def test_an_image_shrunk_for_one_stage_stays_whole_for_the_others(make: Make, journal: Journal) -> None:
+    stages = (HungryDescribe(largest_px=150 * 150), EmbedImage(journal=journal))
+    [alone] = annotate(make(*stages), records("large"))
+    assert "text" in alone.values
+    [plain] = annotate(make(EmbedImage(journal=journal), fingerprint="plain"), records("large"))
+    assert alone.values["image_vector"] == plain.values["image_vector"]
+
+
+def test_what_was_made_of_a_shrunk_image_is_not_kept_for_other_runs(make: Make, journal: Journal) -> None:
+    annotate(make(HungryDescribe(largest_px=150 * 150, journal=journal)), records("large"))
+    batches = len(journal.sizes("describe"))
+    annotate(make(Describe(journal=journal)), records("large"))
+    assert len(journal.sizes("describe")) == batches + 1
+
+
+def test_a_vector_that_is_not_finite_is_an_error_of_its_row(make: Make) -> None:
+    class Overflowing(EmbedImage):
+        def answer(self, row: Values) -> Values:
+            return {"image_vector": np.array([np.inf if row["content_hash"] == "b" else 1.0], np.float32)}
+
+    annotated = annotate(make(Overflowing()), records(*"abc"))
+    assert [record.error for record in annotated] == [
+        "", "embed_image: ValueError: image_vector holds a value that is not finite", "",
+    ]  # fmt: skip
+    assert "image_vector" not in annotated[1].values
 
 
 def test_a_duplicate_image_runs_once_and_both_rows_are_filled(make: Make, journal: Journal) -> None:

@@ -159,6 +159,35 @@ def test_a_corrupt_model_file_is_exit_2_and_named(tmp_path: Path) -> None:
     assert "broken.gguf" in sentence
 
 
+def test_a_missing_model_file_is_named_before_any_model_loads(tmp_path: Path) -> None:
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "llama.gguf").touch()
+    sentence = refused(
+        EXAMPLES, "--config", PROJECT / "configs/demo.yaml", "--output", tmp_path / "a.csv",
+        "--set", f"structure.model={tmp_path / 'llama'}", "--set", "structure.file=lama.gguf",
+    )  # fmt: skip
+    assert "llama.gguf" in sentence
+    assert "structure" in sentence
+    assert not (tmp_path / "a.csv").exists()
+
+
+def test_a_full_disk_stops_cleanly_with_whole_rows(tmp_path: Path) -> None:
+    """No file may grow over 100 kB: the CSV, or the ledger, meets the limit in the middle of the run."""
+    output = tmp_path / "annotations.csv"
+    limited = f"ulimit -f 100; exec {sys.executable} {PROJECT / 'run.py'} {EXAMPLES} --output {output}"
+    run = subprocess.run(
+        ["bash", "-c", f"{limited} --config {PROJECT / 'configs/demo.yaml'} --set chunk_size=8"],
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert run.returncode == 2, run.stdout + run.stderr
+    assert "Traceback" not in run.stderr
+    assert "make room" in run.stderr
+    assert output.read_bytes().endswith(b"\n")
+    assert set(load_annotations(output)["error"]) <= {""}
+    assert run_worker(EXAMPLES, "--output", output).returncode == 0
+    assert len(load_annotations(output)) == sum(path.suffix != ".json" for path in EXAMPLES.iterdir())
+
+
 def test_a_hub_model_without_a_network_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))

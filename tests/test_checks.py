@@ -11,6 +11,7 @@ from vec_pipeline import device
 from vec_pipeline.__main__ import main
 from vec_pipeline.checks import check_memory
 from vec_pipeline.config import load_config
+from vec_pipeline.engines import llama_process
 from vec_pipeline.record import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -22,7 +23,8 @@ class Machine:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self._patch = patch
 
-    def has(self, gpu_gb: float | None, host_gb: float) -> None:
+    def has(self, gpu_gb: float | None, host_gb: float, *, llama_on_gpu: bool = True) -> None:
+        self._patch.setattr(llama_process, "supports_gpu", lambda: gpu_gb is not None and llama_on_gpu)
         self._patch.setattr(device, "has_gpu", lambda: gpu_gb is not None)
         self._patch.setattr(device, "gpu_free_gb", lambda: gpu_gb)
         self._patch.setattr(device, "host_free_gb", lambda: host_gb)
@@ -50,6 +52,17 @@ def test_no_gpu_names_the_figure_and_the_option(machine: Machine) -> None:
     assert "Qwen/Qwen2-VL-7B-Instruct needs about 17 GB of GPU memory" in sentence
     assert "no GPU was found" in sentence
     assert "configs/small.yaml" in sentence
+
+
+def test_llama_built_without_the_gpu_is_named(machine: Machine) -> None:
+    machine.has(gpu_gb=40, host_gb=64, llama_on_gpu=False)
+    assert "llama.cpp was built without the GPU" in shortage("config.yaml")
+    check("config.yaml", "structure.device=cpu")
+
+
+def test_quantization_without_a_gpu_is_refused(machine: Machine) -> None:
+    machine.has(gpu_gb=None, host_gb=64)
+    assert "needs a GPU" in shortage("configs/small.yaml", "describe.quantization=nf4")
 
 
 def test_a_small_gpu_names_both_figures_and_the_quantization_that_fits(machine: Machine) -> None:

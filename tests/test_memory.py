@@ -77,6 +77,24 @@ def test_other_models_leave_before_the_batch_is_halved() -> None:
     assert job.batches == ["abcdefgh", "abcdefgh", "abcd", "efgh"]
 
 
+def test_an_attempt_to_grow_is_halved_without_evicting_others() -> None:
+    job = Batches(largest_batch=2, others=1)
+    assert fit(job, records(*"abcd"), 4, proven_size=2) == 2
+    assert job.batches == ["abcd", "ab", "cd"]
+    assert job.others == 1
+
+
+def test_a_broken_gpu_ends_the_run_instead_of_blaming_every_image() -> None:
+    class BrokenGpu(Batches):
+        def run(self, batch: list[Record]) -> None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    job = BrokenGpu()
+    with pytest.raises(UserError, match="the GPU failed"):
+        fit(job, records(*EIGHT), 4)
+    assert not job.errors
+
+
 def test_another_failure_is_looked_for_row_by_row() -> None:
     job = Batches(poison="c")
     assert fit(job, records(*EIGHT), 4) == 4
@@ -189,6 +207,20 @@ def test_models_leave_until_enough_memory_is_free(
     cache = ModelCache(5, 1.0)
     for stage in (describe, embed_text, embed_image):
         cache.get(stage)
+    assert journal.closes == ["describe"]
+
+
+def test_a_model_in_host_memory_stays_when_the_gpu_is_short(
+    journal: Journal, free_gb: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    describe, embed_text, embed_image = stages_of(journal)
+    monkeypatch.setattr(Describe, "need", lambda self: Need(gpu_gb=3.0))
+    monkeypatch.setattr(EmbedText, "need", lambda self: Need(host_gb=3.0))
+    cache = ModelCache(5, 1.0)
+    cache.get(embed_text)
+    cache.get(describe)
+    free_gb["gpu"] = 2.0
+    cache.get(embed_image)
     assert journal.closes == ["describe"]
 
 

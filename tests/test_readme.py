@@ -42,6 +42,12 @@ def test_files_and_folders_named_exist() -> None:
     assert all((PROJECT / name).exists() for name in named)
 
 
+def test_links_lead_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert links
+    assert all((PROJECT / link).exists() for link in links)
+
+
 def test_make_commands_do_what_they_say() -> None:
     """What `make` would run, without running it: the environment of the tests may be another."""
     plan = subprocess.run(

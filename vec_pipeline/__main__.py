@@ -29,7 +29,7 @@ def check_command(config_path: Path) -> int:
 
     is_fine = True
     for finding in findings(load_config(config_path)):
-        print(f"{'ok  ' if finding.is_fine else 'FAIL'}  {finding.name}: {finding.text}", flush=True)
+        print(finding, flush=True)
         is_fine = is_fine and finding.is_fine
     return 0 if is_fine else 1
 

@@ -2,10 +2,12 @@
 
 import logging
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import numpy as np
 
 from vec_pipeline.ledger import Ledger
 from vec_pipeline.memory import ModelCache, attempt, fit
@@ -38,8 +40,8 @@ class Annotator:
         self.ledger = ledger
         self.fingerprints = fingerprints
         self.threads = threads
-        self.batch_sizes = {stage: stage.batch_size for stage in self.stages}
-        self.seconds: Counter[str] = Counter()  # by stage name, loading included
+        self.proven_sizes: dict[Stage, int] = {}  # batch sizes that fitted last time
+        self.seconds: defaultdict[str, float] = defaultdict(float)  # by stage name, loading included
         self.current = ""  # what is being done at this moment, for the progress bar
 
     def __call__(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
@@ -80,8 +82,10 @@ class Annotator:
         for stage in self.stages:  # stages outside, records inside: a model is swapped at most once a chunk
             start_s = time.monotonic()
             self.current = stage.name
-            self._run_stage(stage, [record for record in readable if is_ready(stage, record)])
-            self.seconds[stage.name] += time.monotonic() - start_s  # type: ignore[assignment]
+            try:
+                self._run_stage(stage, [record for record in readable if is_ready(stage, record)])
+            finally:
+                self.seconds[stage.name] += time.monotonic() - start_s
         self.current = ""
         self.ledger.forgive(record.values["content_hash"] for record in readable if not record.error)
 
@@ -111,17 +115,17 @@ class Annotator:
 
     def _fit(self, stage: Stage, records: list[Record]) -> None:
         job = ModelRun(stage, self.cache, self.ledger, self.fingerprints[stage])
-        calm = []
-        for record in records:
-            if self.ledger.is_fatal(record.values["content_hash"]):
-                job.blame(record, "ProcessDied: this image killed the process again and again")
-            elif self.ledger.is_suspect(record.values["content_hash"]):
-                fit(job, [record], 1)
-            else:
-                calm.append(record)
+        known = self.ledger
+        calm = [record for record in records if not known.is_suspect(record.values["content_hash"])]
         if calm:
-            size = min(2 * self.batch_sizes[stage], stage.batch_size)  # grow back: a huge image slows only its chunk
-            self.batch_sizes[stage] = fit(job, calm, size)
+            proven = self.proven_sizes.get(stage, 0)
+            size = min(2 * proven or stage.batch_size, stage.batch_size)  # grow back after memory ran out
+            self.proven_sizes[stage] = fit(job, calm, size, proven)
+        for record in records:  # suspects come last and alone, so that a kill costs the others nothing
+            if known.is_fatal(record.values["content_hash"]):
+                job.blame(record, "ProcessDied: this image killed the process again and again")
+            elif known.is_suspect(record.values["content_hash"]):
+                fit(job, [record], 1)
 
     def _is_complete(self, record: Record) -> bool:
         return all(has(stage, record) for stage in self.stages)
@@ -136,6 +140,12 @@ def has(stage: Stage, record: Record) -> bool:
     return all(name in record.values for name in stage.writes)
 
 
+def not_finite(result: Values) -> str:
+    """Say which vector of a result holds NaN or an infinity; empty where none does."""
+    bad = [name for name, value in result.items() if isinstance(value, np.ndarray) and not np.isfinite(value).all()]
+    return f"ValueError: {', '.join(bad)} holds a value that is not finite" if bad else ""
+
+
 class StageRun:
     """One stage at work on batches of records: the job that `fit` and `attempt` are given."""
 
@@ -144,12 +154,16 @@ class StageRun:
         self.model = model
 
     def run(self, records: list[Record]) -> None:
-        rows = [{name: record.values[name] for name in self.stage.reads} for record in records]
+        rows = [self.row(record) for record in records]
         for record, result in zip(records, self.stage.run(self.model, rows), strict=True):
-            if failure := result.pop("error", ""):
+            if failure := result.pop("error", "") or not_finite(result):
                 self.blame(record, failure)
-            record.values |= result
+            record.values |= {name: value for name, value in result.items() if not not_finite({name: value})}
             logger.debug("%s: %s is done", record.key, self.stage.name)
+
+    def row(self, record: Record) -> Values:
+        """What the stage is given of a record."""
+        return {name: record.values[name] for name in self.stage.reads}
 
     def relieve(self) -> bool:
         return False
@@ -169,6 +183,11 @@ class ModelRun(StageRun):
         self.cache = cache
         self.ledger = ledger
         self.fingerprint = fingerprint
+        self._smaller: dict[str, Any] = {}  # images with fewer pixels, by key: for this stage only
+
+    def row(self, record: Record) -> Values:
+        row = super().row(record)
+        return {**row, "image": self._smaller[record.key]} if record.key in self._smaller else row
 
     def run(self, records: list[Record]) -> None:
         self.model = self.cache.get(self.stage)
@@ -177,7 +196,7 @@ class ModelRun(StageRun):
                 super().run(records)
         finally:
             self.model = None  # the cache alone owns models
-        done = [record for record in records if has(self.stage, record)]
+        done = [record for record in records if has(self.stage, record) and record.key not in self._smaller]
         self.ledger.store(self.fingerprint, {r.values["content_hash"]: self._results(r) for r in done})
         logger.info("%s: a batch of %d", self.stage.name, len(records))
 
@@ -189,8 +208,8 @@ class ModelRun(StageRun):
 
     def shrink(self, record: Record) -> bool:
         """Halve the sides of the image the stage reads."""
-        image = record.values.get("image") if "image" in self.stage.reads else None
+        image = self.row(record).get("image")
         if image is None or max(image.size) < 2 * SMALLEST_SIDE_PX:
             return False
-        record.values["image"] = image.resize((max(1, image.width // 2), max(1, image.height // 2)))
+        self._smaller[record.key] = image.resize((max(1, image.width // 2), max(1, image.height // 2)))
         return True

@@ -35,6 +35,9 @@ class Finding:
     text: str
     is_fine: bool = True
 
+    def __str__(self) -> str:
+        return f"{'ok  ' if self.is_fine else 'FAIL'}  {self.name}: {self.text}"
+
 
 def check_memory(stages: tuple[Stage, ...]) -> None:
     """Raise UserError where one model needs a GPU that is not there, or more memory than is free.
@@ -57,7 +60,8 @@ def check_memory(stages: tuple[Stage, ...]) -> None:
         ):
             if free_gb is not None and needed_gb > free_gb:
                 options = [option for option, gb in need.smaller if gb <= free_gb]
-                remedy = ", or ".join([*options[:1], "use configs/small.yaml"])
+                last = "use configs/small.yaml" if kind == "GPU" else f"leave {stage.name} out, or give a smaller model"
+                remedy = ", or ".join([*options[:1], last])
                 raise UserError(
                     f"{model} needs about {needed_gb:.0f} GB of {kind} memory and {free_gb:.0f} GB are free: {remedy}"
                 )

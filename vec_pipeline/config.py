@@ -5,6 +5,8 @@ import importlib
 import importlib.util
 import inspect
 import json
+import math
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -143,6 +145,8 @@ def check_numbers(instance: Config | Stage, where: str) -> None:
         value, lowest = getattr(instance, field.name), 0 if field.default == 0 else 1
         if isinstance(value, int) and not isinstance(value, bool) and value < lowest:
             raise ConfigError(f"{where}{field.name}: must be at least {lowest}, not {value}")
+        if isinstance(value, float) and not 0 <= value < math.inf:
+            raise ConfigError(f"{where}{field.name}: must be a number from 0 on, not {value}")
 
 
 def typed(cls: type, options: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -217,6 +221,8 @@ def check_wiring(stages: Iterable[Stage]) -> None:
     stages = list(stages)
     available = set(SOURCE_VALUES)
     for stage in stages:
+        if sum(other.name == stage.name for other in stages) > 1:
+            raise ConfigError(f"stages: there are two called {stage.name}: leave one out, or rename its file")
         if twice := available.intersection((*stage.writes, *stage.makes)):
             raise ConfigError(f"stages: {stage.name} writes {min(twice)}, which an earlier stage writes: leave one out")
         for name in stage.reads:
@@ -247,17 +253,15 @@ def similar_file(path: Path) -> str:
 
 
 def settings(stages: Iterable[Stage]) -> dict[str, dict[str, Any]]:
-    """What decides the content of a row: every stage's options but those of tuning, defaults included."""
-    return {
-        stage.name: {
-            field.name: plain(getattr(stage, field.name)) for field in fields(stage) if field.name not in stage.tuning
-        }
-        for stage in stages
-    }
+    """What decides the content of a row: every stage's options but those of tuning, defaults and prompts included."""
+    return {stage.name: stage_settings(stage) for stage in stages}
 
 
-def plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def stage_settings(stage: Stage) -> dict[str, Any]:
+    names = [field.name for field in fields(stage) if field.name not in stage.tuning]
+    options = {name: getattr(stage, name) for name in names}
+    found = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    return {**found, "identity": stage.identity()} if stage.identity() else found
 
 
 def fingerprints(stages: Iterable[Stage]) -> dict[Stage, str]:
@@ -265,10 +269,9 @@ def fingerprints(stages: Iterable[Stage]) -> dict[Stage, str]:
     makers: dict[str, str] = {}
     prints = {}
     for stage in stages:
-        parts = [stage.name, settings([stage]), [makers.get(name, "") for name in stage.reads]]
+        parts = [stage.name, stage_settings(stage), [makers.get(name, "") for name in stage.reads]]
         if isinstance(model := getattr(stage, "model", None), str):
             parts.append(weights.version(model))
-        parts.append(stage.identity())
         prints[stage] = hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
         makers.update(dict.fromkeys((*stage.writes, *stage.makes), prints[stage]))
     return prints
@@ -282,7 +285,12 @@ def check_settings(csv_path: Path, stages: Iterable[Stage]) -> None:
     path = settings_path(csv_path)
     if not (csv_path.exists() and csv_path.stat().st_size and path.exists()):
         return
-    before, now = yaml.safe_load(path.read_text(encoding="utf-8")) or {}, settings(stages)
+    try:
+        before, now = yaml.safe_load(path.read_text(encoding="utf-8")), settings(stages)
+    except (yaml.YAMLError, UnicodeDecodeError):
+        before = None
+    if not isinstance(before, dict) or not all(isinstance(options, dict) for options in before.values()):
+        raise UserError(f"{path} is damaged: delete it if {csv_path} was made with these settings, or use --output")
     changed = [
         f"{stage}.{key}"
         for stage in (*before, *(name for name in now if name not in before))
@@ -300,7 +308,10 @@ def write_settings(csv_path: Path, stages: Iterable[Stage]) -> None:
     """Write the settings beside the CSV."""
     text = yaml.safe_dump(settings(stages), allow_unicode=True, sort_keys=False)
     new = settings_path(csv_path).with_suffix(".new")  # a kill must not leave half a file
-    new.write_text("# The settings this CSV was made with.\n" + text, encoding="utf-8")
+    with new.open("w", encoding="utf-8") as file:
+        file.write("# The settings this CSV was made with.\n" + text)
+        file.flush()
+        os.fsync(file.fileno())
     new.replace(settings_path(csv_path))
 
 

@@ -5,16 +5,25 @@ import gc
 import logging
 import sys
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vec_pipeline.device import gpu_free_gb, host_free_gb
-from vec_pipeline.record import Record, Stage, UserError
+from vec_pipeline.record import Need, Record, Stage, UserError
 
 logger = logging.getLogger(__name__)
 
-OUT_OF_MEMORY_SIGNS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "MemoryError", "can't allocate memory")
+OUT_OF_MEMORY_SIGNS = (
+    "out of memory",
+    "MemoryError",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # what cuBLAS says where there is no room for its handle
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "signal SIGKILL",  # a child process that the kernel ended for its memory
+)
+BROKEN_GPU_SIGN = "CUDA error:"  # any but out of memory: every later call of this process fails too
 
 
 class LoadError(UserError):
@@ -39,7 +48,7 @@ class ModelCache:
     def __init__(self, capacity: int, clear_threshold_gb: float) -> None:
         self.capacity = capacity
         self.clear_threshold_gb = clear_threshold_gb
-        self.load_seconds: Counter[str] = Counter()  # by stage name
+        self.load_seconds: defaultdict[str, float] = defaultdict(float)  # by stage name
         self._models: OrderedDict[Stage, Any] = OrderedDict()
 
     def get(self, stage: Stage) -> Any:
@@ -64,13 +73,22 @@ class ModelCache:
             self._evict(next(iter(self._models)))
 
     def _make_room(self, stage: Stage) -> None:
-        while self._models and (len(self._models) >= self.capacity or not self._is_room(stage)):
+        while len(self._models) >= self.capacity:
             self._evict(next(iter(self._models)))
+        release()  # what torch keeps for later counts as taken
+        while (victim := self._victim(stage.need())) is not None:
+            self._evict(victim)
 
-    def _is_room(self, stage: Stage) -> bool:
-        need, free_gpu_gb = stage.need(), gpu_free_gb()
-        gpu_fits = free_gpu_gb is None or free_gpu_gb >= need.gpu_gb + self.clear_threshold_gb
-        return gpu_fits and host_free_gb() >= need.host_gb + self.clear_threshold_gb
+    def _victim(self, need: Need) -> Stage | None:
+        """The least recently used model that holds memory of the kind that is short; None where none is short."""
+        free_gpu_gb = gpu_free_gb()
+        gpu_is_short = free_gpu_gb is not None and free_gpu_gb < need.gpu_gb + self.clear_threshold_gb
+        host_is_short = host_free_gb() < need.host_gb + self.clear_threshold_gb
+        for stage in self._models:
+            held = stage.need()
+            if (gpu_is_short and (held.gpu_gb or not held.host_gb)) or (host_is_short and not held.gpu_gb):
+                return stage
+        return None
 
     def _load(self, stage: Stage) -> Any:
         failure = None
@@ -93,7 +111,7 @@ class ModelCache:
         before_gpu_gb, before_host_gb, start_s = gpu_free_gb() or 0.0, host_free_gb(), time.monotonic()
         model = stage.load()
         seconds = time.monotonic() - start_s
-        self.load_seconds[stage.name] += seconds  # type: ignore[assignment]
+        self.load_seconds[stage.name] += seconds
         gpu_gb, host_gb = before_gpu_gb - (gpu_free_gb() or 0.0), before_host_gb - host_free_gb()
         logger.info("loaded %s in %.1f s: %.2f GB GPU, %.2f GB host", stage.name, seconds, gpu_gb, max(host_gb, 0.0))
         return model
@@ -126,17 +144,19 @@ class Job(Protocol):
         ...
 
 
-def fit(job: Job, records: list[Record], size: int) -> int:
+def fit(job: Job, records: list[Record], size: int, proven_size: int = 0) -> int:
     """Work through the records in batches of `size`; return the size that fitted in the end.
 
     Out of memory: first other models are evicted, then the batch is halved, and one record alone is made smaller as
-    long as that helps. Any other failure of a batch: row by row, so that one bad row costs one row.
+    long as that helps. Batches over `proven_size`, where it is known, are an attempt to grow, and halved at once. Any
+    other failure of a batch: row by row, so that one bad row costs one row.
     """
     waiting = deque(records)
     while waiting:
         batch = [waiting.popleft() for _ in range(min(size, len(waiting)))]
         failure = attempt(job, batch)
-        if failure and failure.is_out_of_memory and job.relieve():
+        is_growing = 0 < proven_size < len(batch)
+        if failure and failure.is_out_of_memory and not is_growing and job.relieve():
             logger.warning("out of memory: other models evicted, the batch of %d is tried again", len(batch))
             failure = attempt(job, batch)
         if failure is None:
@@ -170,14 +190,17 @@ def attempt(job: Job, records: list[Record]) -> Failure | None:
         raise
     except Exception as error:
         logger.warning("a batch of %d failed: %s", len(records), ", ".join(r.key for r in records), exc_info=True)
-        return describe_failure(error)
+        failure = describe_failure(error)
+        if BROKEN_GPU_SIGN in failure.message and not failure.is_out_of_memory:
+            raise UserError(f"the GPU failed ({failure.message[:200]}): run the same command again") from None
+        return failure
     return None
 
 
 def describe_failure(error: Exception) -> Failure:
     """Put an exception into one line of text, and recognise the ones about memory."""
-    message = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
-    return Failure(message, any(sign in message for sign in OUT_OF_MEMORY_SIGNS))
+    message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return Failure(message[:500], any(sign in message for sign in OUT_OF_MEMORY_SIGNS))
 
 
 def release() -> None:

@@ -1,5 +1,7 @@
 """What the user sees of a run: a bar in a terminal, plain lines elsewhere, and the summary at the end."""
 
+import contextlib
+import shutil
 import sys
 import threading
 import time
@@ -78,9 +80,11 @@ class Progress:
         line = self.line()
         if self._is_terminal:
             filled = 20 * self.done // max(self.total, 1)
-            line = f"\r\033[K[{'#' * filled}{'.' * (20 - filled)}] {line}"
-        self.stream.write(line + end)
-        self.stream.flush()
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be cleared
+            line = "\r\033[K" + f"[{'#' * filled}{'.' * (20 - filled)}] {line}"[:width]
+        with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+            self.stream.write(line + end)
+            self.stream.flush()
 
 
 def duration(seconds: float) -> str:

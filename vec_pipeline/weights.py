@@ -1,5 +1,6 @@
 """A model's hub name or local path -> a local path. The only place that knows how weights get onto this machine."""
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ def local_path(model: str) -> Path | None:
 
 
 def nearest(path: Path) -> str:
-    """Name what stands beside a missing path, or its nearest folder that exists."""
+    """Name what stands beside a missing path and is called much like it."""
     from difflib import get_close_matches
 
     for base in (Path.cwd(), PROJECT_FOLDER):
@@ -65,9 +66,7 @@ def fetch(model: str, patterns: tuple[str, ...], *, is_offline: bool = False) ->
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
-        LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
 
@@ -82,10 +81,12 @@ def fetch(model: str, patterns: tuple[str, ...], *, is_offline: bool = False) ->
         ) from None
     except RepositoryNotFoundError:
         raise UserError(f"{model}: the hub has no model of that name; check it, or {elsewhere}") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the hub's own kinds, those of its HTTP library, a full disk
+        cause = f"the hub cannot be reached ({type(error).__name__})"
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+            cause = f"{error.strerror}: {error.filename}"
         raise UserError(
-            f"{model} is not on this machine and the hub cannot be reached ({type(error).__name__}): "
-            f"connect once to download it, or {elsewhere}"
+            f"{model} is not on this machine and cannot be downloaded: {cause}; try again, or {elsewhere}"
         ) from None
 
 
@@ -127,8 +128,10 @@ class ModelStage(Stage):
     """A stage whose weights have a hub name or a local path.
 
     files: patterns of the files needed of a hub repository.
+    required: a file that a folder of such a model cannot lack.
     """
 
+    required: ClassVar[str] = ""
     files: ClassVar[tuple[str, ...]] = ()
 
     model: str
@@ -138,7 +141,10 @@ class ModelStage(Stage):
         return fetch(self.model, self.files, is_offline=is_offline)
 
     def fetch(self) -> None:
-        self.path(is_offline=False)
+        path = self.path(is_offline=False)
+        missing = path / self.required if path.is_dir() else path
+        if not missing.exists():
+            raise UserError(f"{self.name}: {missing} is missing{nearest(missing)}")
 
     def need(self) -> Need:
         return Need(host_gb=size_gb(self.model))

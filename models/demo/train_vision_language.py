@@ -51,7 +51,7 @@ SEED = 1
 TRAINERS = 2
 PICTURES_PER_BATCH = 32
 SHARE_OF_SEEING = 0.4  # of the time, for the first phase
-SHARE_OF_COLLAGES = {"see": 0.8, "answer": 0.35}
+SHARE_OF_COLLAGES = {"see": 0.8, "answer": 0.45}
 SHARE_OF_FRESH = 0.35  # of the batches, once the pool of earlier ones is full
 BATCHES_IN_POOL = 400  # of each trainer: 0.5 GB
 MUON_RATE = 3e-3
@@ -332,9 +332,8 @@ def train(run: Run, phase: str, rank: int, drawn: Any) -> None:
             optimiser.step()
             optimiser.zero_grad()
         for name, value in measured.items():
-            averages[name] = (
-                0.98 * averages.get(name, value) + 0.02 * value if value == value else averages.get(name, 0)
-            )
+            if math.isfinite(value):  # a batch may have nothing to measure
+                averages[name] = 0.98 * averages.get(name, value) + 0.02 * value
         if rank == 0 and step % LOG_EVERY_STEPS == 0:
             rounded = {name: round(value, 3) for name, value in averages.items()}
             print(json.dumps({"phase": phase, "step": step, "s": round(run.elapsed_s[phase]), **rounded}), flush=True)
@@ -418,8 +417,8 @@ def build_optimisers(run: Run, phase: str) -> list[torch.optim.Optimizer]:
 
 
 def rate_groups(parameters: dict[bool, list[nn.Parameter]], phase: str) -> list[dict[str, Any]]:
-    """Parameter groups with a share of the rate: the language model only learns to answer, the vision tower, which has
-    learnt to see by then, only slowly."""
+    """Parameter groups with a share of the rate. In the second phase the vision tower learns more slowly, or what it
+    learnt in the first is lost again to the large first steps of the language model."""
     if phase == "see":
         return [{"params": parameters[True], "share": 1.0}]
     return [{"params": parameters[True], "share": VISION_SHARE}, {"params": parameters[False], "share": 1.0}]

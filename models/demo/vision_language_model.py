@@ -121,7 +121,7 @@ def build_tokenizer() -> Qwen2Tokenizer:
     )
     tokenizer.train_from_iterator(tokenizer_corpus(random.Random(1)), trainer)
     trained = json.loads(tokenizer.to_str())["model"]
-    finished = Qwen2Tokenizer(
+    return Qwen2Tokenizer(
         vocab=trained["vocab"],
         merges=[tuple(merge) for merge in trained["merges"]],
         unk_token="<|endoftext|>",
@@ -129,9 +129,8 @@ def build_tokenizer() -> Qwen2Tokenizer:
         pad_token="<|endoftext|>",
         additional_special_tokens=SPECIAL_TOKENS,
         model_max_length=2048,
+        padding_side="left",  # generation goes on from the right end of every row
     )
-    finished.padding_side = "left"
-    return finished
 
 
 def tokenizer_corpus(rng: random.Random) -> Iterable[str]:

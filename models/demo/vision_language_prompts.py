@@ -6,8 +6,8 @@ from models.demo.scenes import COUNTS, Scene
 from vec_pipeline.prompts import PROMPTS
 
 PRODUCTION = PROMPTS["en"].describe
-PRODUCTION_SHARE = 0.6
-QUESTION_SHARE = 0.12  # the rest are other ways to ask for a description
+PRODUCTION_SHARE = 0.4
+QUESTION_SHARE = 0.15  # the rest are other ways to ask for a description
 
 DESCRIBE = (
     PRODUCTION,

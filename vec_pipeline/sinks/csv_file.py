@@ -179,6 +179,9 @@ class CsvFile:
         except OSError as error:
             file.close()
             raise UserError(f"{self.path} cannot be locked ({error.strerror}): name a file on another disk") from None
+        if not os.path.samestat(os.fstat(file.fileno()), self.path.stat()):  # replaced by another worker meanwhile
+            file.close()
+            return self._open()
         return file
 
     def _repair(self, contents: Contents) -> None:
@@ -218,8 +221,10 @@ class CsvFile:
                 file.flush()
                 os.fsync(file.fileno())
                 os.replace(copy, path)
-        except OSError as error:
+        except BaseException as error:
             copy.unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
             raise UserError(f"{self.path} is left as it was: the new rows cannot be saved ({error.strerror})") from None
         sync_folder(path.parent)
 

@@ -40,8 +40,15 @@ class Folder:
     def __init__(self, root: Path, left_out: Path | None = None) -> None:
         if not root.exists():
             raise UserError(f"{root} does not exist: name a folder of images, or one image")
+        if root.is_dir() and not os.access(root, os.R_OK | os.X_OK):
+            raise UserError(f"{root} cannot be read: check its permissions")
         self.root = root
         self.left_out = left_out.resolve() if left_out else None
+
+    @property
+    def is_leaving_out(self) -> bool:
+        """Whether the folder that is left out lies below the root."""
+        return self.left_out is not None and self.root.resolve() in self.left_out.parents and self.left_out.is_dir()
 
     def __iter__(self) -> Iterator[Record]:
         if self.root.is_file():

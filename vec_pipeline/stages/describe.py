@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from vec_pipeline import device, weights
 from vec_pipeline.prompts import PROMPTS
-from vec_pipeline.record import Need, Values
+from vec_pipeline.record import Need, UserError, Values
 from vec_pipeline.weights import ModelStage
 
 SHARE_OF_BF16 = {"nf4": 0.42, "int8": 0.61, "none": 1.0}  # of the 7B: the vision tower stays in bf16
@@ -24,6 +24,7 @@ class Describe(ModelStage):
 
     reads: ClassVar[tuple[str, ...]] = ("image",)
     writes: ClassVar[tuple[str, ...]] = ("text",)
+    required: ClassVar[str] = "config.json"
     files: ClassVar[tuple[str, ...]] = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 
     quantization: Literal["none", "int8", "nf4"] = "none"
@@ -39,6 +40,8 @@ class Describe(ModelStage):
         smaller = tuple((f"set quantization: {name}", bf16_gb * share) for name, share in shares if share < 1)
         if device.resolve(self.device) == "cuda":
             return Need(gpu_gb=bf16_gb * SHARE_OF_BF16[self.quantization], smaller=smaller)
+        if self.quantization != "none":
+            raise UserError(f"describe.quantization: {self.quantization} needs a GPU: set it to none, or device: cuda")
         return Need(host_gb=2 * bf16_gb)  # float32 on a CPU
 
     def identity(self) -> str:
@@ -77,8 +80,9 @@ class Describe(ModelStage):
         images = [row["image"] for row in rows]
         # All that the processor returns goes in: without mm_token_type_ids positions are silently those of plain text.
         inputs = model.processor(text=[prompt] * len(rows), images=images, return_tensors="pt", padding=True)
-        with torch.inference_mode():
-            tokens = model.model.generate(**inputs.to(model.model.device), max_new_tokens=self.max_new_tokens)
+        inputs = inputs.to(model.model.device, dtype=model.model.dtype)  # the dtype of the pixels; tokens stay whole
+        with torch.no_grad():
+            tokens = model.model.generate(**inputs, max_new_tokens=self.max_new_tokens)
         answers = tokens[:, inputs["input_ids"].shape[1] :]
         texts = model.processor.batch_decode(answers, skip_special_tokens=True)
         return [{"text": text.strip()} for text in texts]

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from vec_pipeline import device
-from vec_pipeline.record import Values
+from vec_pipeline import device, weights
+from vec_pipeline.record import Need, Values
 from vec_pipeline.weights import ModelStage
 
 
@@ -22,17 +22,15 @@ class EmbedImage(ModelStage):
 
     reads: ClassVar[tuple[str, ...]] = ("image",)
     writes: ClassVar[tuple[str, ...]] = ("image_vector",)
-    files: ClassVar[tuple[str, ...]] = (
-        "open_clip_config.json",
-        "open_clip_model.safetensors",
-        "tokenizer*",
-        "vocab*",
-        "merges*",
-        "special_tokens*",
-    )
+    required: ClassVar[str] = "open_clip_config.json"
+    files: ClassVar[tuple[str, ...]] = ("open_clip_*", "tokenizer*", "vocab*", "merges*", "special_tokens*")
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     batch_size: int = 64
+
+    def need(self) -> Need:
+        gb = weights.size_gb(self.model)
+        return Need(gpu_gb=gb) if device.resolve(self.device) == "cuda" else Need(host_gb=gb)
 
     def load(self) -> Clip:
         import open_clip

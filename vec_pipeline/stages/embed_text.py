@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from vec_pipeline import device
-from vec_pipeline.record import Values
+from vec_pipeline import device, weights
+from vec_pipeline.record import Need, Values
 from vec_pipeline.weights import ModelStage
 
 
@@ -14,11 +14,16 @@ class EmbedText(ModelStage):
 
     reads: ClassVar[tuple[str, ...]] = ("text",)
     writes: ClassVar[tuple[str, ...]] = ("text_vector",)
+    required: ClassVar[str] = "modules.json"
     files: ClassVar[tuple[str, ...]] = ("*.json", "*.txt", "*.model", "model.safetensors", "*/model.safetensors")
 
     prefix: str = ""  # put before each text, as some models want ("passage: ")
     device: Literal["auto", "cuda", "cpu"] = "auto"
     batch_size: int = 64
+
+    def need(self) -> Need:
+        gb = weights.size_gb(self.model)
+        return Need(gpu_gb=gb) if device.resolve(self.device) == "cuda" else Need(host_gb=gb)
 
     def load(self) -> Any:
         from sentence_transformers import SentenceTransformer

@@ -22,13 +22,14 @@ class EmbedWords(ModelStage):
 
     reads: ClassVar[tuple[str, ...]] = ("text",)
     writes: ClassVar[tuple[str, ...]] = ("word2vec_vector",)
-    files: ClassVar[tuple[str, ...]] = ("model.bin",)
+    required: ClassVar[str] = "model.bin"
+    files: ClassVar[tuple[str, ...]] = (required,)
 
     batch_size: int = 64
 
     def load(self) -> Any:
         path = self.path()
-        return load_word_vectors(path / self.files[0] if path.is_dir() else path)
+        return load_word_vectors(path / self.required if path.is_dir() else path)
 
     def run(self, model: Any, rows: list[Values]) -> list[Values]:
         return [{"word2vec_vector": mean_vector(model, WORD.findall(row["text"]))} for row in rows]

@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from vec_pipeline.record import Stage, Values
 
 LARGEST_ASPECT = 50  # of the longer side to the shorter; vision-language models refuse images beyond about 200
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF")  # JPEG is MPO too; none runs programs
 WHITE = (255, 255, 255)
 TURNS = {  # what makes an image of an EXIF orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -64,7 +65,7 @@ def open_image(content: bytes, max_size_px: int) -> Image.Image:
     if not content:
         raise UnidentifiedImageError("the file is empty")
     try:
-        image = Image.open(BytesIO(content))
+        image = Image.open(BytesIO(content), formats=readable_formats())
     except UnidentifiedImageError:
         raise UnidentifiedImageError("not an image, or of a kind that cannot be read") from None
     target = reduced(image.size, max_size_px)
@@ -75,6 +76,12 @@ def open_image(content: bytes, max_size_px: int) -> Image.Image:
         pixels = pixels.resize(target, Image.Resampling.LANCZOS, reducing_gap=2.0)
     turn = turn_upright(image)
     return padded(pixels if turn is None else pixels.transpose(turn))
+
+
+def readable_formats() -> list[str]:
+    """Those of FORMATS that this Pillow has a reader for."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def turn_upright(image: Image.Image) -> Image.Transpose | None:
@@ -108,7 +115,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def grey_from(values: np.ndarray[Any, Any], *, is_16_bit: bool) -> Image.Image:
     """Scale grey values of over 8 bits to 0..255: integers from 16 bits, floats from their own range."""
-    levels = values.astype(np.float64)
+    levels = values.astype(np.float32)
     if values.dtype.kind == "f":
         finite = levels[np.isfinite(levels)]
         low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)

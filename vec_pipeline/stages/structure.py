@@ -1,5 +1,6 @@
 """text -> description, categories, keywords, image_text and llama_extracted, by a Llama of llama.cpp."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -7,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from vec_pipeline import device, weights
 from vec_pipeline.engines import grammar
 from vec_pipeline.prompts import PROMPTS
-from vec_pipeline.record import Need, Values
+from vec_pipeline.record import Need, UserError, Values
 from vec_pipeline.weights import ModelStage
 
 KV_GB_PER_TOKEN = 131_072 / 1e9  # Llama 3.1 8B in f16; smaller models need less
@@ -47,10 +48,20 @@ class Structure(ModelStage):
         return Need(gpu_gb=gb) if self._on_gpu() else Need(host_gb=gb)
 
     def identity(self) -> str:
-        return self.system_prompt()
+        return f"{self.system_prompt()} {json.dumps(self.schema(), ensure_ascii=False)}"
 
     def _on_gpu(self) -> bool:
-        return device.resolve(self.device) == "cuda"
+        """Whether the model goes to the GPU. Raises UserError where it should and llama.cpp was built without."""
+        if device.resolve(self.device) == "cpu":
+            return False
+        from vec_pipeline.engines.llama_process import supports_gpu
+
+        if self.device == "cuda" and device.has_gpu() and not supports_gpu():
+            raise UserError(
+                "structure: llama.cpp was built without the GPU: make clean-venv && make venv with nvcc on PATH, or "
+                "--set structure.device=cpu"
+            )
+        return supports_gpu()
 
     def load(self) -> Any:
         from vec_pipeline.engines.llama_process import LlamaProcess
@@ -76,7 +87,10 @@ class Structure(ModelStage):
     def _columns(self, answer: Any) -> Values:
         if not answer.is_complete:
             return {"llama_extracted": answer.text, "error": f"CutAnswer: the JSON ends after {answer.tokens} tokens"}
-        extracted = grammar.parse(answer.text, self.schema())
+        try:
+            extracted = grammar.parse(answer.text, self.schema())
+        except ValueError as error:
+            return {"llama_extracted": answer.text, "error": f"ValueError: {error}"}
         return {
             "description": extracted["description"],
             "categories": extracted["category"],
