@@ -4,10 +4,8 @@ import argparse
 import math
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -29,6 +27,7 @@ from models.demo.llama_text import (
     training_prompt,
     wanted_answer,
 )
+from models.demo.muon import Muon
 from models.demo.scenes import random_scene
 
 HERE = Path(__file__).parent
@@ -40,7 +39,7 @@ COPYING_PART = 0.12  # the part of the training time, at its start, for copying 
 POOL_BATCHES = 16  # batches drawn together and cut by length, so that little is padding
 WARM_UP_STEPS = 60
 DECAY_FROM = 0.4  # the part of the training time after which the learning rate sinks to zero
-MATRIX_LEARNING_RATE = 0.015
+MATRIX_LEARNING_RATE = 0.0065
 OTHER_LEARNING_RATE = 4e-3
 CHECKPOINT_SECONDS = 60.0
 
@@ -150,42 +149,6 @@ class Network(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden @ self.token_embd.T
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal (Keller Jordan, 2024), for matrices.
-
-    In single precision: torch.optim.Muon computes in bfloat16, which a processor without such units does 20 to 60 times
-    slower. Matrices of one shape are orthogonalised together.
-    """
-
-    def __init__(self, matrices: Sequence[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(matrices, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            updates: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
-            for matrix in group["params"]:
-                mean = self.state[matrix].setdefault("mean", torch.zeros_like(matrix))
-                mean.lerp_(matrix.grad, 1 - group["momentum"])
-                update = matrix.grad.lerp(mean, group["momentum"])
-                updates.setdefault(matrix.shape, []).append((matrix, update))
-            for size, pairs in updates.items():
-                scale = max(1.0, size[0] / size[1]) ** 0.5
-                for (matrix, _), update in zip(pairs, orthogonal(torch.stack([u for _, u in pairs])), strict=True):
-                    matrix.add_(update, alpha=-group["lr"] * scale)
-
-
-def orthogonal(matrices: Tensor) -> Tensor:
-    """Bring all singular values of each matrix (count, rows, columns) near 1 by five Newton-Schulz steps."""
-    tall = matrices.shape[1] > matrices.shape[2]
-    result = matrices.mT if tall else matrices
-    result = result / (result.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(5):
-        gram = result @ result.mT
-        result = 3.4445 * result + (-4.7750 * gram + 2.0315 * gram @ gram) @ result
-    return result.mT if tall else result
 
 
 @dataclass(frozen=True)

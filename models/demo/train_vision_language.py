@@ -28,6 +28,7 @@ from torch.nn import functional
 from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 from transformers.vision_utils import get_vision_position_ids
 
+from models.demo.muon import Muon
 from models.demo.vision_language_data import (
     BACKGROUND_CLASSES,
     CENTRE,
@@ -366,40 +367,6 @@ def pooled(drawn: Any, rng: random.Random) -> Iterator[Batch]:
         else:
             pool[rng.randrange(BATCHES_IN_POOL)] = fresh
         yield fresh
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum made orthogonal, for matrices (Jordan et al. 2024), in single precision.
-
-    torch.optim.Muon computes in bfloat16, which a CPU without instructions for it does a hundred times slower. Updates
-    are scaled to the usual size of AdamW's (Liu et al. 2025), so both take similar rates.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], rate: float, weight_decay: float, momentum: float = 0.95) -> None:
-        super().__init__(groups, {"lr": rate, "weight_decay": weight_decay, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for matrix in group["params"]:
-                memory = self.state[matrix]
-                if not memory:
-                    memory["momentum"] = torch.zeros_like(matrix)
-                memory["momentum"].lerp_(matrix.grad, 1 - group["momentum"])
-                update = orthogonal(matrix.grad.lerp(memory["momentum"], group["momentum"]))
-                matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                matrix.add_(update, alpha=-group["lr"] * 0.2 * max(matrix.shape) ** 0.5)
-
-
-def orthogonal(matrix: Tensor, steps: int = 4) -> Tensor:
-    """Nearly the nearest matrix with orthonormal rows or columns, by Newton-Schulz iteration."""
-    tall = matrix.shape[0] > matrix.shape[1]
-    near = matrix.T if tall else matrix
-    near = near / (near.norm() + 1e-7)
-    for _ in range(steps):
-        gram = near @ near.T
-        near = torch.addmm(near, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), near, beta=3.4445)
-    return near.T if tall else near
 
 
 def build_optimisers(run: Run, phase: str) -> list[torch.optim.Optimizer]:
