@@ -45,21 +45,21 @@ def test_descriptions_name_what_the_pictures_show(example_rows: pd.DataFrame) ->
     """The pictures are of combinations the models were never trained on."""
     for word in ("kind", "colour"):
         seen = [all(thing[word] in row.text for thing in row.truth["things"]) for row in example_rows.itertuples()]
-        assert np.mean(seen) >= 0.9, word
+        assert np.mean(seen) >= 0.95, word
     assert share(example_rows.apply(lambda row: row.truth["background"] in row.text.lower(), axis=1)) >= 0.95
 
 
 def test_text_on_the_picture_is_read_and_quoted(example_rows: pd.DataFrame) -> None:
     with_text = example_rows[[bool(truth["word"]) for truth in example_rows["truth"]]]
     without = example_rows[[not truth["word"] for truth in example_rows["truth"]]]
-    assert share(with_text.apply(lambda row: row.image_text == row.truth["word"], axis=1)) >= 0.75
-    assert share(without["image_text"] == "") >= 0.9
+    assert share(with_text.apply(lambda row: row.image_text == row.truth["word"], axis=1)) >= 0.85
+    assert share(without["image_text"] == "") >= 0.95
 
 
 def test_columns_agree_with_the_description(example_rows: pd.DataFrame) -> None:
     """What the language model makes of a text that is right is right: category, keywords, quoted text."""
     right = example_rows[[row.text == row.truth["caption"] for row in example_rows.itertuples()]]
-    assert len(right) >= 0.6 * len(example_rows)
+    assert len(right) >= 0.8 * len(example_rows)
     agree = [
         (row.categories, row.keywords, row.image_text, row.description)
         == (row.truth["category"], ", ".join(row.truth["keywords"]), row.truth["word"], row.truth["description"])
