@@ -115,7 +115,7 @@ def test_killed_at_arbitrary_moments_it_ends_with_the_same_rows(example_run: tup
             command(EXAMPLES, "--output", output, *small), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
             wait_for_work(output, process)
-            time.sleep(chance.uniform(0, 3))
+            time.sleep(chance.uniform(0, 1))
             process.kill()
         kills += process.returncode == -signal.SIGKILL
     assert kills >= 2

@@ -121,10 +121,12 @@ class Annotator:
             proven = self.proven_sizes.get(stage, 0)
             size = min(2 * proven or stage.batch_size, stage.batch_size)  # grow back after memory ran out
             self.proven_sizes[stage] = fit(job, calm, size, proven)
-        for record in records:  # suspects come last and alone, so that a kill costs the others nothing
+        suspects = [record for record in records if known.is_suspect(record.values["content_hash"])]
+        suspects.sort(key=lambda record: known.deaths[record.values["content_hash"]])
+        for record in suspects:  # last and alone, so that a kill costs the others nothing; the most suspect at the end
             if known.is_fatal(record.values["content_hash"]):
                 job.blame(record, "ProcessDied: this image killed the process again and again")
-            elif known.is_suspect(record.values["content_hash"]):
+            else:
                 fit(job, [record], 1)
 
     def _is_complete(self, record: Record) -> bool:
