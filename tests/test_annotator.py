@@ -17,6 +17,7 @@ from tests.fakes import (
     EmbedText,
     HungryDescribe,
     Journal,
+    ListSink,
     ListSource,
     Model,
     PickyDescribe,
@@ -27,7 +28,7 @@ from tests.fakes import (
 from vec_pipeline.annotator import Annotator
 from vec_pipeline.ledger import Ledger
 from vec_pipeline.memory import ModelCache
-from vec_pipeline.pipeline import chunks
+from vec_pipeline.pipeline import chunks, run
 from vec_pipeline.record import Record, Stage, Values
 
 EIGHT = "abcdefgh"
@@ -69,7 +70,7 @@ def die_in_flight(ledger_path: Path, *images: str) -> None:
     """A process is killed while it works on a batch of these images."""
     program = (
         "import os, sys, pathlib; from vec_pipeline.ledger import Ledger\n"
-        "with Ledger(pathlib.Path(sys.argv[1])).in_flight(sys.argv[2:]): os._exit(137)"
+        "with Ledger(pathlib.Path(sys.argv[1])).in_flight(sys.argv[2:], 'describe'): os._exit(137)"
     )
     died = subprocess.run([sys.executable, "-c", program, str(ledger_path), *images])
     assert died.returncode == 137
@@ -232,11 +233,13 @@ def test_results_of_other_settings_are_computed_again(make: Make, journal: Journ
     assert journal.batches == [("describe", ["a", "b"])]
 
 
-def test_an_image_under_suspicion_runs_alone(make: Make, ledger_path: Path, journal: Journal) -> None:
+def test_images_under_suspicion_run_alone_and_last(make: Make, ledger_path: Path, journal: Journal) -> None:
     die_in_flight(ledger_path, "b", "c")
-    annotated = annotate(make(Describe(journal=journal)), records(*"abcd"))
-    assert sorted(batch for _, batch in journal.batches) == [["a", "d"], ["b"], ["c"]]
-    assert not any(record.error for record in annotated)
+    annotator, sink = make(Describe(journal=journal)), ListSink()
+    run(ListSource("abcd"), annotator, sink, lambda: 4, suspects=set(annotator.ledger.deaths))
+    assert [batch for _, batch in journal.batches] == [["a", "d"], ["b"], ["c"]]
+    assert not any(record.error for write in sink.writes for record in write)
+    assert annotator.ledger.deaths == {}
 
 
 def test_an_image_that_went_well_is_no_longer_suspect(make: Make, ledger_path: Path, journal: Journal) -> None:
@@ -247,15 +250,15 @@ def test_an_image_that_went_well_is_no_longer_suspect(make: Make, ledger_path: P
     assert journal.batches == [("describe", ["a", "b"])]
 
 
-def test_an_image_that_killed_the_process_twice_gets_an_error_and_the_others_go_on(
+def test_an_image_that_was_in_flight_at_two_deaths_gets_an_error_and_the_others_go_on(
     make: Make, ledger_path: Path, journal: Journal
 ) -> None:
     die_in_flight(ledger_path, "a", "b")
-    for _ in range(2):
-        die_in_flight(ledger_path, "b")
+    die_in_flight(ledger_path, "b")
     annotated = annotate(make(Describe(journal=journal)), records(*"abc"))
     assert [record.error.split(": ")[:2] for record in annotated] == [[""], ["describe", "ProcessDied"], [""]]
-    assert sorted(batch for _, batch in journal.batches) == [["a"], ["c"]]
+    assert [batch for _, batch in journal.batches] == [["a", "c"]]
+    assert make(Describe()).ledger.deaths == {"b": 2}, "it stays given up until errors are retried"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,6 +321,6 @@ def test_the_next_chunk_is_read_while_the_models_work(make: Make, monkeypatch: p
                 seen.append((all(is_read[name].wait(20) for name in "cd"), list(source.taken)))
             return super().run(model, rows)
 
-    annotated = [record for chunk in make(WaitingDescribe())(chunks(source, 2)) for record in chunk]
+    annotated = [record for chunk in make(WaitingDescribe())(chunks(source, lambda: 2)) for record in chunk]
     assert seen == [(True, list("abcd"))]
     assert [record.key for record in annotated] == list("abcdef")
