@@ -320,9 +320,9 @@ def check_settings(csv_path: Path, stages: Sequence[Stage], header: Sequence[str
     """Raise UserError where the settings have changed: rows of two models in one file could not be told apart."""
     if changed := changed_settings(csv_path, stages, header):
         raise UserError(
-            f"{csv_path} was made with other settings ({', '.join(changed[:3])}{', ...' if changed[3:] else ''}): put "
-            f"them back as in {settings_path(csv_path)}, name a new file with --output, or bring its rows up to date with "
-            "--refresh"
+            f"{csv_path} was made with other settings ({', '.join(changed[:3])}{', ...' if changed[3:] else ''}): "
+            f"put them back as in {settings_path(csv_path)}, name a new file with --output, or use --refresh to bring "
+            "its rows up to date"
         )
 
 
