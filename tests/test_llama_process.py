@@ -21,7 +21,7 @@ from vec_pipeline.engines.llama_process import LlamaDied, LlamaProcess, supports
 from vec_pipeline.engines.llama_slots import LlamaSlots
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONS = {"slots": 4, "context_tokens": 2048, "threads": 1}
+OPTIONS = {"context_tokens": 2048, "threads": 1}
 CHATS: list[list[Message]] = [[{"role": "user", "content": text}] for text in ("a red car", "две кошки", "雨")]
 SHORT = to_gbnf({"type": "object", "properties": {"a": {"type": "string", "maxLength": 9}}})
 LONG = to_gbnf({"type": "string", "minLength": 1900, "maxLength": 1900})
@@ -33,7 +33,7 @@ import os, signal, time
 from vec_pipeline.engines.llama_process import LlamaProcess
 CHATS = [[{{"role": "user", "content": "a red car"}}]] * 40
 if __name__ == "__main__":
-    llama = LlamaProcess({path!r}, slots=4, context_tokens=2048, threads=1)
+    llama = LlamaProcess({path!r}, context_tokens=2048, threads=1)
     {body}
 """
 

@@ -33,9 +33,10 @@ class LlamaDied(RuntimeError):  # noqa: N818 (it says what happened)
 class LlamaProcess:
     """`LlamaSlots` in a child process: the same options, the same `generate`, the same errors.
 
-    Where the child dies, `generate` raises LlamaDied, and the next call starts a fresh one. The child ends with
-    `close()`, with the last reference to this object, and with the parent process, however that ends. Ctrl-C does not
-    reach it.
+    Where the child dies, `generate` raises LlamaDied. After that, and after any failure of llama.cpp itself, the next
+    call starts a fresh child, with room for the `slots` of that call and no more: asking for fewer is how to get by with
+    less memory. The child ends with `close()`, with the last reference to this object, and with the parent process,
+    however that ends. Ctrl-C does not reach it.
 
     Raises what LlamaSlots raises, and LlamaDied where loading ends the child.
     """
@@ -45,9 +46,14 @@ class LlamaProcess:
         self._lock = threading.Lock()
         self._is_closed = False
         self._child = _Child(self._options)
+        self.kv_bytes_per_token = self._child.kv_bytes_per_token
 
     def generate(
-        self, conversations: Sequence[Sequence[Message]], gbnf: str | None = None, max_tokens: int = 1024
+        self,
+        conversations: Sequence[Sequence[Message]],
+        gbnf: str | None = None,
+        max_tokens: int = 1024,
+        slots: int = 8,
     ) -> list[Answer]:
         """As `LlamaSlots.generate`. Interrupted by an exception, KeyboardInterrupt say, it gives the child up."""
         with self._lock:
@@ -55,8 +61,12 @@ class LlamaProcess:
                 raise RuntimeError("this LlamaProcess is closed")
             if not self._child.is_alive:
                 self._child = _Child(self._options)
-            request = {"conversations": conversations, "gbnf": gbnf, "max_tokens": max_tokens}
-            return cast(list[Answer], self._child.ask(request))
+            request = {"conversations": conversations, "gbnf": gbnf, "max_tokens": max_tokens, "slots": slots}
+            try:
+                return cast(list[Answer], self._child.ask(request))
+            except (MemoryError, RuntimeError):
+                self._child.kill()  # it may hold memory that a smaller context could do without
+                raise
 
     def close(self) -> None:
         """Ends the child, which frees its memory. Harmless when repeated."""
@@ -87,7 +97,7 @@ class _Child:
         self._reader = threading.Thread(target=_collect, args=(self._process.stderr, self._last_lines), daemon=True)
         self._reader.start()
         try:
-            self.ask(options)
+            self.kv_bytes_per_token = int(self.ask(options))
         except BaseException:
             self.kill()
             raise
@@ -172,7 +182,7 @@ def _serve() -> None:
                 from vec_pipeline.engines.llama_slots import LlamaSlots
 
                 llama = LlamaSlots(**request)
-                _send(replies, (None, None))
+                _send(replies, (None, llama.kv_bytes_per_token))
             else:
                 _send(replies, (None, llama.generate(**request)))
         except Exception as error:
