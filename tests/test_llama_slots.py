@@ -84,9 +84,7 @@ def test_free_text_is_the_same_in_slots_too(path: Path, one_slot: LlamaSlots) ->
     assert together == one_by_one(one_slot, prompts, max_tokens=40)
 
 
-def test_never_more_at_once_than_asked_for(
-    path: Path, one_slot: LlamaSlots, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_never_more_at_once_than_asked_for(path: Path, one_slot: LlamaSlots, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once: list[int] = []
     decode = LlamaSlots._decode
     monkeypatch.setattr(LlamaSlots, "_decode", lambda self: (at_once.append(len(self._running)), decode(self))[1])

@@ -27,16 +27,22 @@ _ERRORS = {error.__name__: error for error in (ValueError, MemoryError, RuntimeE
 
 
 class LlamaDied(RuntimeError):  # noqa: N818 (it says what happened)
-    """The child process ended by itself. The message tells its exit status and the last lines of its stderr."""
+    """The child process ended by itself. The message tells its exit status and the last lines of its stderr.
+
+    Mostly for want of memory: the kernel kills it for that, and llama.cpp aborts where a GPU has none left to decode.
+    """
 
 
 class LlamaProcess:
     """`LlamaSlots` in a child process: the same options, the same `generate`, the same errors.
 
-    Where the child dies, `generate` raises LlamaDied. After that, and after any failure of llama.cpp itself, the next
-    call starts a fresh child, with room for the `slots` of that call and no more: asking for fewer is how to get by with
-    less memory. The child ends with `close()`, with the last reference to this object, and with the parent process,
-    however that ends. Ctrl-C does not reach it.
+    Where the child dies, `generate` raises LlamaDied. After that, and after any failure but a bad request, the next
+    call starts a fresh child with room for the `slots` of that call: to ask for fewer is to get by with less memory.
+    The child ends with `close()`, with the last reference to this object, and with the parent process, however that
+    ends. Ctrl-C does not reach it.
+
+    kv_bytes_per_token: memory that a token of context takes.
+    slots: how many sequences the child has room for by now.
 
     Raises what LlamaSlots raises, and LlamaDied where loading ends the child.
     """
@@ -45,6 +51,7 @@ class LlamaProcess:
         self._options = {"path": os.fspath(path), **options}
         self._lock = threading.Lock()
         self._is_closed = False
+        self.slots = 0
         self._child = _Child(self._options)
         self.kv_bytes_per_token = self._child.kv_bytes_per_token
 
@@ -60,13 +67,16 @@ class LlamaProcess:
             if self._is_closed:
                 raise RuntimeError("this LlamaProcess is closed")
             if not self._child.is_alive:
+                self.slots = 0
                 self._child = _Child(self._options)
             request = {"conversations": conversations, "gbnf": gbnf, "max_tokens": max_tokens, "slots": slots}
             try:
-                return cast(list[Answer], self._child.ask(request))
+                answers = cast(list[Answer], self._child.ask(request))
             except (MemoryError, RuntimeError):
                 self._child.kill()  # it may hold memory that a smaller context could do without
                 raise
+            self.slots = max(self.slots, slots)
+            return answers
 
     def close(self) -> None:
         """Ends the child, which frees its memory. Harmless when repeated."""

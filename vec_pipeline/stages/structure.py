@@ -82,13 +82,13 @@ class Structure(ModelStage):
         )
 
     def auto_batch_size(self, model: Any) -> int:
+        """As many answers at once as pay, and as free memory has room for beside what the model holds by now."""
         on_gpu = self._on_gpu()
         most = MOST_ROWS_ON_GPU if on_gpu else MOST_ROWS_ON_CPU
-        if self.context_tokens:
-            return max(1, min(most, self.context_tokens // ROW_TOKENS))
-        free_gb = (device.gpu_free_gb() if on_gpu and device.has_gpu() else None) or device.host_free_gb()
-        free_tokens = (free_gb - RESERVE_GB) * 1e9 / model.kv_bytes_per_token
-        return max(1, min(most, int((free_tokens - LONG_ANSWER_TOKENS) / ROW_TOKENS)))
+        free_gb = device.gpu_free_gb() if on_gpu and device.has_gpu() else device.host_free_gb()
+        free_tokens = self.context_tokens or ((free_gb or 0.0) - RESERVE_GB) * 1e9 / model.kv_bytes_per_token
+        shared_tokens = 0 if self.context_tokens else LONG_ANSWER_TOKENS
+        return max(1, model.slots, min(most, int((free_tokens - shared_tokens) / ROW_TOKENS)))
 
     def run(self, model: Any, rows: list[Values]) -> list[Values]:
         schema = self.schema()
