@@ -88,7 +88,7 @@ class Structure(ModelStage):
         free_gb = device.gpu_free_gb() if on_gpu and device.has_gpu() else device.host_free_gb()
         free_tokens = self.context_tokens or ((free_gb or 0.0) - RESERVE_GB) * 1e9 / model.kv_bytes_per_token
         shared_tokens = 0 if self.context_tokens else LONG_ANSWER_TOKENS
-        return max(1, model.slots, min(most, int((free_tokens - shared_tokens) / ROW_TOKENS)))
+        return max(1, int(model.slots), min(most, int((free_tokens - shared_tokens) / ROW_TOKENS)))
 
     def run(self, model: Any, rows: list[Values]) -> list[Values]:
         schema = self.schema()
