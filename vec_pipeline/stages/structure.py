@@ -25,7 +25,7 @@ class Structure(ModelStage):
 
     reads: ClassVar[tuple[str, ...]] = ("text",)
     writes: ClassVar[tuple[str, ...]] = ("description", "categories", "keywords", "image_text", "llama_extracted")
-    tuning: ClassVar[tuple[str, ...]] = ("batch_size", "device", "slots", "context_tokens", "threads")
+    tuning: ClassVar[tuple[str, ...]] = (*ModelStage.tuning, "slots", "context_tokens", "threads")
 
     file: str = ""
     prompt: str = ""  # empty: the one of the language; `{category}` stands for what is said of the category
