@@ -1,4 +1,4 @@
-"""Hostile configuration files: a configuration or one sentence that names the mistake, at once, whatever the file holds."""
+"""Hostile configuration files: a configuration, or one sentence that names the mistake, at once."""
 
 import time
 from pathlib import Path
@@ -64,7 +64,6 @@ REFUSED = {
     "a zero byte in a path": 'output: "a\\0b"\n' + SMALL,
     "half a character in a path": 'output: "\\ud800"\n' + SMALL,
     "half a character in a prompt": 'stages: [open_image, {use: describe, model: a/b, prompt: "\\ud800"}]\n',
-    "a home of nobody": f"output: ~nobody-of-this-name/a.csv\n{SMALL}",
     "an object of Python": f"output: !!python/object/apply:os.mkdir [executed]\n{SMALL}",
     "a module of Python": "stages: [open_image, !!python/module:antigravity ]\n",
     "a function in the place of a stage": "stages: [open_image, {use: os.system}]\n",

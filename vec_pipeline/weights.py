@@ -36,11 +36,11 @@ def local_path(model: str) -> Path | None:
     if not model:
         raise UserError("an empty `model:` names nothing: give a path or a hub name")
     for base in (Path.cwd(), PROJECT_FOLDER):
-        path = base / Path(model).expanduser()
+        path = base / os.path.expanduser(model)
         if path.exists():
             return path
     if model.startswith((".", "/", "~", "models/")) or model.count("/") != 1 or model.endswith(LOCAL_SUFFIXES):
-        raise UserError(f"{model}: no such file or folder{nearest(Path(model).expanduser())}")
+        raise UserError(f"{model}: no such file or folder{nearest(Path(os.path.expanduser(model)))}")
     return None
 
 
