@@ -55,7 +55,7 @@ def whole_number(text: str) -> int:
 
 
 def path(text: str) -> Path:
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))  # Path's own raises for a user who does not exist
 
 
 class Interrupt:

@@ -31,7 +31,7 @@ class Structure(ModelStage):
 
     reads: ClassVar[tuple[str, ...]] = ("text",)
     writes: ClassVar[tuple[str, ...]] = ("description", "categories", "keywords", "image_text", "llama_extracted")
-    tuning: ClassVar[tuple[str, ...]] = ("batch_size", "device", "context_tokens", "threads")
+    tuning: ClassVar[tuple[str, ...]] = (*ModelStage.tuning, "context_tokens", "threads")
     window: ClassVar[int] = 8
 
     file: str = ""
