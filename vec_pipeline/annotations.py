@@ -155,7 +155,9 @@ def whole_rows(file: FileIO, start: int) -> Iterator[Rows]:
         data = rest + block[: ends[-1]]
         bounds = np.array([0, *(len(rest) + end for end in ends)], np.int64)
         rest = block[ends[-1] :]
-        yield without_blanks(Rows(data, start + bounds[:-1], start + bounds[1:]))
+        rows = without_blanks(Rows(data, start + bounds[:-1], start + bounds[1:]))
+        if rows.data:
+            yield rows
         start += len(data)
 
 
@@ -175,8 +177,6 @@ def parsed(rows: Rows, header: Sequence[str], wanted: "pa.Schema", path: str | P
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
-    if not rows.data:
-        return Block(wanted.empty_table(), rows.starts, rows.ends)
     types = {field.name: pa.string() if pa.types.is_list(field.type) else field.type for field in wanted}
     try:
         table = arrow_csv.read_csv(

@@ -7,7 +7,7 @@ heavy libraries are imported in it, so that `--help` answers at once.
 import argparse
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vec_pipeline.record import UserError
@@ -35,4 +35,5 @@ def in_one_step(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}): name another file") from None
     finally:
-        new.unlink(missing_ok=True)
+        with suppress(OSError):  # it is in its place, or could not even be begun
+            new.unlink()
