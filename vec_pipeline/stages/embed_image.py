@@ -1,4 +1,4 @@
-"""image -> image_vector, by a CLIP of open_clip."""
+"""image -> image_vector, by a CLIP of open_clip, and clip_score: how well the text fits the image in its eyes."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -9,19 +9,24 @@ from vec_pipeline.weights import ModelStage
 
 
 class Clip(NamedTuple):
-    """A CLIP, the transform that prepares its images, and where it runs."""
+    """A CLIP, the transform that prepares its images, its tokenizer, and where it runs."""
 
     model: Any
     transform: Any
+    tokenize: Any
     device: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedImage(ModelStage):
-    """Image embeddings of shape (dimensions,), float32, L2-normalised."""
+    """Image embeddings of shape (dimensions,), float32, L2-normalised; and their cosine with the text's embedding.
+
+    The score is that of Hessel et al. 2021 (CLIPScore), unscaled; empty where there is no text.
+    """
 
     reads: ClassVar[tuple[str, ...]] = ("image",)
-    writes: ClassVar[tuple[str, ...]] = ("image_vector",)
+    may_read: ClassVar[tuple[str, ...]] = ("text",)
+    writes: ClassVar[tuple[str, ...]] = ("image_vector", "clip_score")
     required: ClassVar[str] = "open_clip_config.json"
     files: ClassVar[tuple[str, ...]] = ("open_clip_*", "tokenizer*", "vocab*", "merges*", "special_tokens*")
 
@@ -36,14 +41,36 @@ class EmbedImage(ModelStage):
         import open_clip
 
         where = device.resolve(self.device)
-        path = self.path().resolve()
-        model, transform = open_clip.create_model_from_pretrained(f"local-dir:{path}", device=where)
-        return Clip(model.eval(), transform, where)
+        name = f"local-dir:{self.path().resolve()}"
+        model, transform = open_clip.create_model_from_pretrained(name, device=where)
+        return Clip(model.eval(), transform, open_clip.get_tokenizer(name), where)
 
     def run(self, model: Clip, rows: list[Values]) -> list[Values]:
         import torch
 
         pixels = torch.stack([model.transform(row["image"]) for row in rows]).to(model.device)
         with torch.inference_mode():
-            vectors = model.model.encode_image(pixels, normalize=True).float().cpu().numpy()
-        return [{"image_vector": vector} for vector in vectors]
+            vectors = model.model.encode_image(pixels, normalize=True).float()
+        scores = clip_scores(model, vectors, [row.get("text", "") for row in rows])
+        return [
+            {"image_vector": vector, "clip_score": score}
+            for vector, score in zip(vectors.cpu().numpy(), scores, strict=True)
+        ]
+
+
+def clip_scores(model: Clip, vectors: Any, texts: list[str]) -> list[float | str]:
+    """Cosine of each image with its text, which the tokenizer cuts at what the model reads; "" for an empty text.
+
+    vectors: (batch, dimensions), of length 1.
+    """
+    import torch
+
+    said = [index for index, text in enumerate(texts) if text]
+    scores: list[float | str] = [""] * len(texts)
+    if said:
+        tokens = model.tokenize([texts[index] for index in said]).to(model.device)
+        with torch.inference_mode():
+            cosines = (vectors[said] * model.model.encode_text(tokens, normalize=True).float()).sum(dim=1)
+        for index, cosine in zip(said, cosines.tolist(), strict=True):
+            scores[index] = round(cosine, 4)
+    return scores
