@@ -7,6 +7,10 @@ from vec_pipeline import device, weights
 from vec_pipeline.record import Need, Values
 from vec_pipeline.weights import ModelStage
 
+MOST_IMAGES = {"cuda": 256, "cpu": 16}  # at once; more are no faster
+FLOATS_AT_WORK = 16  # per token and channel, while an image passes a transformer block: its MLP alone holds 8
+SHARE_OF_FREE = 0.25  # of the memory, left to one batch
+
 
 class Clip(NamedTuple):
     """A CLIP, the transform that prepares its images, its tokenizer, and where it runs."""
@@ -31,7 +35,7 @@ class EmbedImage(ModelStage):
     files: ClassVar[tuple[str, ...]] = ("open_clip_*", "tokenizer*", "vocab*", "merges*", "special_tokens*")
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    batch_size: int = 64
+    batch_size: int | Literal["auto"] = "auto"
 
     def need(self) -> Need:
         gb = weights.size_gb(self.model)
@@ -45,6 +49,12 @@ class EmbedImage(ModelStage):
         model, transform = open_clip.create_model_from_pretrained(name, device=where)
         return Clip(model.eval(), transform, open_clip.get_tokenizer(name), where)
 
+    def auto_batch_size(self, model: Clip) -> int:
+        """As many images as a share of the free memory holds at work, up to MOST_IMAGES."""
+        free_gb = device.gpu_free_gb() if model.device == "cuda" else device.host_free_gb()
+        fitting = SHARE_OF_FREE * (free_gb or 0.0) * 1e9 / bytes_per_image(model.model)
+        return max(1, min(MOST_IMAGES[model.device], int(fitting)))
+
     def run(self, model: Clip, rows: list[Values]) -> list[Values]:
         import torch
 
@@ -56,6 +66,13 @@ class EmbedImage(ModelStage):
             {"image_vector": vector, "clip_score": score}
             for vector, score in zip(vectors.cpu().numpy(), scores, strict=True)
         ]
+
+
+def bytes_per_image(clip: Any) -> int:
+    """Memory that an image takes while it passes the model: by the largest of its tables of (tokens, channels)."""
+    names = ("positional_embedding", "pos_embed")  # of open_clip's own towers, text and image, and of timm's
+    tables = [weight.numel() for name, weight in clip.named_parameters() if name.endswith(names)]
+    return 4 * FLOATS_AT_WORK * max(tables, default=10**6)
 
 
 def clip_scores(model: Clip, vectors: Any, texts: list[str]) -> list[float | str]:
