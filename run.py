@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vec_pipeline.record import Record, UserError
+from vec_pipeline.record import Record, Source, UserError
 
 if TYPE_CHECKING:
     from vec_pipeline.config import Config
     from vec_pipeline.progress import Progress
-    from vec_pipeline.sinks.csv_file import CsvFile
+    from vec_pipeline.sinks.csv_file import Contents, CsvFile
     from vec_pipeline.sources.folder import Folder
 
 ALL_FINE, SOME_ERRORS, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
@@ -33,11 +33,19 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=path, metavar="FILE", help="the CSV (default: the configuration's `output`)")
     parser.add_argument("--limit", type=whole_number, metavar="N", help="annotate at most N images in this run")
     parser.add_argument("--retry-errors", action="store_true", help="annotate rows with an error again, in their place")
+    parser.add_argument(
+        "--refresh",
+        action="store_true",
+        help="bring rows made with other settings up to date: only what has changed is run",
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="set an option, e.g. describe.batch_size=4"
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.refresh and (options.retry_errors or options.limit is not None):
+        parser.error("--refresh goes through all rows: leave --limit and --retry-errors out")
+    return options
 
 
 def whole_number(text: str) -> int:
@@ -110,23 +118,32 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
     config = replace(config, output=options.output or config.output)
     source = Folder(options.images, left_out=config.output.parent)
     existing = contents_of(config.output, config.extra_columns())
-    check_settings(config.output, config.stages)
-    todo = count_todo(source, existing.keys - existing.failed if options.retry_errors else existing.keys, options)
+    if not options.refresh:
+        check_settings(config.output, config.stages, existing.header)
+    todo = count_todo(source, config, existing, options)
     if options.dry_run:
-        print("\n".join(map(str, checks.findings(config))))
+        print("\n".join(map(str, checks.findings(config, check_rows=not options.refresh))))
         return ALL_FINE
     if todo:
         checks.check_memory(config.stages)
         for stage in config.stages:
             stage.fetch()
-    sink = CsvFile(config.output, config.extra_columns(), config.checkpoint_every, options.retry_errors, existing)
+    sink = CsvFile(
+        config.output, config.extra_columns(), config.checkpoint_every, options.retry_errors, existing, options.refresh
+    )
     with contextlib.ExitStack() as stack:
         stack.callback(close_sink, sink, interrupt)
-        check_settings(config.output, config.stages)  # again, now that no other worker can change them
-        write_settings(config.output, config.stages)
+        if not options.refresh:
+            check_settings(config.output, config.stages, existing.header)  # again: no other worker can change them now
+            write_settings(config.output, config.stages)
         if todo:
             start_log(config)
-            work(config, source, sink, todo, options, interrupt)
+            rows_only = (record for record in source if record.key in existing.keys)
+            work(config, rows_only if options.refresh else source, sink, todo, options, interrupt)
+        if options.refresh:
+            changed = sink.replace_rows()
+            write_settings(config.output, config.stages)
+            print(f"{changed:,} rows have changed, {sink.rows - changed:,} are as they were")
     return verdict(sink)
 
 
@@ -135,44 +152,86 @@ def close_sink(sink: "CsvFile", interrupt: Interrupt) -> None:
         sink.close()
 
 
-def count_todo(source: "Folder", done: set[str], options: argparse.Namespace) -> int:
+def count_todo(source: "Folder", config: "Config", existing: "Contents", options: argparse.Namespace) -> int:
     """Walk the folder once, say what there is to do, and return the number. Raises UserError for no image at all."""
-    found = left = 0
+    found = known = failed = 0
     for record in source:
         found += 1
-        left += record.key not in done
+        known += record.key in existing.keys
+        failed += record.key in existing.failed
     if not found:
         raise UserError(f"{options.images} holds no image: name a folder of images, or one image")
-    todo = left if options.limit is None else min(left, options.limit)
     if source.is_leaving_out:
         print(f"left out: {source.left_out}, where the output is")
+    if options.refresh:
+        return count_stale(config, existing, found, known)
+    left = found - known + (failed if options.retry_errors else 0)
+    todo = left if options.limit is None else min(left, options.limit)
     limited = f", {todo:,} of them in this run" if todo < left else ""
     print(f"{found:,} images: {found - left:,} done, {left:,} to do{limited}", flush=True)
     return todo
 
 
+def count_stale(config: "Config", existing: "Contents", found: int, known: int) -> int:
+    """Say which settings the rows are behind in, and return how many of them can be brought up to date."""
+    from vec_pipeline.config import changed_settings, settings_path
+
+    changed = changed_settings(config.output, config.stages, existing.header)
+    missing = [name for name in config.extra_columns() if existing.header and name not in existing.header]
+    if settings_path(config.output).exists() and not changed and not missing:
+        print("every row was made with these settings: nothing to refresh")
+        return 0
+    print(f"{known:,} rows to bring up to date ({', '.join([*changed[:5], *missing]) or 'their settings are unknown'})")
+    for number, what in (
+        (existing.rows - known, "rows are of images that are not there, and stay as they are"),
+        (found - known, "images have no row: run without --refresh afterwards"),
+    ):
+        if number:
+            print(f"{number:,} {what}")
+    sys.stdout.flush()
+    return known
+
+
 def work(
-    config: "Config", source: "Folder", sink: "CsvFile", todo: int, options: argparse.Namespace, interrupt: Interrupt
+    config: "Config", source: Source, sink: "CsvFile", todo: int, options: argparse.Namespace, interrupt: Interrupt
 ) -> None:
     """Make the parts, run the loop, and take the parts down again however it ends."""
     from vec_pipeline import pipeline
     from vec_pipeline.annotator import Annotator
     from vec_pipeline.config import fingerprints
-    from vec_pipeline.ledger import open_ledger
+    from vec_pipeline.ledger import NoLedger, open_ledger
     from vec_pipeline.memory import ModelCache
+    from vec_pipeline.plan import plan
     from vec_pipeline.progress import Progress
 
     with contextlib.ExitStack() as stack:
-        cache = stack.enter_context(contextlib.closing(ModelCache(config.model_cache_size, config.clear_threshold_gb)))
-        ledger = stack.enter_context(contextlib.closing(open_ledger(config.output.with_suffix(".ledger.sqlite"))))
+        ledger = open_ledger(config.output.with_suffix(".ledger.sqlite")) if config.ledger else NoLedger()
+        stack.callback(ledger.close)
         if options.retry_errors:
             ledger.forgive(list(ledger.deaths))
-        annotator = Annotator(config.stages, cache, ledger, fingerprints(config.stages), config.read_threads)
+        cache = stack.enter_context(contextlib.closing(ModelCache(config.model_cache_size, config.clear_threshold_gb)))
+        chosen = plan(config)
+        logging.getLogger("vec_pipeline").info("%s", chosen.reason)
+        annotator = Annotator(
+            config.stages,
+            cache,
+            ledger,
+            fingerprints(config.stages),
+            config.read_threads,
+            chosen.overlap,
+            config.max_consecutive_errors,
+        )
         progress = Progress(todo, annotator)
         stack.callback(summarise, progress)  # after the bar is closed, however the run ends
         stack.enter_context(contextlib.closing(progress))
-        watched = WatchedSink(sink, interrupt, progress)
-        pipeline.run(source, annotator, watched, config.chunk_size, limit=options.limit)
+        pipeline.run(
+            source,
+            annotator,
+            WatchedSink(sink, interrupt, progress),
+            lambda: chosen.next_chunk_images(annotator),
+            options.limit,
+            suspects=set(ledger.deaths),
+        )
 
 
 class WatchedSink:
@@ -219,4 +278,8 @@ def verdict(sink: "CsvFile") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status == INTERRUPTED:  # a model may still be at work in a thread: nobody needs what it is making
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)

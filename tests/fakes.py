@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from PIL import Image
 
@@ -67,7 +67,7 @@ class Describe(Stage):
     writes: ClassVar[tuple[str, ...]] = ("text",)
     tuning: ClassVar[tuple[str, ...]] = ("batch_size", "journal")
 
-    batch_size: int = 8
+    batch_size: int | Literal["auto"] = 8
     journal: Journal = field(default_factory=Journal, compare=False, repr=False)
 
     @property

@@ -17,6 +17,7 @@ from tests.fakes import (
     EmbedText,
     HungryDescribe,
     Journal,
+    ListSink,
     ListSource,
     Model,
     PickyDescribe,
@@ -24,11 +25,11 @@ from tests.fakes import (
     record_of,
     records,
 )
-from vec_pipeline.annotator import Annotator
+from vec_pipeline.annotator import Annotator, lanes_of
 from vec_pipeline.ledger import Ledger
 from vec_pipeline.memory import ModelCache
-from vec_pipeline.pipeline import chunks
-from vec_pipeline.record import Record, Stage, Values
+from vec_pipeline.pipeline import chunks, run
+from vec_pipeline.record import Record, Stage, UserError, Values
 
 EIGHT = "abcdefgh"
 Make = Callable[..., Annotator]
@@ -44,11 +45,11 @@ def make(ledger_path: Path) -> Iterator[Make]:
     """Make an annotator of the given stages, behind one that reads; each one is a new run over the same ledger."""
     ledgers = []
 
-    def annotator(*stages: Stage, capacity: int = 5, fingerprint: str = "") -> Annotator:
+    def annotator(*stages: Stage, capacity: int = 5, fingerprint: str = "", **options: Any) -> Annotator:
         stages = (Read(), *stages)
         ledgers.append(Ledger(ledger_path))
         prints = {stage: stage.name + fingerprint for stage in stages}
-        return Annotator(stages, ModelCache(capacity, 0.0), ledgers[-1], prints, threads=2)
+        return Annotator(stages, ModelCache(capacity, 0.0), ledgers[-1], prints, threads=2, **options)
 
     yield annotator
     for ledger in ledgers:
@@ -69,7 +70,7 @@ def die_in_flight(ledger_path: Path, *images: str) -> None:
     """A process is killed while it works on a batch of these images."""
     program = (
         "import os, sys, pathlib; from vec_pipeline.ledger import Ledger\n"
-        "with Ledger(pathlib.Path(sys.argv[1])).in_flight(sys.argv[2:]): os._exit(137)"
+        "with Ledger(pathlib.Path(sys.argv[1])).in_flight(sys.argv[2:], 'describe'): os._exit(137)"
     )
     died = subprocess.run([sys.executable, "-c", program, str(ledger_path), *images])
     assert died.returncode == 137
@@ -232,11 +233,13 @@ def test_results_of_other_settings_are_computed_again(make: Make, journal: Journ
     assert journal.batches == [("describe", ["a", "b"])]
 
 
-def test_an_image_under_suspicion_runs_alone(make: Make, ledger_path: Path, journal: Journal) -> None:
+def test_images_under_suspicion_run_alone_and_last(make: Make, ledger_path: Path, journal: Journal) -> None:
     die_in_flight(ledger_path, "b", "c")
-    annotated = annotate(make(Describe(journal=journal)), records(*"abcd"))
-    assert sorted(batch for _, batch in journal.batches) == [["a", "d"], ["b"], ["c"]]
-    assert not any(record.error for record in annotated)
+    annotator, sink = make(Describe(journal=journal)), ListSink()
+    run(ListSource("abcd"), annotator, sink, lambda: 4, suspects=set(annotator.ledger.deaths))
+    assert [batch for _, batch in journal.batches] == [["a", "d"], ["b"], ["c"]]
+    assert not any(record.error for write in sink.writes for record in write)
+    assert annotator.ledger.deaths == {}
 
 
 def test_an_image_that_went_well_is_no_longer_suspect(make: Make, ledger_path: Path, journal: Journal) -> None:
@@ -247,15 +250,15 @@ def test_an_image_that_went_well_is_no_longer_suspect(make: Make, ledger_path: P
     assert journal.batches == [("describe", ["a", "b"])]
 
 
-def test_an_image_that_killed_the_process_twice_gets_an_error_and_the_others_go_on(
+def test_an_image_that_was_in_flight_at_two_deaths_gets_an_error_and_the_others_go_on(
     make: Make, ledger_path: Path, journal: Journal
 ) -> None:
     die_in_flight(ledger_path, "a", "b")
-    for _ in range(2):
-        die_in_flight(ledger_path, "b")
+    die_in_flight(ledger_path, "b")
     annotated = annotate(make(Describe(journal=journal)), records(*"abc"))
     assert [record.error.split(": ")[:2] for record in annotated] == [[""], ["describe", "ProcessDied"], [""]]
-    assert sorted(batch for _, batch in journal.batches) == [["a"], ["c"]]
+    assert [batch for _, batch in journal.batches] == [["a", "c"]]
+    assert make(Describe()).ledger.deaths == {"b": 2}, "it stays given up until errors are retried"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,6 +321,186 @@ def test_the_next_chunk_is_read_while_the_models_work(make: Make, monkeypatch: p
                 seen.append((all(is_read[name].wait(20) for name in "cd"), list(source.taken)))
             return super().run(model, rows)
 
-    annotated = [record for chunk in make(WaitingDescribe())(chunks(source, 2)) for record in chunk]
+    annotated = [record for chunk in make(WaitingDescribe())(chunks(source, lambda: 2)) for record in chunk]
     assert seen == [(True, list("abcd"))]
     assert [record.key for record in annotated] == list("abcdef")
+
+
+def test_stages_that_read_texts_come_after_all_that_see_images() -> None:
+    class Judge(EmbedImage):
+        may_read = ("text_vector",)
+        writes = ("flags",)
+
+    stages = Read(), Describe(), EmbedText(), EmbedImage(), Judge()
+    first, second = lanes_of(list(stages))
+    assert first == [stages[1], stages[3]]
+    assert second == [stages[2], stages[4]]
+
+
+def test_side_by_side_the_lanes_work_on_two_chunks_at_once(make: Make) -> None:
+    """Each text waits for the image lane to begin the next chunk, which it could not do after it."""
+    has_begun = {name: threading.Event() for name in "abcd"}
+
+    class BeginningDescribe(Describe):
+        def answer(self, row: Values) -> Values:
+            has_begun[row["content_hash"]].set()
+            return super().answer(row)
+
+    class WaitingEmbedText(EmbedText):
+        def answer(self, row: Values) -> Values:
+            following = chr(ord(row["text"][0]) + 1)
+            assert following not in has_begun or has_begun[following].wait(20)
+            return super().answer(row)
+
+    annotated = annotate(make(BeginningDescribe(), WaitingEmbedText(), overlap=True), *map(records, "abcd"))
+    assert [record.key for record in annotated] == list("abcd")
+    assert all("text_vector" in record.values and not record.error for record in annotated)
+
+
+@pytest.mark.parametrize("capacity", [1, 5])
+def test_side_by_side_and_one_after_the_other_give_the_same(make: Make, capacity: int, journal: Journal) -> None:
+    stages = (
+        HungryDescribe(largest_batch=2, journal=journal),
+        EmbedText(journal=journal),
+        EmbedImage(journal=journal),
+    )
+    chunked = [records(*(f"{name}{n}" for name in "abc")) for n in range(5)]
+    expected = annotate(make(*stages), *chunked)
+    chunked = [records(*(f"{name}{n}" for name in "abc")) for n in range(5)]
+    found = annotate(make(*stages, overlap=True, capacity=capacity, fingerprint="again"), *chunked)
+    assert [(record.key, record.values) for record in found] == [(record.key, record.values) for record in expected]
+
+
+def test_side_by_side_memory_that_runs_out_makes_the_lanes_take_turns(make: Make, journal: Journal) -> None:
+    """The describer fails as long as the other lane's model is in memory; it must not be reloaded batch by batch."""
+
+    class JealousDescribe(Describe):
+        def run(self, model: Model, rows: list[Values]) -> list[Values]:
+            if journal.loads.count("embed_text") > journal.closes.count("embed_text"):
+                raise MemoryError
+            return super().run(model, rows)
+
+    chunked = [records(*(f"{name}{n}" for name in EIGHT)) for n in range(4)]
+    stages = JealousDescribe(batch_size=2, journal=journal), EmbedText(batch_size=2, journal=journal)
+    annotated = annotate(make(*stages, overlap=True), *chunked)
+    assert not any(record.error for record in annotated)
+    assert journal.loads.count("embed_text") <= len(chunked)
+    assert set(journal.sizes("describe")) == {2}
+
+
+def test_side_by_side_a_failure_of_the_image_lane_comes_after_the_chunks_before_it(make: Make) -> None:
+    class Failing(Describe):
+        def answer(self, row: Values) -> Values:
+            if row["content_hash"] == "c":
+                raise UserError("the disk is full")
+            return super().answer(row)
+
+    chunked = make(Failing(), EmbedText(), overlap=True)([records("a"), records("b"), records("c")])
+    assert [record.key for record in next(chunked)] == ["a"]
+    assert [record.key for record in next(chunked)] == ["b"]
+    assert next(chunked) == []
+    with pytest.raises(UserError, match="the disk is full"):
+        next(chunked)
+
+
+def test_side_by_side_an_interrupt_stops_the_image_lane_after_its_batch(make: Make, journal: Journal) -> None:
+    is_waiting, go_on = threading.Event(), threading.Event()
+
+    class SlowDescribe(Describe):
+        def answer(self, row: Values) -> Values:
+            if row["content_hash"] == "c":
+                is_waiting.set()
+                assert go_on.wait(20)
+            return super().answer(row)
+
+    class InterruptedEmbedText(EmbedText):
+        def answer(self, row: Values) -> Values:
+            if row["text"].startswith("b"):
+                assert is_waiting.wait(20)
+                raise KeyboardInterrupt
+            return super().answer(row)
+
+    stages = SlowDescribe(batch_size=1, journal=journal), InterruptedEmbedText(batch_size=1)
+    chunked = make(*stages, overlap=True)([records(*"ab"), records(*"cdef")])
+    assert [record.key for record in next(chunked)] == ["a"]
+    go_on.set()
+    with pytest.raises(KeyboardInterrupt):
+        next(chunked)
+    for thread in threading.enumerate():
+        if thread.name.startswith("image-lane"):
+            thread.join(20)
+    assert [batch for _, batch in journal.batches] == [["a"], ["b"], ["c"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokenEmbedText(EmbedText):
+    """Fails on every text but one."""
+
+    good: str = ""
+
+    def answer(self, row: Values) -> Values:
+        if row["text"].startswith(self.good or "-"):
+            return super().answer(row)
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+def test_failures_in_a_row_stop_the_run_and_get_no_rows(make: Make) -> None:
+    chunked = make(BrokenEmbedText(), EmbedImage(), Describe(), max_consecutive_errors=3)([records(*EIGHT)])
+    with pytest.raises(UserError, match=r"^3 images in a row failed alike \(embed_text: RuntimeError: mat1") as stop:
+        assert next(chunked) == []
+        next(chunked)
+    assert "max_consecutive_errors" in str(stop.value)
+
+
+def test_a_success_ends_a_row_of_failures(make: Make) -> None:
+    stages = Describe(), BrokenEmbedText(good="c", batch_size=1)
+    annotated = annotate(make(*stages, max_consecutive_errors=3), records(*"abcde"))
+    assert [bool(record.error) for record in annotated] == [True, True, False, True, True]
+
+
+def test_what_was_read_before_a_row_of_failed_readings_is_annotated(make: Make) -> None:
+    names = ["a", "broken 1", "b", *(f"broken {n}" for n in range(5))]
+    chunked = make(Describe(), max_consecutive_errors=3)([records(*names), records("c")])
+    assert [record.key for record in next(chunked)] == ["a", "broken 1", "b"]
+    with pytest.raises(UserError, match=r"^3 images in a row failed alike \(read: OSError"):
+        assert next(chunked) == []
+        next(chunked)
+
+
+def test_optional_inputs_are_given_where_they_are_there(make: Make) -> None:
+    class Score(EmbedImage):
+        may_read = ("text",)
+
+        def answer(self, row: Values) -> Values:
+            return {"image_vector": [float("text" in row)]}
+
+    annotated = annotate(make(PickyDescribe(poison="b"), Score()), records(*"ab"))
+    assert [record.values["image_vector"] for record in annotated] == [[1.0], [0.0]]
+
+
+def test_a_stage_not_worth_keeping_runs_each_time_and_sees_what_was_lowered(make: Make, journal: Journal) -> None:
+    class Flag(Describe):
+        may_read = ("pixels_lowered",)
+        writes = ("flags",)
+        is_kept = False
+        name = "flag"  # type: ignore[assignment]
+
+        def answer(self, row: Values) -> Values:
+            return {"flags": "pixels_lowered" if row.get("pixels_lowered") else ""}
+
+    chunk = records("a", "large"), [record_of("copy of large", content="large")]
+    annotated = annotate(make(HungryDescribe(largest_px=150 * 150), Flag(journal=journal)), *chunk)
+    assert [record.values["flags"] for record in annotated] == ["", "pixels_lowered", "pixels_lowered"]
+    assert "pixels_lowered" not in annotated[1].values
+    annotate(make(HungryDescribe(largest_px=150 * 150), Flag(journal=journal)), records("a"))
+    assert journal.batches[-1] == ("flag", ["a"])
+
+
+def test_batches_of_auto_are_what_the_stage_says_of_its_model(make: Make, journal: Journal) -> None:
+    class AutoDescribe(Describe):
+        def auto_batch_size(self, model: Model) -> int:
+            assert model.name == "describe"
+            return 3
+
+    annotate(make(AutoDescribe(batch_size="auto", journal=journal)), records(*EIGHT))
+    assert journal.sizes("describe") == [3, 3, 2]

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import PROJECT
-from vec_pipeline.ledger import Ledger, open_ledger
+from vec_pipeline.ledger import Ledger, NoLedger, open_ledger
 from vec_pipeline.record import UserError
 
 STAGE = "describe:1"
@@ -40,7 +41,7 @@ def kill_in_flight(path: Path, *batches: str) -> None:
         for batch in sys.argv[2:]:
             worker = os.fork()
             if not worker:
-                with Ledger(Path(sys.argv[1])).in_flight(list(batch)):
+                with Ledger(Path(sys.argv[1])).in_flight(list(batch), "describe"):
                     os.kill(os.getpid(), signal.SIGKILL)
             assert os.waitpid(worker, 0)[1] == signal.SIGKILL
     """
@@ -93,31 +94,76 @@ def test_results_outlive_the_ledger_object(path: Path, ledger: Ledger) -> None:
         assert reopened.deaths == {}
 
 
-def test_a_batch_that_was_killed_is_suspect_and_never_fatal(path: Path) -> None:
-    kill_in_flight(path, "ab", "ab", "ab")
-    with closing(Ledger(path)) as ledger:
-        assert [ledger.is_suspect(image) for image in "abc"] == [True, True, False]
-        assert [ledger.is_fatal(image) for image in "abc"] == [False, False, False]
-
-
-def test_an_image_killed_alone_twice_is_fatal(path: Path) -> None:
-    kill_in_flight(path, "ab", "a")
-    with closing(Ledger(path)) as ledger:
-        assert not ledger.is_fatal("a")
-    kill_in_flight(path, "a")
+def test_a_batch_that_was_killed_is_suspect(path: Path) -> None:
+    kill_in_flight(path, "ab")
     for _ in range(2):  # reopening counts no death twice
         with closing(Ledger(path)) as ledger:
-            assert ledger.deaths == {"a": 2, "b": 0}
-            assert ledger.is_fatal("a")
-            assert ledger.is_suspect("b")
-            assert not ledger.is_fatal("b")
+            assert ledger.deaths == {"a": 1, "b": 1}
+            assert not any(map(ledger.is_fatal, "abc"))
+
+
+def test_an_image_killed_a_second_time_is_fatal_and_its_stage_is_known(path: Path) -> None:
+    kill_in_flight(path, "ab", "a")
+    with closing(Ledger(path)) as ledger:
+        assert ledger.deaths == {"a": 2, "b": 1}
+        assert [ledger.is_fatal(image) for image in "abc"] == [True, False, False]
+        assert ledger.stages["a"] == "describe"
+
+
+def test_what_a_thread_has_in_flight_at_a_regular_end_is_no_death(path: Path) -> None:
+    kill_in_flight(path, "ab")
+    ledger = Ledger(path)
+    marks = [ledger.in_flight(["a", "c"], "describe"), ledger.in_flight(["d"], "structure")]
+    for mark in marks:
+        mark.__enter__()
+    ledger.close()
+    with closing(Ledger(path)) as reopened:
+        assert reopened.deaths == {"a": 1, "b": 1}
+
+
+def test_a_ledger_of_an_older_version_is_begun_anew(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as old:
+        old.execute("CREATE TABLE results (image TEXT PRIMARY KEY, result TEXT)")
+        old.execute("CREATE TABLE in_flight (image TEXT PRIMARY KEY, is_alone INTEGER, deaths INTEGER)")
+        old.commit()
+    with closing(Ledger(path)) as ledger:
+        ledger.store(STAGE, {"a": {"text": "a car"}})
+        assert ledger.recall(STAGE, ["a"]) == {"a": {"text": "a car"}}
+
+
+def test_vectors_are_stored_as_four_bytes_a_number(path: Path, ledger: Ledger) -> None:
+    ledger.store(
+        STAGE, {str(n): {"text_vector": np.random.default_rng(n).random(1000, np.float32)} for n in range(100)}
+    )
+    ledger.close()
+    assert path.stat().st_size < 1.2 * 100 * 4000
+
+
+def test_it_may_be_used_from_several_threads(ledger: Ledger) -> None:
+    def work(thread: int) -> None:
+        for n in range(50):
+            image = f"{thread}-{n}"
+            with ledger.in_flight([image], STAGE):
+                ledger.store(STAGE, {image: {"text": image}})
+            assert ledger.recall(STAGE, [image]) == {image: {"text": image}}
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+
+
+def test_without_a_ledger_nothing_is_kept() -> None:
+    ledger = NoLedger()
+    with ledger.in_flight(["a"], STAGE):
+        ledger.store(STAGE, {"a": {"text": "a car"}})
+    assert ledger.recall(STAGE, ["a"]) == {}
+    assert not ledger.is_fatal("a")
 
 
 @pytest.mark.parametrize("exception", [ValueError, MemoryError, KeyboardInterrupt, SystemExit])
 def test_an_exception_leaves_no_mark(path: Path, ledger: Ledger, exception: type[BaseException]) -> None:
-    with pytest.raises(exception), ledger.in_flight(["a"]):
+    with pytest.raises(exception), ledger.in_flight(["a"], "describe"):
         raise exception
-    with ledger.in_flight(["b", "c"]):
+    with ledger.in_flight(["b", "c"], "describe"):
         pass
     ledger.close()
     with closing(Ledger(path)) as reopened:
@@ -125,7 +171,7 @@ def test_an_exception_leaves_no_mark(path: Path, ledger: Ledger, exception: type
 
 
 def test_results_may_be_stored_while_images_are_in_flight(ledger: Ledger) -> None:
-    with ledger.in_flight(["a"]):
+    with ledger.in_flight(["a"], "describe"):
         ledger.store(STAGE, {"a": {"text": "a car"}})
         assert ledger.recall(STAGE, ["a"]) == {"a": {"text": "a car"}}
 
@@ -134,9 +180,9 @@ def test_a_suspect_is_forgiven_for_good(path: Path) -> None:
     kill_in_flight(path, "ab")
     with closing(Ledger(path)) as ledger:
         ledger.forgive(["a", "unknown"])
-        assert not ledger.is_suspect("a")
+        assert ledger.deaths == {"b": 1}
     with closing(Ledger(path)) as reopened:
-        assert reopened.deaths == {"b": 0}
+        assert reopened.deaths == {"b": 1}
 
 
 def test_a_result_stored_before_a_kill_is_there_afterwards(path: Path) -> None:

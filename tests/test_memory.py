@@ -1,5 +1,6 @@
 """Batches are fitted into the memory there is, and models leave it in turn."""
 
+import threading
 import weakref
 from collections.abc import Callable
 
@@ -11,11 +12,13 @@ from tests.fakes import (
     EmbedImage,
     EmbedText,
     Journal,
+    Model,
     StubbornDescribe,
     records,
 )
 from vec_pipeline import memory
-from vec_pipeline.memory import LoadError, ModelCache, fit
+from vec_pipeline.engines.llama_process import LlamaDied
+from vec_pipeline.memory import LoadError, ModelCache, Turns, fit
 from vec_pipeline.record import Need, Record, Stage, UserError
 
 EIGHT = "abcdefgh"
@@ -38,7 +41,7 @@ class Batches:
         self.batches: list[str] = []
         self.errors: dict[str, str] = {}
 
-    def run(self, batch: list[Record]) -> None:
+    def run(self, batch: list[Record], size: int) -> None:
         self.batches.append("".join(record.key for record in batch))
         if any(record.key == self.poison for record in batch):
             raise ValueError("bad\n image")
@@ -71,6 +74,27 @@ def test_out_of_memory_halves_the_batch_and_is_remembered() -> None:
     assert not job.errors
 
 
+def test_a_stage_that_refills_gets_windows_and_halves_what_runs_at_once() -> None:
+    sizes = []
+
+    class Refilling(Batches):
+        def run(self, batch: list[Record], size: int) -> None:
+            sizes.append((len(batch), size))
+            if size > 2:
+                raise MemoryError
+
+    job = Refilling()
+    assert fit(job, records(*"abcdefghijklmnopqrst"), 4, window=4) == 2
+    assert sizes == [(16, 4), (8, 2), (8, 2), (4, 2)]
+
+
+def test_one_row_too_large_is_found_in_a_window_of_one_at_a_time() -> None:
+    job = Batches(largest_batch=3)
+    assert fit(job, records(*"abcd"), 1, window=4) == 1
+    assert job.batches == ["abcd", "a", "b", "c", "d"]
+    assert not job.errors
+
+
 def test_other_models_leave_before_the_batch_is_halved() -> None:
     job = Batches(largest_batch=4, others=1)
     assert fit(job, records(*EIGHT), 8) == 4
@@ -86,7 +110,7 @@ def test_an_attempt_to_grow_is_halved_without_evicting_others() -> None:
 
 def test_a_broken_gpu_ends_the_run_instead_of_blaming_every_image() -> None:
     class BrokenGpu(Batches):
-        def run(self, batch: list[Record]) -> None:
+        def run(self, batch: list[Record], size: int) -> None:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     job = BrokenGpu()
@@ -122,7 +146,11 @@ def test_one_record_that_never_fits_is_blamed_and_the_next_is_tried() -> None:
         RuntimeError(OUT_OF_MEMORY),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         MemoryError(),
+        LlamaDied("the llama.cpp process ended by signal SIGABRT: CUDA error: out of memory"),
+        LlamaDied("the llama.cpp process ended by signal SIGKILL: it left no message"),
     ],
 )
 def test_each_way_to_run_out_of_memory_is_recognised(error: Exception) -> None:
@@ -131,8 +159,8 @@ def test_each_way_to_run_out_of_memory_is_recognised(error: Exception) -> None:
 
 def test_a_user_error_passes_through() -> None:
     class Refusing(Batches):
-        def run(self, batch: list[Record]) -> None:
-            super().run(batch)
+        def run(self, batch: list[Record], size: int) -> None:
+            super().run(batch, size)
             raise UserError("connect once to download it")
 
     job = Refusing()
@@ -151,10 +179,10 @@ def test_tensors_of_the_failed_frame_are_gone_before_memory_is_freed(monkeypatch
         references: tuple[weakref.ref[Tensor], ...] = ()
         alive_at_relief: tuple[bool, ...] = ()
 
-        def run(self, batch: list[Record]) -> None:
+        def run(self, batch: list[Record], size: int) -> None:
             tensor = Tensor()
             self.references += (weakref.ref(tensor),)
-            super().run(batch)
+            super().run(batch, size)
 
         def relieve(self) -> bool:
             self.alive_at_relief += tuple(reference() is not None for reference in self.references)
@@ -183,11 +211,18 @@ def stages_of(journal: Journal) -> tuple[Stage, Stage, Stage]:
     return Describe(journal=journal), EmbedText(journal=journal), EmbedImage(journal=journal)
 
 
+def load(cache: ModelCache, stage: Stage) -> Model:
+    """Use the stage's model for a moment."""
+    with cache.use(stage) as model:
+        assert isinstance(model, Model)
+        return model
+
+
 def test_the_least_recently_used_model_leaves_and_is_closed(journal: Journal, free_gb: dict[str, float]) -> None:
     describe, embed_text, embed_image = stages_of(journal)
     cache = ModelCache(2, 1.0)
     for stage in (describe, embed_text, describe, embed_image, describe):
-        assert cache.get(stage).name == stage.name
+        assert load(cache, stage).name == stage.name
     assert journal.loads == ["describe", "embed_text", "embed_image"]
     assert journal.closes == ["embed_text"]
 
@@ -206,7 +241,7 @@ def test_models_leave_until_enough_memory_is_free(
     monkeypatch.setattr(memory, f"{kind}_free_gb", free)
     cache = ModelCache(5, 1.0)
     for stage in (describe, embed_text, embed_image):
-        cache.get(stage)
+        load(cache, stage)
     assert journal.closes == ["describe"]
 
 
@@ -217,19 +252,19 @@ def test_a_model_in_host_memory_stays_when_the_gpu_is_short(
     monkeypatch.setattr(Describe, "need", lambda self: Need(gpu_gb=3.0))
     monkeypatch.setattr(EmbedText, "need", lambda self: Need(host_gb=3.0))
     cache = ModelCache(5, 1.0)
-    cache.get(embed_text)
-    cache.get(describe)
+    load(cache, embed_text)
+    load(cache, describe)
     free_gb["gpu"] = 2.0
-    cache.get(embed_image)
+    load(cache, embed_image)
     assert journal.closes == ["describe"]
 
 
 def test_the_threshold_stays_free_beside_a_model_of_unknown_size(journal: Journal, free_gb: dict[str, float]) -> None:
     describe, embed_text, _ = stages_of(journal)
     cache = ModelCache(5, clear_threshold_gb=2.0)
-    cache.get(describe)
+    load(cache, describe)
     free_gb["gpu"] = 1.9
-    cache.get(embed_text)
+    load(cache, embed_text)
     assert journal.closes == ["describe"]
 
 
@@ -237,7 +272,7 @@ def test_keep_only_evicts_the_others(journal: Journal, free_gb: dict[str, float]
     describe, embed_text, embed_image = stages_of(journal)
     cache = ModelCache(5, 1.0)
     for stage in (describe, embed_text, embed_image):
-        cache.get(stage)
+        load(cache, stage)
     assert cache.keep_only(embed_text) is True
     assert sorted(journal.closes) == ["describe", "embed_image"]
     assert cache.keep_only(embed_text) is False
@@ -246,15 +281,15 @@ def test_keep_only_evicts_the_others(journal: Journal, free_gb: dict[str, float]
 def test_closing_the_cache_closes_every_model(journal: Journal, free_gb: dict[str, float]) -> None:
     cache = ModelCache(5, 1.0)
     for stage in stages_of(journal):
-        cache.get(stage)
+        load(cache, stage)
     cache.close()
     assert sorted(journal.closes) == sorted(journal.loads)
 
 
 def test_a_failed_load_is_tried_again_with_the_device_to_itself(journal: Journal, free_gb: dict[str, float]) -> None:
     cache = ModelCache(5, 1.0)
-    cache.get(EmbedText(journal=journal))
-    assert cache.get(StubbornDescribe(failures=1, journal=journal)).name == "describe"
+    load(cache, EmbedText(journal=journal))
+    assert load(cache, StubbornDescribe(failures=1, journal=journal)).name == "describe"
     assert journal.loads == ["embed_text", "describe", "describe"]
     assert journal.closes == ["embed_text"]
 
@@ -263,9 +298,9 @@ def test_a_failed_load_is_tried_again_with_the_device_to_itself(journal: Journal
 def test_a_model_that_cannot_be_loaded_is_named(is_alone: bool, journal: Journal, free_gb: dict[str, float]) -> None:
     cache = ModelCache(5, 1.0)
     if not is_alone:
-        cache.get(EmbedText(journal=journal))
+        load(cache, EmbedText(journal=journal))
     with pytest.raises(LoadError, match=r"^describe: .*CUDA out of memory"):
-        cache.get(StubbornDescribe(failures=9, journal=journal))
+        load(cache, StubbornDescribe(failures=9, journal=journal))
     assert journal.loads.count("describe") == (1 if is_alone else 2)
 
 
@@ -277,14 +312,59 @@ def test_tensors_of_a_failed_load_are_gone_before_the_next(
     alive: list[bool] = []
     original: Callable[..., object] = StubbornDescribe.load
 
-    def load(self: StubbornDescribe) -> object:
+    def load_half(self: StubbornDescribe) -> object:
         alive.extend(reference() is not None for reference in references)
         weights = Journal()  # stands for gigabytes that are half loaded when the memory ends
         references.append(weakref.ref(weights))
         return original(self)
 
-    monkeypatch.setattr(StubbornDescribe, "load", load)
+    monkeypatch.setattr(StubbornDescribe, "load", load_half)
     cache = ModelCache(5, 1.0)
-    cache.get(EmbedText(journal=journal))
-    cache.get(StubbornDescribe(failures=1, journal=journal))
+    load(cache, EmbedText(journal=journal))
+    load(cache, StubbornDescribe(failures=1, journal=journal))
     assert alive == [False]
+
+
+def test_too_little_host_memory_is_a_failed_load_and_not_a_killed_process(
+    journal: Journal, free_gb: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EmbedText, "need", lambda self: Need(host_gb=5.0))
+    free_gb["host"] = 4.0
+    with pytest.raises(LoadError, match=r"needs 5.0 GB of host memory, 4.0 GB are free"):
+        load(ModelCache(5, 1.0), EmbedText(journal=journal))
+    assert journal.loads == []
+
+
+def test_a_model_in_use_by_another_thread_stays_until_it_is_free(journal: Journal, free_gb: dict[str, float]) -> None:
+    describe, embed_text, _ = stages_of(journal)
+    cache = ModelCache(1, 1.0)
+    other = threading.Thread(target=load, args=(cache, embed_text), daemon=True)
+    with cache.use(describe):
+        other.start()
+        other.join(0.2)
+        assert journal.loads == ["describe"]
+        assert journal.closes == []
+    other.join(20)
+    assert journal.closes == ["describe"]
+    assert journal.loads == ["describe", "embed_text"]
+
+
+def test_turns_are_free_until_they_begin() -> None:
+    turns = Turns()
+    turns.take()
+    turns.begin()
+    order = []
+
+    def other() -> None:
+        turns.take()
+        order.append("other")
+        turns.give()
+
+    thread = threading.Thread(target=other, daemon=True)
+    thread.start()
+    thread.join(0.2)
+    order.append("first")
+    turns.take()  # a second time in one turn
+    turns.give()
+    thread.join(20)
+    assert order == ["first", "other"]

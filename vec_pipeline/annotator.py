@@ -1,96 +1,159 @@
 """Every stage over one chunk of records: the unit the loop maps."""
 
+import dataclasses
 import logging
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from vec_pipeline.ledger import Ledger
-from vec_pipeline.memory import ModelCache, attempt, fit
-from vec_pipeline.record import Record, Stage, Values
+from vec_pipeline.memory import ModelCache, Turns, attempt, fit
+from vec_pipeline.record import Record, Stage, UserError, Values
 
 logger = logging.getLogger(__name__)
 
 Chunk = list[Record]
+Item = TypeVar("Item")
 SMALLEST_SIDE_PX = 56  # an image is not shrunk below this to make it fit in memory
+PIXELS_LOWERED = "pixels_lowered"  # the working value of a record whose image was shrunk
+
+
+class Stopped(BaseException):
+    """The run is ending: raised between batches in a thread that works beside the caller's."""
 
 
 class Annotator:
-    """Runs stages over chunks; those that run ahead do so in threads, one chunk before the models.
+    """Runs stages over chunks, in two lanes: the one that looks at images, then the one that reads what was written.
+
+    Stages that run ahead (reading and decoding) do so in threads, one chunk before the models.
 
     stages: in the order of the configuration.
     cache: owns the models.
     ledger: asked before a stage runs, and told after.
     fingerprints: what identifies each stage's results in the ledger.
     threads: number of images read and decoded at once.
+    overlap: run the lanes side by side, the second on one chunk and the first on the next.
+    max_consecutive_errors: images in a row that may fail in one stage with one kind of error; then the run stops.
     """
 
     def __init__(
-        self, stages: Iterable[Stage], cache: ModelCache, ledger: Ledger, fingerprints: dict[Stage, str], threads: int
+        self,
+        stages: Iterable[Stage],
+        cache: ModelCache,
+        ledger: Ledger,
+        fingerprints: dict[Stage, str],
+        threads: int,
+        overlap: bool = False,
+        max_consecutive_errors: int = 50,
     ) -> None:
         stages = list(stages)
         self.ahead_stages = [stage for stage in stages if stage.runs_ahead]
-        self.stages = [stage for stage in stages if not stage.runs_ahead]
-        self.working_values = {name for stage in stages for name in stage.makes}
+        self.lanes = lanes_of(stages)
+        self.working_values = {name for stage in stages for name in stage.makes} | {PIXELS_LOWERED}
         self.cache = cache
         self.ledger = ledger
         self.fingerprints = fingerprints
         self.threads = threads
+        self.overlap = overlap
+        self.streaks = {stage: Streak(max_consecutive_errors) for stage in stages}
+        self.reading_streak = Streak(max_consecutive_errors)
+        self.turns = Turns()
         self.proven_sizes: dict[Stage, int] = {}  # batch sizes that fitted last time
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by stage name, loading included
-        self.current = ""  # what is being done at this moment, for the progress bar
+        self._at_work: dict[int, str] = {}  # lane -> stage, at this moment
+        self.chunks = self.images = 0  # that have gone through every stage
+        self.is_stopping = threading.Event()
+        self._unfinished: list[Chunk] = []  # being read or annotated
+
+    @property
+    def current(self) -> str:
+        """What is being done at this moment, for the progress bar."""
+        return " + ".join(name for _, name in sorted(self._at_work.items()))
 
     def __call__(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        """Yield each chunk annotated; when interrupted, first the rows of the current one that are complete."""
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="read") as pool:
-            try:
-                for chunk in self._read_ahead(chunks, pool):
-                    try:
-                        self._annotate(chunk)
-                    except BaseException:
-                        yield self._finished([record for record in chunk if self._is_complete(record)])
-                        raise
-                    yield self._finished(chunk)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        """Yield each chunk annotated; when interrupted, first the rows that are complete by then."""
+        self._unfinished, self.is_stopping = [], threading.Event()
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="read")
+        try:
+            described = self._through(0, self._read_ahead(chunks, pool))
+            for chunk in self._through(1, in_thread(described) if self.overlap else described):
+                self._unfinished.remove(chunk)
+                self.chunks, self.images = self.chunks + 1, self.images + len(chunk)
+                yield self._finished(chunk)
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self.is_stopping.set()
+            yield self._finished([r for chunk in self._unfinished for r in chunk if self._is_complete(r)])
+            raise
+        finally:
+            self.is_stopping.set()
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _read_ahead(self, chunks: Iterable[Chunk], pool: ThreadPoolExecutor) -> Iterator[Chunk]:
-        models = [(stage, stage.load()) for stage in self.ahead_stages]
+        """Yield chunks read and decoded, while the next one is on its way."""
+        models = {stage: stage.load() for stage in self.ahead_stages}
+        for chunk, reading in one_ahead(self._start_reading(chunk, models, pool) for chunk in chunks):
+            list(reading)
+            broken = self._note_failures(chunk)
+            yield chunk
+            if broken:
+                raise broken
 
-        def prepare(record: Record) -> Record:
-            for stage, model in models:
-                job = StageRun(stage, model)
-                if is_ready(stage, record) and (failure := attempt(job, [record])):
-                    job.blame(record, failure.message)
-            return record
-
-        waiting: Iterator[Record] | None = None
-        for chunk in chunks:
-            reading = pool.map(prepare, chunk)
-            if waiting is not None:
-                yield list(waiting)
-            waiting = reading
-        if waiting is not None:
-            yield list(waiting)
-
-    def _annotate(self, chunk: Chunk) -> None:
-        readable = [record for record in chunk if "content_hash" in record.values]
-        for stage in self.stages:  # stages outside, records inside: a model is swapped at most once a chunk
-            start_s = time.monotonic()
-            self.current = stage.name
+    def _note_failures(self, chunk: Chunk) -> UserError | None:
+        """Cut the chunk before a streak of failed readings; what was read well before is annotated first."""
+        for number, record in enumerate(chunk, 1):
             try:
-                self._run_stage(stage, [record for record in readable if is_ready(stage, record)])
+                self.reading_streak.note(record.error)
+            except UserError as error:
+                del chunk[max(0, number - self.reading_streak.limit) :]
+                return error
+        return None
+
+    def _start_reading(
+        self, chunk: Chunk, models: dict[Stage, Any], pool: ThreadPoolExecutor
+    ) -> tuple[Chunk, Iterator[None]]:
+        self._unfinished.append(chunk)
+        return chunk, pool.map(lambda record: self._read(record, models), chunk)
+
+    def _read(self, record: Record, models: dict[Stage, Any]) -> None:
+        if self.ledger.is_fatal(record.key):
+            stage_name = self.ledger.stages[record.key]
+            record.error = f"{stage_name}: ProcessDied: this image was in flight when the process died, and again alone"
+            return
+        for stage, model in models.items():
+            job = StageRun(stage, model)
+            with self.ledger.in_flight([record.key], stage.name):
+                if is_ready(stage, record) and (failure := attempt(job, [record], 1)):
+                    job.blame(record, failure.message)
+
+    def _through(self, lane: int, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        """Yield chunks with every stage of a lane done."""
+        for chunk in chunks:
+            try:
+                self._annotate(lane, [record for record in chunk if "content_hash" in record.values])
+            finally:
+                self.turns.give()
+            yield chunk
+
+    def _annotate(self, lane: int, records: Chunk) -> None:
+        for stage in self.lanes[lane]:  # stages outside, records inside: a model is swapped at most once a chunk
+            start_s = time.monotonic()
+            self._at_work[lane] = stage.name
+            try:
+                self._run_stage(stage, [record for record in records if is_ready(stage, record)])
             finally:
                 self.seconds[stage.name] += time.monotonic() - start_s
-        self.current = ""
-        self.ledger.forgive(record.values["content_hash"] for record in readable if not record.error)
+                self._at_work.pop(lane, None)
 
     def _finished(self, records: Chunk) -> Chunk:
-        """Working values, such as the pixels, end here."""
+        """Working values, such as the pixels, end here; and so does the suspicion of images that have lived."""
+        self.ledger.forgive([record.key for record in records if not self.ledger.is_fatal(record.key)])
         for record in records:
             for name in self.working_values & record.values.keys():
                 del record.values[name]
@@ -98,14 +161,15 @@ class Annotator:
 
     def _run_stage(self, stage: Stage, records: list[Record]) -> None:
         """Fill in what is known, run one record of each remaining content, and copy its results to its duplicates."""
-        self._recall(stage, records)
+        if stage.is_kept:
+            self._recall(stage, records)
         unknown = [record for record in records if not has(stage, record)]
         first_of = {record.values["content_hash"]: record for record in reversed(unknown)}
-        unique = [record for record in unknown if first_of[record.values["content_hash"]] is record]
-        self._fit(stage, unique)
+        self._fit(stage, [record for record in unknown if first_of[record.values["content_hash"]] is record])
         for record in unknown:
             first = first_of[record.values["content_hash"]]
-            record.values |= {name: first.values[name] for name in stage.writes if name in first.values}
+            results = (*stage.writes, *stage.makes, PIXELS_LOWERED)
+            record.values |= {name: first.values[name] for name in results if name in first.values}
             record.error = record.error or first.error
 
     def _recall(self, stage: Stage, records: list[Record]) -> None:
@@ -114,23 +178,63 @@ class Annotator:
             record.values |= found.get(record.values["content_hash"], {})
 
     def _fit(self, stage: Stage, records: list[Record]) -> None:
-        job = ModelRun(stage, self.cache, self.ledger, self.fingerprints[stage])
-        known = self.ledger
-        calm = [record for record in records if not known.is_suspect(record.values["content_hash"])]
-        if calm:
-            proven = self.proven_sizes.get(stage, 0)
-            size = min(2 * proven or stage.batch_size, stage.batch_size)  # grow back after memory ran out
-            self.proven_sizes[stage] = fit(job, calm, size, proven)
-        suspects = [record for record in records if known.is_suspect(record.values["content_hash"])]
-        suspects.sort(key=lambda record: known.deaths[record.values["content_hash"]])
-        for record in suspects:  # last and alone, so that a kill costs the others nothing; the most suspect at the end
-            if known.is_fatal(record.values["content_hash"]):
-                job.blame(record, "ProcessDied: this image killed the process again and again")
-            else:
-                fit(job, [record], 1)
+        if not records:
+            return
+        job = ModelRun(stage, self)
+        proven = self.proven_sizes.get(stage, 0)
+        most = self._batch_size(stage)
+        size = min(2 * proven or most, most)  # grow back after memory ran out
+        self.proven_sizes[stage] = fit(job, records, size, proven, stage.window)
+
+    def _batch_size(self, stage: Stage) -> int:
+        if stage.batch_size != "auto":
+            return stage.batch_size
+        self.turns.take()
+        with self.cache.use(stage) as model:
+            size = stage.auto_batch_size(model)
+        if stage not in self.proven_sizes:
+            logger.info("%s: batch_size auto is %d", stage.name, size)
+        return size
 
     def _is_complete(self, record: Record) -> bool:
-        return all(has(stage, record) for stage in self.stages)
+        return all(has(stage, record) for lane in self.lanes for stage in lane)
+
+
+def lanes_of(stages: list[Stage]) -> tuple[list[Stage], list[Stage]]:
+    """Those that look at what was read ahead, and nothing of the others; and the others."""
+    pixels = {name for stage in stages if stage.runs_ahead for name in stage.makes}
+    later: set[str] = set()  # what the second lane writes
+    lanes: tuple[list[Stage], list[Stage]] = ([], [])
+    for stage in stages:
+        if stage.runs_ahead:
+            continue
+        is_first = pixels.intersection(stage.reads) and not later.intersection((*stage.reads, *stage.may_read))
+        lanes[0 if is_first else 1].append(stage)
+        if not is_first:
+            later.update(stage.writes, stage.makes)
+    return lanes
+
+
+def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield items, each after the next one has been made."""
+    iterator = iter(items)
+    for waiting in iterator:
+        for item in iterator:
+            yield waiting
+            waiting = item
+        yield waiting
+
+
+def in_thread(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield items while the next one is made in another thread; what is raised there is raised here."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="image-lane")
+    try:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
 
 
 def is_ready(stage: Stage, record: Record) -> bool:
@@ -148,6 +252,26 @@ def not_finite(result: Values) -> str:
     return f"ValueError: {', '.join(bad)} holds a value that is not finite" if bad else ""
 
 
+class Streak:
+    """Failures in a row: where `limit` images fail alike in one stage, it is no image's fault."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._kind = ""
+        self._length = 0
+
+    def note(self, error: str) -> None:
+        """Take note of how an image fared, with an empty error where it went well. Raises UserError at the limit."""
+        kind = ": ".join(error.split(": ")[:2])
+        self._length = self._length + 1 if kind == self._kind else 1
+        self._kind = kind
+        if kind and self._length >= self.limit:
+            raise UserError(
+                f"{self._length} images in a row failed alike ({error[:300]}): the run stops and gives them no rows; "
+                "mend the cause, or raise max_consecutive_errors if it is the images"
+            )
+
+
 class StageRun:
     """One stage at work on batches of records: the job that `fit` and `attempt` are given."""
 
@@ -155,17 +279,20 @@ class StageRun:
         self.stage = stage
         self.model = model
 
-    def run(self, records: list[Record]) -> None:
+    def run(self, records: list[Record], size: int) -> None:
         rows = [self.row(record) for record in records]
-        for record, result in zip(records, self.stage.run(self.model, rows), strict=True):
-            if failure := result.pop("error", "") or not_finite(result):
-                self.blame(record, failure)
+        stage = self.stage if self.stage.batch_size == size else dataclasses.replace(self.stage, batch_size=size)
+        for record, result in zip(records, stage.run(self.model, rows), strict=True):
+            failure = result.pop("error", "") or not_finite(result)
             record.values |= {name: value for name, value in result.items() if not not_finite({name: value})}
+            if failure:
+                self.blame(record, failure)
             logger.debug("%s: %s is done", record.key, self.stage.name)
 
     def row(self, record: Record) -> Values:
         """What the stage is given of a record."""
-        return {name: record.values[name] for name in self.stage.reads}
+        optional = [name for name in self.stage.may_read if name in record.values]
+        return {name: record.values[name] for name in (*self.stage.reads, *optional)}
 
     def relieve(self) -> bool:
         return False
@@ -180,32 +307,48 @@ class StageRun:
 class ModelRun(StageRun):
     """The same with the model from the cache, results kept in the ledger, and ways to get by with less memory."""
 
-    def __init__(self, stage: Stage, cache: ModelCache, ledger: Ledger, fingerprint: str) -> None:
+    def __init__(self, stage: Stage, annotator: Annotator) -> None:
         super().__init__(stage)
-        self.cache = cache
-        self.ledger = ledger
-        self.fingerprint = fingerprint
+        self.cache = annotator.cache
+        self.ledger = annotator.ledger
+        self.turns = annotator.turns
+        self.streak = annotator.streaks[stage]
+        self.fingerprint = annotator.fingerprints[stage]
+        self.is_stopping = annotator.is_stopping
         self._smaller: dict[str, Any] = {}  # images with fewer pixels, by key: for this stage only
 
     def row(self, record: Record) -> Values:
         row = super().row(record)
         return {**row, "image": self._smaller[record.key]} if record.key in self._smaller else row
 
-    def run(self, records: list[Record]) -> None:
-        self.model = self.cache.get(self.stage)
-        try:
-            with self.ledger.in_flight([record.values["content_hash"] for record in records]):
-                super().run(records)
-        finally:
-            self.model = None  # the cache alone owns models
-        done = [record for record in records if has(self.stage, record) and record.key not in self._smaller]
-        self.ledger.store(self.fingerprint, {r.values["content_hash"]: self._results(r) for r in done})
-        logger.info("%s: a batch of %d", self.stage.name, len(records))
+    def run(self, records: list[Record], size: int) -> None:
+        self.turns.take()
+        if self.is_stopping.is_set():
+            raise Stopped
+        with self.cache.use(self.stage) as self.model:
+            try:
+                with self.ledger.in_flight([record.key for record in records], self.stage.name):
+                    super().run(records, size)
+            finally:
+                self.model = None  # the cache alone owns models
+        done = [record for record in records if has(self.stage, record)]
+        if done:
+            self.streak.note("")
+        if self.stage.is_kept:
+            self._keep([record for record in done if record.key not in self._smaller])
+        logger.info("%s: a batch of %d, %d at once", self.stage.name, len(records), size)
 
-    def _results(self, record: Record) -> Values:
-        return {name: record.values[name] for name in self.stage.writes}
+    def _keep(self, records: list[Record]) -> None:
+        names = (*self.stage.writes, *self.stage.makes)
+        results = {r.values["content_hash"]: {n: r.values[n] for n in names if n in r.values} for r in records}
+        self.ledger.store(self.fingerprint, results)
+
+    def blame(self, record: Record, message: str) -> None:
+        super().blame(record, message)
+        self.streak.note(f"{self.stage.name}: {message}")
 
     def relieve(self) -> bool:
+        self.turns.begin()
         return self.cache.keep_only(self.stage)
 
     def shrink(self, record: Record) -> bool:
@@ -214,4 +357,5 @@ class ModelRun(StageRun):
         if image is None or max(image.size) < 2 * SMALLEST_SIDE_PX:
             return False
         self._smaller[record.key] = image.resize((max(1, image.width // 2), max(1, image.height // 2)))
+        record.values[PIXELS_LOWERED] = True
         return True

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vec_pipeline import device, weights
 from vec_pipeline.config import Config, check_settings
+from vec_pipeline.plan import plan
 from vec_pipeline.record import Stage, UserError
 from vec_pipeline.sinks.csv_file import contents_of
 
@@ -67,17 +68,21 @@ def check_memory(stages: tuple[Stage, ...]) -> None:
                 )
 
 
-def findings(config: Config) -> Iterator[Finding]:
-    """Look at everything a run depends on, without loading or downloading a model."""
+def findings(config: Config, *, check_rows: bool = True) -> Iterator[Finding]:
+    """Look at everything a run depends on, without loading or downloading a model.
+
+    check_rows: compare the settings with those that the rows of the CSV were made with.
+    """
     yield python()
     yield from libraries()
     yield gpu()
-    yield tried("memory", lambda: check_memory(config.stages), f"{device.host_free_gb():.0f} GB free on the host")
+    yield tried("memory", lambda: memory(config))
+    yield tried("plan", lambda: plan(config).reason)
     yield disk(config.output)
     for stage in config.stages:
         if isinstance(model := getattr(stage, "model", None), str):
             yield model_files(stage, model)
-    yield tried("output", lambda: check_output(config), str(config.output))
+    yield tried("output", lambda: check_output(config, check_rows=check_rows))
 
 
 def python() -> Finding:
@@ -110,6 +115,11 @@ def gpu() -> Finding:
     )
 
 
+def memory(config: Config) -> str:
+    check_memory(config.stages)
+    return f"{device.host_free_gb():.0f} GB free on the host"
+
+
 def disk(output_path: Path) -> Finding:
     folder = existing_folder(output_path)
     free_gb = shutil.disk_usage(folder).free / device.GB
@@ -133,22 +143,23 @@ def amount(gb: float) -> str:
     return f"{gb:.1f} GB" if gb >= 0.1 else f"{1000 * gb:.1f} MB"
 
 
-def check_output(config: Config) -> None:
-    """Raise UserError where the CSV could not be written; make nothing that was not there."""
-    contents_of(config.output, config.extra_columns())
-    check_settings(config.output, config.stages)
+def check_output(config: Config, *, check_rows: bool) -> str:
+    """Return the CSV's path. Raises UserError where it could not be written; makes nothing that was not there."""
+    existing = contents_of(config.output, config.extra_columns())
+    if check_rows:
+        check_settings(config.output, config.stages, existing.header)
     place = config.output if config.output.exists() else existing_folder(config.output)
     if not os.access(place, os.W_OK):
         raise UserError(f"{place} cannot be written: name another file with --output")
+    return str(config.output)
 
 
 def existing_folder(path: Path) -> Path:
     return next(parent for parent in path.absolute().parents if parent.exists())
 
 
-def tried(name: str, check: Callable[[], None], text: str) -> Finding:
+def tried(name: str, check: Callable[[], str]) -> Finding:
     try:
-        check()
+        return Finding(name, check())
     except UserError as error:
         return Finding(name, str(error), False)
-    return Finding(name, text)

@@ -33,7 +33,10 @@ class Config:
 
     stages: tuple[Stage, ...]
     output: Path = Path("output/annotations.csv")
-    chunk_size: int = 64
+    chunk_size: int | Literal["auto"] = "auto"
+    overlap: bool | Literal["auto"] = "auto"
+    ledger: bool = True
+    max_consecutive_errors: int = 50
     checkpoint_every: int = 10
     model_cache_size: int = 5
     clear_threshold_gb: float = 1.0
@@ -166,8 +169,9 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and types.NoneType in arguments:
             return None
-        hint = next(argument for argument in arguments if argument is not types.NoneType)
-        return convert(value, hint, key)
+        words = [word for argument in arguments for word in typing.get_args(argument)]  # of a Literal: "auto"
+        hint = next(hint for hint in arguments if hint is not types.NoneType and not typing.get_args(hint))
+        return value if value in words else convert(value, hint, key)
     if origin is Literal:
         if value in arguments:
             return value
@@ -259,9 +263,13 @@ def settings(stages: Iterable[Stage]) -> dict[str, dict[str, Any]]:
 
 def stage_settings(stage: Stage) -> dict[str, Any]:
     names = [field.name for field in fields(stage) if field.name not in stage.tuning]
-    options = {name: getattr(stage, name) for name in names}
-    found = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    found = {name: plain(getattr(stage, name)) for name in names}
     return {**found, "identity": stage.identity()} if stage.identity() else found
+
+
+def plain(value: Any) -> Any:
+    """The value as YAML knows it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def fingerprints(stages: Iterable[Stage]) -> dict[Stage, str]:
@@ -269,7 +277,8 @@ def fingerprints(stages: Iterable[Stage]) -> dict[Stage, str]:
     makers: dict[str, str] = {}
     prints = {}
     for stage in stages:
-        parts = [stage.name, stage_settings(stage), [makers.get(name, "") for name in stage.reads]]
+        inputs = (*stage.reads, *stage.may_read)
+        parts = [stage.name, stage_settings(stage), [makers.get(name, "") for name in inputs]]
         if isinstance(model := getattr(stage, "model", None), str):
             parts.append(weights.version(model))
         prints[stage] = hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
@@ -277,30 +286,43 @@ def fingerprints(stages: Iterable[Stage]) -> dict[Stage, str]:
     return prints
 
 
-def check_settings(csv_path: Path, stages: Iterable[Stage]) -> None:
-    """Compare with the settings the CSV was made with, which stand beside it.
+def changed_settings(csv_path: Path, stages: Sequence[Stage], header: Sequence[str] = ()) -> list[str]:
+    """The settings, as STAGE.KEY, that are others than those the CSV was made with, which stand beside it.
 
-    Raises UserError where they differ: rows of two models in one file could not be told apart.
+    A stage that writes none of the columns of `header` does not count, and neither does an option that is younger than
+    the CSV and has its default. Raises UserError where the settings file is damaged.
     """
     path = settings_path(csv_path)
     if not (csv_path.exists() and csv_path.stat().st_size and path.exists()):
-        return
+        return []
     try:
-        before, now = yaml.safe_load(path.read_text(encoding="utf-8")), settings(stages)
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         before = None
     if not isinstance(before, dict) or not all(isinstance(options, dict) for options in before.values()):
         raise UserError(f"{path} is damaged: delete it if {csv_path} was made with these settings, or use --output")
-    changed = [
-        f"{stage}.{key}"
-        for stage in (*before, *(name for name in now if name not in before))
-        for key in {**before.get(stage, {}), **now.get(stage, {})}
-        if before.get(stage, {}).get(key) != now.get(stage, {}).get(key)
-    ]
-    if changed:
+    changed = []
+    for stage in stages:
+        now = stage_settings(stage)
+        if stage.name in before:
+            then = {**defaults(stage), **before.pop(stage.name)}
+            changed += [f"{stage.name}.{key}" for key, value in now.items() if then.get(key) != value]
+        elif not (stage.writes and header) or set(stage.writes) & set(header):
+            changed += [f"{stage.name}.{key}" for key in now]
+    return changed + [f"{name}.{key}" for name, options in before.items() for key in options]
+
+
+def defaults(stage: Stage) -> dict[str, Any]:
+    return {field.name: plain(field.default) for field in fields(stage)}
+
+
+def check_settings(csv_path: Path, stages: Sequence[Stage], header: Sequence[str] = ()) -> None:
+    """Raise UserError where the settings have changed: rows of two models in one file could not be told apart."""
+    if changed := changed_settings(csv_path, stages, header):
         raise UserError(
             f"{csv_path} was made with other settings ({', '.join(changed[:3])}{', ...' if changed[3:] else ''}): "
-            f"name a new file with --output, or put them back as in {path}"
+            f"put them back as in {settings_path(csv_path)}, name a new file with --output, or use --refresh to bring "
+            "its rows up to date"
         )
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,90 +15,137 @@ from vec_pipeline.record import UserError, Values
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS results (
-    image TEXT, stage TEXT, result TEXT, PRIMARY KEY (image, stage)
+VERSION = 2  # of the tables; a ledger of another version is begun anew
+SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS results (  -- vectors: the float32 values of all of them, one after the other
+    image TEXT, settings TEXT, result TEXT, vectors BLOB, PRIMARY KEY (image, settings)
+);
+CREATE TABLE IF NOT EXISTS in_flight (  -- a live row that is there at the start belongs to a process that was killed
+    image_path TEXT PRIMARY KEY, stage TEXT, is_live INTEGER, deaths INTEGER
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS in_flight (  -- a row that is there at the start belongs to a process that was killed
-    image TEXT PRIMARY KEY, is_alone INTEGER, deaths INTEGER
-) WITHOUT ROWID;
+PRAGMA user_version = {VERSION};
 """
-FATAL_DEATHS = 2  # an image that was in flight alone in this many killed processes is not tried again
+FATAL_DEATHS = 2  # the second one was alone
 
 
 class Ledger:
-    """Results of stages, keyed by the image's content hash and the stage's settings.
+    """Results of stages, keyed by the image's content hash and the stage's settings; safe to use from threads.
 
-    It also knows which images were in flight when an earlier process was killed. A whole batch is under suspicion then;
-    its images run alone, and one that is killed alone twice is given up. Raises sqlite3.Error where the file is broken
-    or in use.
+    It also knows, by path, which images were in flight when an earlier process was killed. All of them are suspects
+    then and have to run alone; one that is in flight at a second death is given up.
+
+    Raises sqlite3.Error where the file is broken or in use.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._database = sqlite3.connect(path, isolation_level=None)
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute(
-            "PRAGMA synchronous = NORMAL"
-        )  # may lose the last batches with the power, never the file
-        self._database.executescript(SCHEMA)
-        self._database.execute("UPDATE in_flight SET deaths = deaths + is_alone, is_alone = 0")
-        self.deaths: dict[str, int] = dict(self._database.execute("SELECT image, deaths FROM in_flight"))
+        self._lock = threading.RLock()
+        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            self._database.execute("PRAGMA journal_mode = WAL")
+            # May lose the last batches with the power, never the file.
+            self._database.execute("PRAGMA synchronous = NORMAL")
+            self._begin()
+        except BaseException:
+            self._database.close()
+            raise
+        self.deaths: dict[str, int] = {}  # of suspects, by path
+        self.stages: dict[str, str] = {}  # which they were in
+        for image_path, stage, deaths in self._database.execute("SELECT image_path, stage, deaths FROM in_flight"):
+            self.deaths[image_path], self.stages[image_path] = deaths, stage
 
-    def recall(self, stage: str, images: Iterable[str]) -> dict[str, Values]:
-        """Return the results there are, by image."""
+    def _begin(self) -> None:
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        if version != VERSION:
+            self._database.executescript("DROP TABLE IF EXISTS results; DROP TABLE IF EXISTS in_flight")
+        self._database.executescript(SCHEMA)
+        self._database.execute("UPDATE in_flight SET deaths = deaths + 1, is_live = 0 WHERE is_live")
+
+    def recall(self, settings: str, images: Iterable[str]) -> dict[str, Values]:
+        """Return the results there are, by the image's content hash."""
         found = {}
-        for image in images:
-            row = self._database.execute(
-                "SELECT result FROM results WHERE image = ? AND stage = ?", (image, stage)
-            ).fetchone()
-            if row:
-                found[image] = decode(row[0])
+        query = "SELECT result, vectors FROM results WHERE image = ? AND settings = ?"
+        with self._lock:
+            for image in images:
+                if row := self._database.execute(query, (image, settings)).fetchone():
+                    found[image] = decode(*row)
         return found
 
-    def store(self, stage: str, results: Mapping[str, Values]) -> None:
-        """Keep a batch of results, by image, in one transaction."""
-        rows = [(image, stage, encode(values)) for image, values in results.items()]
+    def store(self, settings: str, results: Mapping[str, Values]) -> None:
+        """Keep a batch of results, by the image's content hash, in one transaction."""
+        rows = [(image, settings, *encode(values)) for image, values in results.items()]
         with self._transaction():
-            self._database.executemany("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", rows)
+            self._database.executemany("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?)", rows)
 
     @contextlib.contextmanager
-    def in_flight(self, images: list[str]) -> Iterator[None]:
+    def in_flight(self, image_paths: Iterable[str], stage: str) -> Iterator[None]:
         """Mark images as being worked on: the mark outlives the block only if the process is killed inside."""
-        rows = [(image, int(len(images) == 1), self.deaths.get(image, 0)) for image in images]
+        rows = [(path, stage, self.deaths.get(path, 0)) for path in image_paths]
         with self._transaction():
-            self._database.executemany("INSERT OR REPLACE INTO in_flight VALUES (?, ?, ?)", rows)
+            self._database.executemany("INSERT OR REPLACE INTO in_flight VALUES (?, ?, 1, ?)", rows)
         try:
             yield
         finally:
-            with self._transaction():
-                self._database.executemany("DELETE FROM in_flight WHERE image = ?", [(image,) for image in images])
+            with contextlib.suppress(sqlite3.ProgrammingError), self._transaction():  # closed: the marks are gone
+                self._unmark(path for path, _, _ in rows)
 
-    def is_suspect(self, image: str) -> bool:
-        """Whether the image was in flight when a process was killed, so that it should run alone."""
-        return image in self.deaths
+    def _unmark(self, image_paths: Iterable[str]) -> None:
+        for path in image_paths:
+            if path in self.deaths:  # still a suspect
+                self._database.execute("UPDATE in_flight SET is_live = 0 WHERE image_path = ?", (path,))
+            else:
+                self._database.execute("DELETE FROM in_flight WHERE image_path = ?", (path,))
 
-    def is_fatal(self, image: str) -> bool:
-        """Whether the image killed the process each time it was alone in flight."""
-        return self.deaths.get(image, 0) >= FATAL_DEATHS
+    def is_fatal(self, image_path: str) -> bool:
+        """Whether the image was in flight at two deaths, the second time alone."""
+        return self.deaths.get(image_path, 0) >= FATAL_DEATHS
 
-    def forgive(self, images: Iterable[str]) -> None:
+    def forgive(self, image_paths: Iterable[str]) -> None:
         """Clear the suspicion: of images that went well, or that the user wants tried again."""
-        for image in images:
-            if self.deaths.pop(image, None) is not None:
-                self._database.execute("DELETE FROM in_flight WHERE image = ?", (image,))
+        with self._transaction():
+            for path in image_paths:
+                if self.deaths.pop(path, None) is not None:
+                    self._database.execute("DELETE FROM in_flight WHERE image_path = ?", (path,))
 
     def close(self) -> None:
+        """Close the file. What is still in flight then, in a thread left behind, was not killed and leaves no mark."""
+        with self._lock, contextlib.suppress(sqlite3.Error):  # a full disk, a second closing
+            self._database.execute("DELETE FROM in_flight WHERE deaths = 0")
+            self._database.execute("UPDATE in_flight SET is_live = 0")
         self._database.close()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         try:
-            with self._database:  # commits, or rolls back
+            with self._lock, self._database:  # commits, or rolls back
                 self._database.execute("BEGIN IMMEDIATE")
                 yield
         except sqlite3.OperationalError as error:  # the disk is full: no image's fault
             raise UserError(f"{self._path}: {error}: make room and run the same command again") from None
+
+
+class NoLedger(Ledger):
+    """`ledger: false`: nothing is kept, and a kill leaves no suspects."""
+
+    def __init__(self) -> None:
+        self.deaths = {}
+        self.stages = {}
+
+    def recall(self, settings: str, images: Iterable[str]) -> dict[str, Values]:
+        return {}
+
+    def store(self, settings: str, results: Mapping[str, Values]) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def in_flight(self, image_paths: Iterable[str], stage: str) -> Iterator[None]:
+        yield
+
+    def forgive(self, image_paths: Iterable[str]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def open_ledger(path: Path) -> Ledger:
@@ -105,21 +153,37 @@ def open_ledger(path: Path) -> Ledger:
     try:
         return Ledger(path)
     except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):  # in use, or a full disk: the file is not to blame
+        if isinstance(error, sqlite3.OperationalError) and not path.is_dir():  # a full disk: the file is not to blame
             raise UserError(f"{path}: {error}: make room, or name another file with --output") from None
-        logger.warning("%s is broken (%s): a new one is begun", path, error)
-        path.replace(path.with_suffix(".broken"))
+        set_aside = path.with_suffix(".broken")
+        logger.warning("%s is broken (%s): it is now %s, and a new one is begun", path, error, set_aside)
+        print(f"{path} is damaged and was set aside as {set_aside.name}: what it held will be computed again")
+        path.replace(set_aside)
+        for suffix in ("-wal", "-shm"):  # of the broken one: they must not be taken for the new one's
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
         return Ledger(path)
 
 
-def encode(values: Values) -> str:
-    """Put a result into JSON; a float32 vector becomes a list that reads back bit for bit."""
-    return json.dumps({name: {"float32": v.tolist()} if isinstance(v, np.ndarray) else v for name, v in values.items()})
+def encode(values: Values) -> tuple[str, bytes]:
+    """Put a result into JSON, and its vectors as float32 into one blob that the JSON points into."""
+    vectors: list[np.ndarray[Any, Any]] = []
+    plain = {}
+    for name, value in values.items():
+        if isinstance(value, np.ndarray):
+            vectors.append(value.astype(np.float32).ravel())
+            plain[name] = {"float32": vectors[-1].size}
+        else:
+            plain[name] = value
+    return json.dumps(plain), b"".join(vector.tobytes() for vector in vectors)
 
 
-def decode(text: str) -> Values:
-    def vector(item: dict[str, Any]) -> Any:
-        return np.array(item["float32"], np.float32) if item.keys() == {"float32"} else item
-
-    decoded: Values = json.loads(text, object_hook=vector)
-    return decoded
+def decode(text: str, vectors: bytes) -> Values:
+    """Put a result together again."""
+    values: Values = json.loads(text)
+    offset = 0
+    for name, value in values.items():
+        if isinstance(value, dict) and value.keys() == {"float32"}:
+            size = value["float32"]
+            values[name] = np.frombuffer(vectors, np.float32, size, offset).copy()
+            offset += 4 * size
+    return values

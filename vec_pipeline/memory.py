@@ -4,8 +4,10 @@ import contextlib
 import gc
 import logging
 import sys
+import threading
 import time
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,15 +16,16 @@ from vec_pipeline.record import Need, Record, Stage, UserError
 
 logger = logging.getLogger(__name__)
 
-OUT_OF_MEMORY_SIGNS = (
-    "out of memory",
-    "MemoryError",
-    "can't allocate memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",  # what cuBLAS says where there is no room for its handle
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "signal SIGKILL",  # a child process that the kernel ended for its memory
-)
+OUT_OF_MEMORY_SIGNS = {  # in the text of an exception, with its name -> who says so
+    "OutOfMemoryError": "torch",
+    "out of memory": "torch on a GPU, CUDA, llama.cpp loading and decoding",
+    "can't allocate memory": "torch on the host",
+    "CUBLAS_STATUS_ALLOC_FAILED": "cuBLAS",
+    "CUBLAS_STATUS_NOT_INITIALIZED": "cuBLAS, where there is no room for its handle",
+    "CUDNN_STATUS_ALLOC_FAILED": "cuDNN",
+    "MemoryError": "Python, numpy, llama.cpp's weights and context, and ModelCache where psutil sees too little",
+    "LlamaDied": "the process of llama.cpp, which ends where a decode cannot allocate, or is killed by the kernel",
+}
 BROKEN_GPU_SIGN = "CUDA error:"  # any but out of memory: every later call of this process fails too
 
 
@@ -39,7 +42,7 @@ class Failure:
 
 
 class ModelCache:
-    """The models in memory, least recently used first, and their only owner.
+    """The models in memory, least recently used first, and their only owner. Threads may share it.
 
     capacity: models held at most.
     clear_threshold_gb: memory, on the GPU and on the host, that must stay free beside a model about to be loaded.
@@ -50,45 +53,68 @@ class ModelCache:
         self.clear_threshold_gb = clear_threshold_gb
         self.load_seconds: defaultdict[str, float] = defaultdict(float)  # by stage name
         self._models: OrderedDict[Stage, Any] = OrderedDict()
+        self._pins: Counter[Stage] = Counter()  # how many threads use a model
+        self._changed = threading.Condition()  # of both
 
-    def get(self, stage: Stage) -> Any:
-        """Return the stage's model, loaded if need be. Raises LoadError."""
-        if stage not in self._models:
-            self._make_room(stage)
-            self._models[stage] = self._load(stage)
-        self._models.move_to_end(stage)
-        return self._models[stage]
+    @contextlib.contextmanager
+    def use(self, stage: Stage) -> Iterator[Any]:
+        """The stage's model, loaded if need be; it cannot be evicted inside the block. Raises LoadError."""
+        with self._changed:
+            if stage not in self._models:
+                self._make_room(stage)
+                self._models[stage] = self._load(stage)
+            self._models.move_to_end(stage)
+            self._pins[stage] += 1
+        try:
+            yield self._models[stage]
+        finally:
+            with self._changed:
+                self._pins[stage] -= 1
+                self._changed.notify_all()
 
     def keep_only(self, stage: Stage) -> bool:
-        """Evict every other model; say whether there was one."""
-        others = [other for other in self._models if other != stage]
-        for other in others:
-            self._evict(other)
+        """Evict every other model, once nobody uses it; say whether there was one."""
+        has_evicted = False
+        with self._changed:
+            while others := [other for other in self._models if other != stage]:
+                self._evict_one_of(others)
+                has_evicted = True
         release()
-        return bool(others)
+        return has_evicted
 
     def close(self) -> None:
-        """Evict every model."""
-        while self._models:
-            self._evict(next(iter(self._models)))
+        """Let go of every model, also of one that a thread left behind still uses."""
+        with self._changed:
+            for model in self._models.values():
+                close_model(model)
+            self._models.clear()
+        release()
 
     def _make_room(self, stage: Stage) -> None:
         while len(self._models) >= self.capacity:
-            self._evict(next(iter(self._models)))
+            self._evict_one_of(list(self._models))
         release()  # what torch keeps for later counts as taken
-        while (victim := self._victim(stage.need())) is not None:
-            self._evict(victim)
+        while victims := self._victims(stage.need()):
+            self._evict_one_of(victims)
 
-    def _victim(self, need: Need) -> Stage | None:
-        """The least recently used model that holds memory of the kind that is short; None where none is short."""
+    def _evict_one_of(self, stages: list[Stage]) -> None:
+        """Evict the first that nobody uses, or wait until that may have changed."""
+        free = next((stage for stage in stages if not self._pins[stage]), None)
+        if free is None:
+            self._changed.wait()
+        else:
+            self._evict(free)
+
+    def _victims(self, need: Need) -> list[Stage]:
+        """The models that hold memory of the kind that is short; none where none is short."""
         free_gpu_gb = gpu_free_gb()
         gpu_is_short = free_gpu_gb is not None and free_gpu_gb < need.gpu_gb + self.clear_threshold_gb
         host_is_short = host_free_gb() < need.host_gb + self.clear_threshold_gb
-        for stage in self._models:
-            held = stage.need()
-            if (gpu_is_short and (held.gpu_gb or not held.host_gb)) or (host_is_short and not held.gpu_gb):
-                return stage
-        return None
+        return [
+            stage
+            for stage, held in ((stage, stage.need()) for stage in self._models)
+            if (gpu_is_short and (held.gpu_gb or not held.host_gb)) or (host_is_short and not held.gpu_gb)
+        ]
 
     def _load(self, stage: Stage) -> Any:
         failure = None
@@ -108,6 +134,10 @@ class ModelCache:
             raise LoadError(f"{stage.name}: the model cannot be loaded: {describe_failure(error).message}") from error
 
     def _timed_load(self, stage: Stage) -> Any:
+        if host_free_gb() < stage.need().host_gb:  # the kernel would end the process instead of failing the load
+            raise MemoryError(
+                f"it needs {stage.need().host_gb:.1f} GB of host memory, {host_free_gb():.1f} GB are free"
+            )
         before_gpu_gb, before_host_gb, start_s = gpu_free_gb() or 0.0, host_free_gb(), time.monotonic()
         model = stage.load()
         seconds = time.monotonic() - start_s
@@ -119,18 +149,52 @@ class ModelCache:
     def _evict(self, stage: Stage) -> None:
         model = self._models.pop(stage)
         before_gpu_gb, before_host_gb = gpu_free_gb() or 0.0, host_free_gb()
-        if close := getattr(model, "close", None):
-            close()  # llama.cpp frees device memory here, not when Python collects the object
+        close_model(model)
         del model
         release()
         gpu_gb, host_gb = (gpu_free_gb() or 0.0) - before_gpu_gb, host_free_gb() - before_host_gb
         logger.info("evicted %s: %.2f GB GPU, %.2f GB host freed", stage.name, gpu_gb, max(host_gb, 0.0))
 
 
+def close_model(model: Any) -> None:
+    """End the child process of llama.cpp, where it is one, and with it all memory it holds."""
+    if close := getattr(model, "close", None):
+        close()
+
+
+class Turns:
+    """Two threads that annotate side by side until memory is short; from then on they take turns, a chunk each."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owner = 0
+        self._are_taken = False
+
+    def begin(self) -> None:
+        """Take turns from here on, this thread first."""
+        self._are_taken = True
+        self.take()
+
+    def take(self) -> None:
+        """Wait for this thread's turn, where turns are taken."""
+        if self._are_taken and self._owner != threading.get_ident():
+            self._lock.acquire()
+            self._owner = threading.get_ident()
+
+    def give(self) -> None:
+        """Let the other thread go on."""
+        if self._owner == threading.get_ident():
+            self._owner = 0
+            self._lock.release()
+
+
 class Job(Protocol):
     """What `fit` does with batches of records, and how it can get by with less memory."""
 
-    def run(self, records: list[Record]) -> None: ...
+    def run(self, records: list[Record], size: int) -> None:
+        """Work through the records, `size` of them at once."""
+        ...
+
     def relieve(self) -> bool:
         """Free memory that others hold; say whether there was any."""
         ...
@@ -144,28 +208,29 @@ class Job(Protocol):
         ...
 
 
-def fit(job: Job, records: list[Record], size: int, proven_size: int = 0) -> int:
-    """Work through the records in batches of `size`; return the size that fitted in the end.
+def fit(job: Job, records: Iterable[Record], size: int, proven_size: int = 0, window: int = 1) -> int:
+    """Work through the records, `size` of them at once; return the size that fitted in the end.
 
-    Out of memory: first other models are evicted, then the batch is halved, and one record alone is made smaller as
-    long as that helps. Batches over `proven_size`, where it is known, are an attempt to grow, and halved at once. Any
-    other failure of a batch: row by row, so that one bad row costs one row.
+    Out of memory: first other models are evicted, then the size is halved, and one record alone is made smaller as
+    long as that helps. Sizes over `proven_size`, where it is known, are an attempt to grow, and halved at once. Any
+    other failure of a batch: row by row, so that one bad row costs one row. A batch is `window` times the size.
     """
     waiting = deque(records)
     while waiting:
-        batch = [waiting.popleft() for _ in range(min(size, len(waiting)))]
-        failure = attempt(job, batch)
-        is_growing = 0 < proven_size < len(batch)
+        batch = [waiting.popleft() for _ in range(min(window * size, len(waiting)))]
+        at_once = min(size, len(batch))
+        failure = attempt(job, batch, at_once)
+        is_growing = 0 < proven_size < at_once
         if failure and failure.is_out_of_memory and not is_growing and job.relieve():
             logger.warning("out of memory: other models evicted, the batch of %d is tried again", len(batch))
-            failure = attempt(job, batch)
+            failure = attempt(job, batch, at_once)
         if failure is None:
             continue
         if len(batch) == 1:
             last_resort(job, batch[0], failure)
-        elif failure.is_out_of_memory:
-            size = len(batch) // 2
-            logger.warning("out of memory: batches of %d from here", size)
+        elif failure.is_out_of_memory and at_once > 1:
+            size = at_once // 2
+            logger.warning("out of memory: %d at once from here", size)
             waiting.extendleft(reversed(batch))
         else:
             for record in batch:  # one of them is bad: find it alone
@@ -177,15 +242,15 @@ def last_resort(job: Job, record: Record, failure: Failure | None) -> None:
     """Try one record smaller and smaller while memory is what lacks; then it gets its error."""
     while failure and failure.is_out_of_memory and job.shrink(record):
         logger.warning("out of memory: %s is tried with fewer pixels", record.key)
-        failure = attempt(job, [record])
+        failure = attempt(job, [record], 1)
     if failure:
         job.blame(record, failure.message)
 
 
-def attempt(job: Job, records: list[Record]) -> Failure | None:
+def attempt(job: Job, records: list[Record], size: int) -> Failure | None:
     """Try once. A UserError passes through: no smaller batch would mend it."""
     try:
-        job.run(records)
+        job.run(records, size)
     except UserError:
         raise
     except Exception as error:

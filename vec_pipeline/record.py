@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 Values = dict[str, Any]
 
@@ -54,12 +54,15 @@ class Stage:
     """
 
     reads: ClassVar[tuple[str, ...]] = ()
+    may_read: ClassVar[tuple[str, ...]] = ()  # given to `run` where it is there
     writes: ClassVar[tuple[str, ...]] = ()  # columns
     makes: ClassVar[tuple[str, ...]] = ()  # working values for later stages, never saved
     tuning: ClassVar[tuple[str, ...]] = ("batch_size", "device")  # options that change speed and memory, not results
     runs_ahead: ClassVar[bool] = False  # run in the reading threads, image by image, before the models' turn
+    window: ClassVar[int] = 1  # `run` gets so many rows for each it has at once; over 1 where it refills free places
+    is_kept: ClassVar[bool] = True  # results are worth a place in the ledger
 
-    batch_size: int = 1
+    batch_size: int | Literal["auto"] = 1  # rows at once
 
     @property
     def name(self) -> str:
@@ -80,6 +83,10 @@ class Stage:
     def load(self) -> Any:
         """Return the model that `run` is given."""
         return None
+
+    def auto_batch_size(self, model: Any) -> int:
+        """Rows at once that suit the free memory, where `batch_size` is auto."""
+        return 16
 
     def run(self, model: Any, rows: list[Values]) -> list[Values]:
         """Annotate a batch: one dict of new values per row, in order.

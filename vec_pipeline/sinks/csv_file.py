@@ -8,14 +8,16 @@ import io
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+import orjson
 
 from vec_pipeline.record import COLUMNS, VECTOR_COLUMNS, Record, UserError
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 1 << 24
 NEWLINE, QUOTE = ord("\n"), ord('"')
-ERROR_COLUMN = COLUMNS.index("error")
+ERROR_COLUMN, TIMESTAMP_COLUMN = COLUMNS.index("error"), COLUMNS.index("timestamp")
 QUOTED = re.compile(r'[",\r\n]')
 NO_ERROR = re.compile(rb'\]",\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d,,')  # image_vector's end, timestamp, empty error
 
@@ -35,6 +37,7 @@ csv.field_size_limit(1 << 30)
 class Contents:
     """What a CSV holds: rows by key, those with an error apart, and where its last whole row ends."""
 
+    header: tuple[str, ...] = ()
     size_bytes: int = 0
     end_bytes: int = 0
     rows: int = 0
@@ -74,18 +77,24 @@ def refuse_all_but_a_file(path: Path) -> None:
 
 
 def read_contents(file: FileIO, path: Path, header: Sequence[str]) -> Contents:
-    expected = encode_row(header)
+    """Read it all once. The file may lack columns of `header` that are not of the contract, and has no others."""
     contents = Contents(size_bytes=os.fstat(file.fileno()).st_size)
+    contract = encode_row(COLUMNS).rstrip()
     file.seek(0)
-    start = file.read(len(expected) + 2).replace(b"\r\n", b"\n")
-    if contents.size_bytes < len(expected) and expected.startswith(start):
+    start = file.read(len(contract))
+    if contract.startswith(start) and len(start) < len(contract):
         return contents  # new, or cut within the header
-    if not start.startswith(expected):
+    if start != contract:
         raise UserError(f"{path} has other columns than this run writes, and is left as it is: use another --output")
     for is_header, end, row in whole_rows(file):
-        contents.end_bytes = end
-        if not is_header:
+        if is_header:
+            contents.header = tuple(row.decode().rstrip().split(","))
+            if not set(contents.header) <= set(header):
+                unknown = ", ".join(sorted(set(contents.header) - set(header)))
+                raise UserError(f"{path} has columns that this run does not write ({unknown}): use another --output")
+        else:
             contents.add(row)
+        contents.end_bytes = end
     return contents
 
 
@@ -93,9 +102,10 @@ class CsvFile:
     """The CSV sink.
 
     path: the file; made, with its folder, where it is missing.
-    extra_columns: columns after those of the contract.
+    extra_columns: columns after those of the contract; a file that was begun without them goes on without them.
     checkpoint_every: rows per append.
     retry_errors: leave images whose row has an error out of `keys`, and replace their rows by the new ones.
+    refresh: leave all images out of `keys`, and replace their rows when `replace_rows` is called.
     known: what `contents_of` has read of the file, so that a large one is not read twice.
 
     Raises UserError where the file cannot be used: another header, a directory, a read-only place, another worker.
@@ -109,23 +119,28 @@ class CsvFile:
         checkpoint_every: int = 10,
         retry_errors: bool = False,
         known: Contents | None = None,
+        refresh: bool = False,
     ) -> None:
         self.path = path
-        self.header = (*COLUMNS, *extra_columns)
         self.checkpoint_every = checkpoint_every
-        self._file = self._open()
+        self._lock, self._file = self._open()
         try:
             is_known = known is not None and known.size_bytes == os.fstat(self._file.fileno()).st_size
-            contents = known if known and is_known else read_contents(self._file, path, self.header)
+            full_header = (*COLUMNS, *extra_columns)
+            contents = known if known and is_known else read_contents(self._file, path, full_header)
+            self.header = full_header if refresh or not contents.header else contents.header
             self._repair(contents)
         except BaseException:
             self._file.close()
+            self._lock.close()
             raise
         self.rows = contents.rows
         self.failed = contents.failed  # images whose row has an error
         self.error_examples = contents.error_examples
-        self._keys = contents.keys - contents.failed if retry_errors else contents.keys
-        self._retried: dict[str, bytes] = {}
+        self._replaced = set(contents.keys if refresh else contents.failed if retry_errors else ())
+        self._keys = contents.keys - self._replaced
+        self._is_refresh = refresh
+        self._new_rows = Spool(path.parent)
 
     def keys(self) -> Collection[str]:
         """The images that need no work."""
@@ -136,10 +151,10 @@ class CsvFile:
         for start in range(0, len(records), self.checkpoint_every):
             batch = records[start : start + self.checkpoint_every]
             rows = {record.key: encode_row(row_of(record, self.header)) for record in batch}
-            retried = {key: row for key, row in rows.items() if key in self.failed}
-            self._append(b"".join(row for key, row in rows.items() if key not in retried))
-            self._retried |= retried
-            self.rows += len(rows) - len(retried)
+            self._append(b"".join(row for key, row in rows.items() if key not in self._replaced))
+            for key in self._replaced.intersection(rows):
+                self._save(self._new_rows.add, key, rows[key])
+            self.rows += len(rows.keys() - self._replaced)
             self._take_note(batch)
 
     def _take_note(self, records: Sequence[Record]) -> None:
@@ -155,34 +170,32 @@ class CsvFile:
                 self.error_examples.append((record.key, record.error))
 
     def close(self) -> None:
-        """Replace the rows that were annotated again, and let go of the file."""
+        """Replace the rows that were annotated again because of their errors, and let go of the file."""
         try:
-            if self._retried:
-                self._replace_retried()
+            if not self._is_refresh:
+                self.replace_rows()
         finally:
+            self._new_rows.close()
             self._file.close()
+            self._lock.close()
 
-    def _open(self) -> FileIO:
+    def _open(self) -> tuple[FileIO, FileIO]:
+        """The lock and the file. The lock stands beside the file, since it must outlive a replacement of it."""
         try:
             refuse_all_but_a_file(self.path)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = self.path.open("ab+", buffering=0)
+            lock = lock_beside(self.path.resolve())
         except OSError as error:
             raise UserError(f"{self.path} cannot be written ({error.strerror}): name another with --output") from None
         try:
-            lock(file)
-        except BlockingIOError:
-            file.close()
-            raise UserError(
-                f"{self.path} is in use by another worker: wait for it, or name another with --output"
-            ) from None
+            is_new = not self.path.exists()
+            file = self.path.open("ab+", buffering=0)
+            if is_new:
+                sync_folder(self.path.parent)
         except OSError as error:
-            file.close()
-            raise UserError(f"{self.path} cannot be locked ({error.strerror}): name a file on another disk") from None
-        if not os.path.samestat(os.fstat(file.fileno()), self.path.stat()):  # replaced by another worker meanwhile
-            file.close()
-            return self._open()
-        return file
+            lock.close()
+            raise UserError(f"{self.path} cannot be written ({error.strerror}): name another with --output") from None
+        return lock, file
 
     def _repair(self, contents: Contents) -> None:
         if contents.end_bytes == 0:
@@ -193,14 +206,23 @@ class CsvFile:
 
     def _append(self, data: bytes) -> None:
         end = os.fstat(self._file.fileno()).st_size
-        waiting = memoryview(data)
         try:
-            while waiting:
-                waiting = waiting[self._file.write(waiting) :]
-            os.fsync(self._file.fileno())
-        except OSError as error:
+            self._save(self._write_all, data)
+        except UserError:
             with contextlib.suppress(OSError):  # of the fsync: the next start repairs what it leaves
                 self._truncate(end)  # half a row would be worse than none
+            raise
+
+    def _write_all(self, data: bytes) -> None:
+        waiting = memoryview(data)
+        while waiting:
+            waiting = waiting[self._file.write(waiting) :]
+        os.fsync(self._file.fileno())
+
+    def _save(self, write: Callable[..., None], *arguments: Any) -> None:
+        try:
+            write(*arguments)
+        except OSError as error:
             raise UserError(
                 f"{self.path}: {error.strerror}: the rows before are saved; make room and run the same command again"
             ) from None
@@ -209,15 +231,19 @@ class CsvFile:
         os.ftruncate(self._file.fileno(), end)
         os.fsync(self._file.fileno())
 
-    def _replace_retried(self) -> None:
-        """Write a copy with the new rows in the old ones' places, then put it in the file's place in one step."""
+    def replace_rows(self) -> int:
+        """Put the new rows in the old ones' places, in one step; return how many have changed.
+
+        A new row that says the same as the old one leaves it as it is, with its timestamp.
+        """
+        if not len(self._new_rows):
+            return 0
         path = self.path.resolve()  # the file itself where the path is a link
         copy = path.with_name(f".{path.name}.new")
         try:
             with copy.open("wb") as file:
                 os.fchmod(file.fileno(), os.fstat(self._file.fileno()).st_mode)
-                for is_header, _, row in whole_rows(self._file):
-                    file.write(row if is_header else self._retried.get(key_and_error(row)[0], row))
+                changed = self._write_replaced(file)
                 file.flush()
                 os.fsync(file.fileno())
                 os.replace(copy, path)
@@ -227,6 +253,53 @@ class CsvFile:
                 raise
             raise UserError(f"{self.path} is left as it was: the new rows cannot be saved ({error.strerror})") from None
         sync_folder(path.parent)
+        return changed
+
+    def _write_replaced(self, file: BinaryIO) -> int:
+        changed = 0
+        old_header: Sequence[str] = self.header
+        for is_header, _, row in whole_rows(self._file):
+            if is_header:
+                old_header = cells_of(row)
+                file.write(encode_row(self.header))
+                continue
+            old = row if tuple(old_header) == self.header else with_columns(row, old_header, self.header)
+            new = self._new_rows.get(key_and_error(row)[0])
+            is_changed = new is not None and not says_the_same(old, new)
+            file.write(new if new is not None and is_changed else old)
+            changed += is_changed
+        return changed
+
+
+class Spool:
+    """Rows by key, kept in a nameless file that ends with the process: there may be more of them than fit in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: Any = None
+        self._places: dict[str, tuple[int, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def add(self, key: str, row: bytes) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (closed by close)
+        offset = self._file.seek(0, os.SEEK_END)
+        self._file.write(row)
+        self._places[key] = offset, len(row)
+
+    def get(self, key: str) -> bytes | None:
+        if key not in self._places:
+            return None
+        offset, length = self._places[key]
+        self._file.seek(offset)
+        return bytes(self._file.read(length))
+
+    def close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what is still buffered, on a full disk
+                self._file.close()
 
 
 def row_of(record: Record, header: Sequence[str]) -> list[str]:
@@ -242,7 +315,7 @@ def cell(value: Any) -> str:
     if isinstance(value, np.ndarray):
         if not np.isfinite(value).all():
             raise ValueError("a vector holds a value that is not finite")
-        return "[" + ",".join(map(str, value.astype(np.float32))) + "]"
+        return orjson.dumps(np.ascontiguousarray(value, np.float32), option=orjson.OPT_SERIALIZE_NUMPY).decode()
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -288,13 +361,49 @@ def key_and_error(row: bytes) -> tuple[str, str]:
         end = row.index(b'",', 1)
         if row.find(b'""', 1, end + 2) < 0:
             return row[1:end].decode(), ""
-    cells = next(csv.reader(io.StringIO(row.decode("utf-8", "replace"), newline="")))
+    cells = cells_of(row)
     return cells[0], cells[ERROR_COLUMN] if len(cells) > ERROR_COLUMN else ""
 
 
-def lock(file: FileIO) -> None:
-    """Keep a second worker out; the lock ends with the process, however it ends. Raises BlockingIOError."""
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def cells_of(row: bytes) -> list[str]:
+    return next(csv.reader(io.StringIO(row.decode("utf-8", "replace"), newline="")))
+
+
+def with_columns(row: bytes, old_header: Sequence[str], header: Sequence[str]) -> bytes:
+    """The row with its cells under another header, empty where it has none."""
+    cells = dict(zip(old_header, cells_of(row), strict=False))
+    return encode_row([cells.get(name, "") for name in header])
+
+
+def says_the_same(old: bytes, new: bytes) -> bool:
+    """Whether two rows differ in nothing but when they were made."""
+    before, after = cells_of(old), cells_of(new)
+    del before[TIMESTAMP_COLUMN], after[TIMESTAMP_COLUMN]
+    return before == after
+
+
+def lock_beside(path: Path) -> FileIO:
+    """Keep a second worker out; the lock ends with the process, however it ends. The file holds the process id.
+
+    Raises UserError where another process has it, and where the place has no locks.
+    """
+    file = path.with_suffix(".lock").open("ab+", buffering=0)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read(20).decode("ascii", "replace").strip() or "unknown"
+        file.close()
+        raise UserError(
+            f"{path} is in use by another worker, process {holder}: wait for it, or name another with --output"
+        ) from None
+    except OSError as error:
+        file.close()
+        raise UserError(f"{path} cannot be locked ({error.strerror}): name a file on another disk") from None
+    with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n".encode())
+    return file
 
 
 def sync_folder(folder: Path) -> None:

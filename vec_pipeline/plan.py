@@ -1,0 +1,74 @@
+"""How a run uses the memory there is: all models at once and the lanes side by side, or one model after the other."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vec_pipeline.config import Config
+from vec_pipeline.device import gpu_free_gb, has_gpu, host_free_gb
+
+if TYPE_CHECKING:
+    from vec_pipeline.annotator import Annotator
+
+CHUNK_IMAGES = {True: 256, False: 64}  # with and without a GPU: a CPU's rows should not be long in coming
+LARGEST_CHUNK_IMAGES = 2048
+PIXELS_SHARE = 0.1  # of the free host memory, for the pixels of a chunk
+LOADING_SHARE = 0.05  # of the time, where models take turns
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided, and the sentence that says why.
+
+    overlap: the lanes of the annotator run side by side.
+    chunk_images: images of the first chunk, and of all where `is_fixed`.
+    """
+
+    overlap: bool
+    chunk_images: int
+    largest_chunk_images: int
+    is_fixed: bool
+    reason: str
+
+    def next_chunk_images(self, annotator: "Annotator") -> int:
+        """Images of the next chunk: where models take turns, so many that loading is LOADING_SHARE of the time."""
+        if self.is_fixed or not annotator.chunks:
+            return self.chunk_images
+        load_s = sum(annotator.cache.load_seconds.values())
+        work_s = sum(annotator.seconds.values()) - load_s
+        load_s_per_chunk, work_s_per_image = load_s / annotator.chunks, max(work_s, 1e-9) / annotator.images
+        wanted = round(min(load_s_per_chunk / work_s_per_image / LOADING_SHARE, self.largest_chunk_images))
+        return max(self.chunk_images, wanted)
+
+
+def plan(config: Config) -> Plan:
+    """Compare what the models need with the memory that is free now; the options `overlap` and `chunk_size` win."""
+    needs = [stage.need() for stage in config.stages if not stage.runs_ahead]
+    gpu_gb, host_gb = sum(need.gpu_gb for need in needs), sum(need.host_gb for need in needs)
+    free_gpu_gb = gpu_free_gb() if gpu_gb and has_gpu() else None
+    fits = (
+        host_gb + config.clear_threshold_gb <= host_free_gb()
+        and (not gpu_gb or gpu_gb + config.clear_threshold_gb <= (free_gpu_gb or 0.0))
+        and sum(bool(need.gpu_gb or need.host_gb) for need in needs) <= config.model_cache_size
+    )
+    overlap = fits if config.overlap == "auto" else config.overlap
+    is_fixed = config.chunk_size != "auto"
+    first = CHUNK_IMAGES[bool(gpu_gb)] if config.chunk_size == "auto" else config.chunk_size
+    figures = f"{host_gb:.1f} of {host_free_gb():.1f} GB host memory"
+    if gpu_gb:
+        figures = f"{gpu_gb:.1f} of {free_gpu_gb or 0.0:.1f} GB GPU memory, {figures}"
+    reason = (
+        f"the models {'fit' if fits else 'do not fit'} together ({figures}, {config.model_cache_size} models at most): "
+    )
+    if overlap:
+        reason += f"the text stages of a chunk of {first} images run beside the image stages of the next"
+    else:
+        reason += f"one stage after the other, over chunks of {first} images"
+        reason += "" if fits or is_fixed else f" at first, then of as many as keep loading under {LOADING_SHARE:.0%}"
+    largest = max(first, min(LARGEST_CHUNK_IMAGES, int(PIXELS_SHARE * host_free_gb() * 1e9 / bytes_per_image(config))))
+    return Plan(overlap, first, largest, is_fixed or fits, reason)
+
+
+def bytes_per_image(config: Config) -> int:
+    """Pixels of the largest image that `open_image` makes."""
+    side_px = max([getattr(stage, "max_size_px", 0) for stage in config.stages] or [0]) or 1024
+    return int(3 * side_px**2)
