@@ -9,7 +9,6 @@ word for word what the picture was drawn from; of some hard pictures none can be
 import argparse
 import random
 import re
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from demo_accuracy import PROJECT, annotate
+from demo_accuracy import annotate
 from PIL import Image, ImageFilter
 from sklearn.metrics import roc_auc_score
 
@@ -25,8 +24,6 @@ from models.demo.draw import SHARE_OF_SIZE, SIZES_PX
 from models.demo.drawing import RGB_OF_BACKGROUND, RGB_OF_COLOUR, Pen, draw, noisy, tinted, varied
 from models.demo.scenes import BACKGROUNDS, COLOURS, PLACES, Scene, random_scene
 from vec_pipeline.stages.embed_image import EmbedImage
-from vec_pipeline.stages.flag import Flag, pixel_variance, repeated_share
-from vec_pipeline.stages.open_image import open_image
 
 SCALE = 4  # pictures are four times as large as the models see them
 FALSE_ALARMS = (0.01, 0.05, 0.1)
@@ -134,7 +131,7 @@ HARD_KINDS: dict[str, Callable[[random.Random], Case]] = {
 
 
 class Results(NamedTuple):
-    """One entry per picture. suspicion: by signal, the higher the less to be trusted; flags: by name, whether raised."""
+    """One entry per picture. suspicion: by signal, higher where less is to be trusted; flags: by name, whether raised."""
 
     kinds: np.ndarray[Any, Any]
     is_wrong: np.ndarray[Any, Any]
@@ -170,15 +167,12 @@ def draw_cases(folder: Path, number: int, rng: random.Random) -> dict[str, Case]
 
 
 def judge(cases: dict[str, Case], rows: dict[str, dict[str, Any]]) -> Results:
-    images = [open_image_of(case) for case in cases.values()]
     texts = [str(rows[name]["text"]) for name in cases]
     raised = [set(str(rows[name]["flags"]).split()) for name in cases]
     suspicion = {
         "text_confidence": -np.array([float(rows[name]["text_confidence"]) for name in cases]),
         "clip_score": -np.array([float(rows[name]["clip_score"]) for name in cases]),
         **other_clip_scores(texts, np.stack([rows[name]["image_vector"] for name in cases])),
-        "pixel variance": -np.array([pixel_variance(image) for image in images]),
-        "repeated share": np.array([repeated_share(text) for text in texts]),
     }
     return Results(
         np.array([name.split("-")[0].replace("_", " ") for name in cases]),
@@ -186,3 +180,78 @@ def judge(cases: dict[str, Case], rows: dict[str, dict[str, Any]]) -> Results:
         suspicion,
         {flag: np.array([flag in words for words in raised]) for flag in FLAGS},
     )
+
+
+def other_clip_scores(texts: list[str], images: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """What else clip_score could be: of the first sentence, or of the sentences one by one; images: (number, 256)."""
+    sentences = [re.split(r"(?<=[.!?])\s+", text) for text in texts]
+    vectors = text_vectors([sentence for several in sentences for sentence in several])
+    starts = np.cumsum([0, *map(len, sentences)])[:-1]
+    cosines = (vectors * np.repeat(images, [len(several) for several in sentences], axis=0)).sum(1)
+    return {
+        "clip_score of the first sentence": -cosines[starts],
+        "clip_score, mean over sentences": -np.add.reduceat(cosines, starts) / [len(several) for several in sentences],
+    }
+
+
+def text_vectors(texts: list[str]) -> np.ndarray[Any, Any]:
+    """The demo CLIP's vectors of texts, (number, 256), of length 1."""
+    import torch
+
+    stage = EmbedImage(model="models/demo/clip", device="cpu")
+    clip = stage.load()
+    with torch.inference_mode():
+        batches = [texts[start : start + 64] for start in range(0, len(texts), 64)]
+        return np.concatenate([clip.model.encode_text(clip.tokenize(b), normalize=True).numpy() for b in batches])
+
+
+def print_kinds(results: Results) -> None:
+    """Share of each kind's pictures that is described wrongly, and that carries each flag."""
+    print(f"| pictures | number | described wrongly | {' | '.join(FLAGS)} |\n|{'---|' * (len(FLAGS) + 3)}")
+    for kind in ("as drawn", *HARD_KINDS):
+        chosen = results.kinds == kind
+        shares = [results.is_wrong[chosen].mean(), *(raised[chosen].mean() for raised in results.flags.values())]
+        print(f"| {kind} | {chosen.sum()} | {' | '.join(f'{share:.0%}' for share in shares)} |")
+    print()
+
+
+def print_thresholds(results: Results) -> None:
+    """What a threshold would catch that raises a false alarm for so many of the right descriptions."""
+    print("| column | right ones flagged | threshold | wrong ones caught |\n|---|---|---|---|")
+    for name in ("text_confidence", "clip_score"):
+        values = -results.suspicion[name]
+        for share in FALSE_ALARMS:
+            threshold = np.quantile(values[~results.is_wrong], share)
+            caught = (values[results.is_wrong] < threshold).mean()
+            print(f"| {name} | {share:.0%} | {threshold:.3f} | {caught:.0%} |")
+    print()
+
+
+def print_signals(results: Results) -> None:
+    """How well each signal ranks, and each flag separates, the wrong descriptions from the right ones."""
+    print("| signal | ROC AUC | ROC AUC, as drawn | wrong ones caught | right ones flagged |\n|---|---|---|---|---|")
+    flag_of = {"text_confidence": "low_confidence", "clip_score": "low_clip_score"}
+    for name, suspicion in results.suspicion.items():
+        raised = results.flags.get(flag_of.get(name, ""))
+        print(f"| {name} | {aucs(results, suspicion)} | {shares(results, raised)} |")
+    for name in FLAGS:
+        if name not in flag_of.values():
+            print(f"| {name} | {aucs(results, results.flags[name])} | {shares(results, results.flags[name])} |")
+    any_flag = np.any(list(results.flags.values()), axis=0)
+    print(f"| any flag | {aucs(results, any_flag)} | {shares(results, any_flag)} |")
+
+
+def aucs(results: Results, suspicion: np.ndarray[Any, Any]) -> str:
+    easy = results.kinds == "as drawn"
+    pairs = ((results.is_wrong, suspicion), (results.is_wrong[easy], suspicion[easy]))
+    return " | ".join(f"{roc_auc_score(is_wrong, values):.3f}" for is_wrong, values in pairs)
+
+
+def shares(results: Results, raised: np.ndarray[Any, Any] | None) -> str:
+    if raised is None:
+        return " | "
+    return f"{raised[results.is_wrong].mean():.1%} | {raised[~results.is_wrong].mean():.1%}"
+
+
+if __name__ == "__main__":
+    main()

@@ -53,7 +53,8 @@ def test_the_right_caption_scores_above_every_other(clip: Clip, examples: list[V
 def test_one_wrong_word_scores_lower(clip: Clip, examples: list[Values]) -> None:
     [cat] = [row for row in examples if row["text"].startswith("Four pink cats")]
     own, colour, kind = scores(
-        clip, [cat, *({**cat, "text": cat["text"].replace(*change)} for change in (("pink", "green"), ("cats", "keys")))]
+        clip,
+        [cat, *({**cat, "text": cat["text"].replace(*change)} for change in (("pink", "green"), ("cats", "keys")))],
     )
     assert max(colour, kind) < own - 0.1
 
@@ -86,7 +87,8 @@ def test_rows_without_a_text_have_an_empty_score(clip: Clip, examples: list[Valu
 def test_texts_longer_than_the_model_reads_are_cut(clip: Clip, examples: list[Values]) -> None:
     row = examples[0]
     own, longer, endless, odd = scores(
-        clip, [row, *({**row, "text": row["text"] + " " + tail} for tail in ("A frame. " * 9, "x" * 9999, "[EOS] \0 🙂"))]
+        clip,
+        [row, *({**row, "text": row["text"] + " " + tail} for tail in ("A frame. " * 9, "x" * 9999, "[EOS] \0 🙂"))],
     )
     assert all(-1 <= score <= 1 for score in (own, longer, endless, odd))
     assert longer > 0.3  # what stands first is what is read
