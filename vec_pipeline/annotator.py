@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 Chunk = list[Record]
 Item = TypeVar("Item")
 SMALLEST_SIDE_PX = 56  # an image is not shrunk below this to make it fit in memory
+READ_TOGETHER = 8  # images that a thread takes at once: the ledger's marks cost more than a small image
 PIXELS_LOWERED = "pixels_lowered"  # the working value of a record whose image was shrunk
 
 
@@ -119,18 +120,21 @@ class Annotator:
         self, chunk: Chunk, models: dict[Stage, Any], pool: ThreadPoolExecutor
     ) -> tuple[Chunk, Iterator[None]]:
         self._unfinished.append(chunk)
-        return chunk, pool.map(lambda record: self._read(record, models), chunk)
+        some = [chunk[start : start + READ_TOGETHER] for start in range(0, len(chunk), READ_TOGETHER)]
+        return chunk, pool.map(lambda records: self._read(records, models), some)
 
-    def _read(self, record: Record, models: dict[Stage, Any]) -> None:
-        if self.ledger.is_fatal(record.key):
-            stage_name = self.ledger.stages[record.key]
-            record.error = f"{stage_name}: ProcessDied: this image was in flight when the process died, and again alone"
-            return
+    def _read(self, records: list[Record], models: dict[Stage, Any]) -> None:
+        for record in records:
+            if self.ledger.is_fatal(record.key):
+                stage_name = self.ledger.stages[record.key]
+                record.error = f"{stage_name}: ProcessDied: it was in flight when the process died, and again, alone"
         for stage, model in models.items():
             job = StageRun(stage, model)
-            with self.ledger.in_flight([record.key], stage.name):
-                if is_ready(stage, record) and (failure := attempt(job, [record], 1)):
-                    job.blame(record, failure.message)
+            readable = [record for record in records if is_ready(stage, record) and not record.error]
+            with self.ledger.in_flight([record.key for record in readable], stage.name):
+                for record in readable:
+                    if failure := attempt(job, [record], 1):
+                        job.blame(record, failure.message)
 
     def _through(self, lane: int, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Yield chunks with every stage of a lane done."""
@@ -246,10 +250,9 @@ def has(stage: Stage, record: Record) -> bool:
     return all(name in record.values for name in stage.writes)
 
 
-def not_finite(result: Values) -> str:
-    """Say which vector of a result holds NaN or an infinity; empty where none does."""
-    bad = [name for name, value in result.items() if isinstance(value, np.ndarray) and not np.isfinite(value).all()]
-    return f"ValueError: {', '.join(bad)} holds a value that is not finite" if bad else ""
+def is_finite(value: Any) -> bool:
+    """False for a vector that holds NaN or an infinity."""
+    return not isinstance(value, np.ndarray) or bool(np.isfinite(value).all())
 
 
 class Streak:
@@ -283,8 +286,11 @@ class StageRun:
         rows = [self.row(record) for record in records]
         stage = self.stage if self.stage.batch_size == size else dataclasses.replace(self.stage, batch_size=size)
         for record, result in zip(records, stage.run(self.model, rows), strict=True):
-            failure = result.pop("error", "") or not_finite(result)
-            record.values |= {name: value for name, value in result.items() if not not_finite({name: value})}
+            failure = result.pop("error", "")
+            if bad := [name for name, value in result.items() if not is_finite(value)]:
+                failure = failure or f"ValueError: {', '.join(bad)} holds a value that is not finite"
+                result = {name: value for name, value in result.items() if name not in bad}
+            record.values |= result
             if failure:
                 self.blame(record, failure)
             logger.debug("%s: %s is done", record.key, self.stage.name)

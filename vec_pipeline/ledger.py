@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS in_flight (  -- a live row that is there at the start
 ) WITHOUT ROWID;
 PRAGMA user_version = {VERSION};
 """
+QUERY_IMAGES = 256  # asked for at once
 FATAL_DEATHS = 2  # the second one was alone
 
 
@@ -63,12 +64,15 @@ class Ledger:
 
     def recall(self, settings: str, images: Iterable[str]) -> dict[str, Values]:
         """Return the results there are, by the image's content hash."""
+        images = list(images)
         found = {}
-        query = "SELECT result, vectors FROM results WHERE image = ? AND settings = ?"
-        with self._lock:
-            for image in images:
-                if row := self._database.execute(query, (image, settings)).fetchone():
-                    found[image] = decode(*row)
+        for start in range(0, len(images), QUERY_IMAGES):
+            some = images[start : start + QUERY_IMAGES]
+            places = ",".join("?" * len(some))
+            query = f"SELECT image, result, vectors FROM results WHERE settings = ? AND image IN ({places})"
+            with self._lock:
+                rows = self._database.execute(query, (settings, *some)).fetchall()
+            found |= {image: decode(result, vectors) for image, result, vectors in rows}
         return found
 
     def store(self, settings: str, results: Mapping[str, Values]) -> None:

@@ -313,9 +313,10 @@ def cell(value: Any) -> str:
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode().replace("\0", "")
     if isinstance(value, np.ndarray):
-        if not np.isfinite(value).all():
+        text = orjson.dumps(np.ascontiguousarray(value, np.float32), option=orjson.OPT_SERIALIZE_NUMPY).decode()
+        if "null" in text:
             raise ValueError("a vector holds a value that is not finite")
-        return orjson.dumps(np.ascontiguousarray(value, np.float32), option=orjson.OPT_SERIALIZE_NUMPY).decode()
+        return text
     return json.dumps(value, ensure_ascii=False)
 
 

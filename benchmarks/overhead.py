@@ -1,0 +1,201 @@
+"""What the worker costs beside its models: the loop with the ledger and the CSV, opening an image, the start.
+
+    .venv/bin/python benchmarks/overhead.py --images 100000
+
+The loop runs stages that do nothing but give a text and 1,196 floats an image. Prints a table of what was asked for
+and what was found.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import psutil
+from PIL import Image
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from vec_pipeline import pipeline  # noqa: E402
+from vec_pipeline.annotator import Annotator  # noqa: E402
+from vec_pipeline.ledger import Ledger, NoLedger  # noqa: E402
+from vec_pipeline.memory import ModelCache  # noqa: E402
+from vec_pipeline.record import COLUMNS, Record, Stage, Values  # noqa: E402
+from vec_pipeline.sinks.csv_file import CsvFile  # noqa: E402
+from vec_pipeline.stages.open_image import open_image  # noqa: E402
+
+VECTORS = {"text_vector": 384, "word2vec_vector": 300, "image_vector": 512}  # 1,196 floats
+REPEATS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read(Stage):
+    """Gives an image without reading one."""
+
+    reads: ClassVar[tuple[str, ...]] = ("path",)
+    makes: ClassVar[tuple[str, ...]] = ("image", "content_hash")
+    runs_ahead: ClassVar[bool] = True
+
+    def run(self, model: Any, rows: list[Values]) -> list[Values]:
+        return [{"image": None, "content_hash": row["path"]} for row in rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write(Stage):
+    """Gives its columns: random vectors of the right size, and a text for every other column."""
+
+    reads: ClassVar[tuple[str, ...]] = ("image",)
+    batch_size: int = 64
+
+    def run(self, model: Any, rows: list[Values]) -> list[Values]:
+        random = np.random.default_rng(0)
+        return [{name: self.value(name, random) for name in self.writes} for _ in rows]
+
+    def value(self, name: str, random: np.random.Generator) -> Any:
+        size = VECTORS.get(name)
+        return random.standard_normal(size, np.float32) if size else "A red car on a road, and a sign. " * 6
+
+
+def writer(*columns: str) -> Stage:
+    cls = type(columns[0], (Write,), {"writes": columns, "__module__": f"benchmark.{columns[0]}"})
+    return cls()  # type: ignore[no-any-return]
+
+
+class Numbers:
+    """A source of so many images."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __iter__(self) -> Iterator[Record]:
+        for number in range(self.number):
+            path = f"/photos/{number:08}.jpg"
+            yield Record(path, {"path": path})
+
+
+class WatchedSink(CsvFile):
+    """Notes the resident memory at every tenth of the way."""
+
+    total = 1
+    resident_mb: ClassVar[list[int]] = []
+
+    def write(self, records: Sequence[Record]) -> None:
+        super().write(records)
+        if self.rows * 10 // self.total > len(self.resident_mb):
+            self.resident_mb.append(psutil.Process().memory_info().rss >> 20)
+
+
+def run_loop(images: int, folder: Path, *, with_ledger: bool) -> tuple[float, WatchedSink, Path]:
+    """Return seconds, the sink, and the ledger's path."""
+    made_by_structure = tuple(c for c in COLUMNS if c not in {"image_path", "text", "timestamp", "error", *VECTORS})
+    stages = [Read(), writer("text"), *map(writer, VECTORS), writer(*made_by_structure)]
+    path = folder / "annotations.ledger.sqlite"
+    ledger = Ledger(path) if with_ledger else NoLedger()
+    annotator = Annotator(stages, ModelCache(9, 0.0), ledger, {s: s.name for s in stages}, threads=2)
+    WatchedSink.total, WatchedSink.resident_mb[:] = images, []
+    sink = WatchedSink(folder / "annotations.csv")
+    start_s = time.perf_counter()
+    pipeline.run(Numbers(images), annotator, sink, lambda: 256)
+    seconds = time.perf_counter() - start_s
+    sink.close()
+    ledger.close()
+    return seconds, sink, path
+
+
+def loop_rows(images: int) -> list[tuple[str, str, str]]:
+    with tempfile.TemporaryDirectory() as folder:
+        seconds, sink, ledger_path = run_loop(images, Path(folder), with_ledger=True)
+        resident_mb = [sink.resident_mb[0], sink.resident_mb[-1]]
+        ledger_bytes = ledger_path.stat().st_size / images
+    with tempfile.TemporaryDirectory() as folder:
+        without_s, _, _ = run_loop(images, Path(folder), with_ledger=False)
+    ledger_us = (seconds - without_s) / images * 1e6
+    return [
+        (
+            f"loop, ledger and CSV, {images:,} images of 1,196 floats",
+            "2,000 images/s",
+            f"{images / seconds:,.0f} images/s",
+        ),
+        ("the same without the ledger", "", f"{images / without_s:,.0f} images/s"),
+        ("ledger, per image", "", f"{ledger_us:,.0f} us, {ledger_bytes:,.0f} bytes"),
+        ("resident memory at a tenth and at the end", "flat", f"{resident_mb[0]} and {resident_mb[1]} MB"),
+    ]
+
+
+def median_cpu_ms(task: Callable[[], object]) -> float:
+    times = []
+    for _ in range(REPEATS):
+        start_s = time.process_time()
+        task()
+        times.append(1e3 * (time.process_time() - start_s))
+    return statistics.median(times)
+
+
+def picture(width_px: int, height_px: int) -> bytes:
+    """A JPEG with as much detail as a photograph has."""
+    random = np.random.default_rng(0)
+    coarse = Image.fromarray(random.integers(0, 256, (height_px // 8, width_px // 8, 3), np.uint8))
+    file = BytesIO()
+    coarse.resize((width_px, height_px), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def image_rows() -> list[tuple[str, str, str]]:
+    rows = []
+    for name, size, wanted in (("12-megapixel JPEG", (4000, 3000), "6 ms"), ("640 x 480 JPEG", (640, 480), "2 ms")):
+        content = picture(*size)
+
+        def decode(content: bytes = content) -> None:
+            image = Image.open(BytesIO(content))
+            image.draft(None, (2 * 384, 2 * 288))  # as open_image does
+            image.load()
+
+        whole_ms, decoding_ms = median_cpu_ms(lambda c=content: open_image(c, 384)), median_cpu_ms(decode)
+        rows.append((f"{name}: beyond its decoding ({decoding_ms:.1f} ms)", wanted, f"{whole_ms - decoding_ms:.1f} ms"))
+    return rows
+
+
+def start_rows() -> list[tuple[str, str, str]]:
+    with tempfile.TemporaryDirectory() as folder:
+        image, config = Path(folder) / "image.jpg", Path(folder) / "config.yaml"
+        image.write_bytes(picture(640, 480))
+        config.write_text("stages: [open_image]")
+
+        def annotate(run: int) -> list[str]:
+            return [str(image), "--config", str(config), "--output", str(Path(folder) / str(run) / "annotations.csv")]
+
+        return [
+            ("run.py --help", "0.3 s", f"{median_start_s(lambda run: ['--help']):.2f} s"),
+            ("run.py on one image without models", "3 s", f"{median_start_s(annotate):.2f} s"),
+        ]
+
+
+def median_start_s(arguments: Callable[[int], list[str]]) -> float:
+    times = []
+    for run in range(REPEATS):
+        start_s = time.perf_counter()
+        subprocess.run([sys.executable, str(PROJECT / "run.py"), *arguments(run)], check=True, capture_output=True)
+        times.append(time.perf_counter() - start_s)
+    return statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=20_000)
+    options = parser.parse_args()
+    print("| what | wanted | found |\n|---|---|---|")
+    for row in (*loop_rows(options.images), *image_rows(), *start_rows()):
+        print("| " + " | ".join(row) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

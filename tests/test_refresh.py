@@ -1,0 +1,117 @@
+"""--refresh: rows made with other settings are brought up to date, and only what has changed is run."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import EXAMPLES, Run, command, run_worker
+from vec_pipeline import load_annotations
+from vec_pipeline.record import COLUMNS
+
+OTHER_SETTINGS = ("--set", "categories=[animal, vehicle, other]")
+
+
+@pytest.fixture
+def finished(example_run: tuple[Run, Path], tmp_path: Path) -> Path:
+    """A copy of a finished run's CSV, settings and ledger."""
+    for path in example_run[1].parent.glob("annotations*"):
+        shutil.copy(path, tmp_path / path.name)
+    return tmp_path / "annotations.csv"
+
+
+def refresh(output: Path, *arguments: object) -> Run:
+    return run_worker(EXAMPLES, "--output", output, "--refresh", *arguments)
+
+
+def test_a_changed_structure_runs_structure_alone(finished: Path) -> None:
+    before = load_annotations(finished)
+    inode = finished.stat().st_ino
+    refused = run_worker(EXAMPLES, "--output", finished, *OTHER_SETTINGS)
+    assert refused.returncode == 2
+    assert "--refresh" in refused.stderr
+    run = refresh(finished, *OTHER_SETTINGS)
+    assert run.returncode == 0, run.stderr
+    after = load_annotations(finished)
+    assert set(after["categories"]) <= {"animal", "vehicle", "other"}
+    assert set(before["categories"]) - set(after["categories"])
+    assert list(after["image_path"]) == list(before["image_path"])
+    assert list(after["text"]) == list(before["text"])
+    assert finished.stat().st_ino != inode, "the file is replaced in one step"
+    loaded = re.findall(r"loaded (\w+) in", (finished.parent / "run.log").read_text())
+    assert loaded == ["structure"]
+    assert refresh(finished, *OTHER_SETTINGS).stdout.startswith("every row was made with these settings")
+    assert run_worker(EXAMPLES, "--output", finished, *OTHER_SETTINGS).returncode == 0
+
+
+def test_rows_that_would_say_the_same_are_left_as_they_are(finished: Path) -> None:
+    """Animals and vehicles keep their category, and so their row with its timestamp."""
+    before = finished.read_bytes().splitlines(keepends=True)
+    time.sleep(1)  # new timestamps would be others
+    run = refresh(finished, *OTHER_SETTINGS)
+    after = finished.read_bytes().splitlines(keepends=True)
+    changed = sum(old != new for old, new in zip(before, after, strict=True))
+    assert f"{changed} rows have changed, {len(before) - 1 - changed} are as they were" in run.stdout
+    assert 0 < changed < len(before) - 1
+
+
+def test_a_killed_refresh_leaves_the_rows_as_they_were(finished: Path) -> None:
+    before = finished.read_bytes()
+    settings = finished.with_suffix(".settings.yaml").read_bytes()
+    log = finished.parent / "run.log"
+    arguments = ("--output", finished, "--refresh", *OTHER_SETTINGS, "--set", "chunk_size=5")
+    with subprocess.Popen(command(EXAMPLES, *arguments), stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (log.exists() and "structure: a batch" in log.read_text()):
+            time.sleep(0.02)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert finished.read_bytes() == before
+    assert finished.with_suffix(".settings.yaml").read_bytes() == settings
+    assert refresh(finished, *OTHER_SETTINGS).returncode == 0
+    assert set(load_annotations(finished)["categories"]) <= {"animal", "vehicle", "other"}
+
+
+def test_a_renamed_folder_costs_no_model_call(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(EXAMPLES, tmp_path / "renamed")
+    run = run_worker(tmp_path / "renamed", "--output", finished)
+    assert run.returncode == 0, run.stderr
+    table = load_annotations(finished)
+    half = len(table) // 2
+    assert [*table["text"][:half]] == [*table["text"][half:]]
+    assert all(map(np.array_equal, table["image_vector"][:half], table["image_vector"][half:]))
+    assert "loaded" not in (finished.parent / "run.log").read_text()
+
+
+def test_a_csv_of_the_twelve_columns_alone_is_resumed_and_refreshed(finished: Path) -> None:
+    table = load_annotations(finished)
+    old = finished.read_text().split("\n", 1)[0]
+    assert tuple(old.split(",")[:12]) == COLUMNS
+    assert len(old.split(",")) > 12
+    keep_columns(finished, 12)
+    os.truncate(finished, finished.stat().st_size - 300)  # a row to do
+    assert run_worker(EXAMPLES, "--output", finished).returncode == 0
+    resumed = load_annotations(finished)
+    assert tuple(resumed.columns) == COLUMNS
+    assert list(resumed["text"]) == list(table["text"])
+    assert refresh(finished).returncode == 0
+    refreshed = load_annotations(finished)
+    assert list(refreshed.columns) == list(table.columns)
+    assert list(refreshed["flags"]) == list(table["flags"])
+
+
+def keep_columns(path: Path, number: int) -> None:
+    """Rewrite a CSV, and its settings, as a version of the worker would have made them that knew no others."""
+    import csv
+
+    with path.open(newline="") as file:
+        rows = [row[:number] for row in csv.reader(file)]
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+    settings = path.with_suffix(".settings.yaml")
+    settings.write_text(re.sub(r"(?ms)^flag:\n(  .*\n?)*", "", settings.read_text()))
