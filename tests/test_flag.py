@@ -1,17 +1,23 @@
 """Every flag is raised by what it names and by nothing else; the example pictures carry those they deserve."""
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
 
+from models.demo.drawing import draw
+from models.demo.scenes import BACKGROUNDS, Scene
+from tests.conftest import EXAMPLES, run_worker
+from vec_pipeline import load_annotations
+from vec_pipeline.prompts import PROMPTS
 from vec_pipeline.record import Values
 from vec_pipeline.stages.flag import Flag, pixel_variance, repeated_share
 
-PROJECT = Path(__file__).resolve().parent.parent
 TEXT = 'A red car on a white background, at the left. The text reads "SALE".'
 
 
@@ -110,6 +116,15 @@ def test_camera_noise_on_one_colour_is_blank_and_random_pixels_are_not() -> None
     assert flags(image=Image.fromarray(wild)) == []
 
 
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_drawn_grounds_are_blank_until_something_is_drawn_on_them(background: str) -> None:
+    for seed in range(10):  # of which some have the noise and the artefacts of cameras and files
+        plain = draw(Scene((), 0, "", background, ""), random.Random(seed), scale=2).image
+        printed = draw(Scene((), 0, "", background, "UP"), random.Random(seed), scale=2).image
+        assert flags(image=plain) == ["blank_image"]
+        assert flags(image=printed) == []
+
+
 def test_one_line_of_print_is_not_blank() -> None:
     page = Image.new("RGB", (384, 384), "white")
     ImageDraw.Draw(page).text((100, 180), "page intentionally left blank", fill=(90, 90, 90))
@@ -142,11 +157,9 @@ def test_loops_are_repetitive(text: str) -> None:
     assert flags(text=text) == ["repetitive"]
 
 
-def test_prose_is_not_repetitive() -> None:
-    paragraphs = (PROJECT / "README.md").read_text(encoding="utf-8").split("\n\n")
-    prose = [" ".join(text.split()) for text in paragraphs if len(text) > 200 and "|" not in text]
-    assert len(prose) > 5
-    assert max(map(repeated_share, prose)) < 0.1
+@pytest.mark.parametrize("language", PROMPTS)
+def test_prose_is_not_repetitive(language: str) -> None:
+    assert repeated_share(f"{PROMPTS[language].describe} {PROMPTS[language].structure}") < 0.05
     assert flags(text="A red cup, a blue cup, a green cup and a red plate to the left of a blue plate. SALE") == []
 
 
@@ -173,3 +186,23 @@ def test_invented_text_is_a_mismatch(image_text: str) -> None:
 
 def test_pixels_lowered() -> None:
     assert flags(pixels_lowered=True) == ["pixels_lowered"]
+
+
+def test_example_pictures_carry_the_flags_they_deserve(example_rows: pd.DataFrame) -> None:
+    for name, row in example_rows.iterrows():
+        is_blank = not (row["truth"]["things"] or row["truth"]["word"]) and row["truth"]["background"] != "noise"
+        deserved = {"blank_image"} if is_blank else set()
+        bearable = deserved if row["text"] == row["truth"]["caption"] else {*deserved, "low_confidence"}
+        assert deserved <= set(row["flags"].split()) <= bearable, name
+    assert example_rows.loc["plain-blue.png", "flags"] == "blank_image"
+
+
+def test_an_answer_that_the_token_limit_cuts_is_flagged(tmp_path: Path) -> None:
+    output = tmp_path / "annotations.csv"
+    assert (
+        run_worker(EXAMPLES / "red-flower.png", "--output", output, "--set", "describe.max_new_tokens=4").returncode
+        == 0
+    )
+    [row] = load_annotations(output).to_dict("records")
+    assert "truncated" in row["flags"].split()
+    assert "flower on a green background" not in row["text"]
