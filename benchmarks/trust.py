@@ -223,7 +223,7 @@ def print_mismatches(rng: random.Random, number: int) -> None:
     raised = np.array([not words(own) <= words(text) for own, (text, _) in zip(found, spoken, strict=True)])
     print(
         f"image_text of {len(spoken)} reworded descriptions: {is_wrong.sum()} wrong, {is_lost.sum()} of these empty; "
-        f"text_mismatch catches {raised[is_wrong].mean():.0%} and flags {raised[~is_wrong].mean():.0%} of the right ones\n"
+        f"text_mismatch catches {raised[is_wrong].mean():.0%}, and flags {raised[~is_wrong].mean():.0%} of the right\n"
     )
 
 
