@@ -174,6 +174,13 @@ def test_limit_and_dry_run(tmp_path: Path) -> None:
     assert len(load_annotations(output)) == 3
 
 
+def test_without_a_ledger_the_rows_are_the_same(example_run: tuple[Run, Path], tmp_path: Path) -> None:
+    output = tmp_path / "annotations.csv"
+    assert run_worker(EXAMPLES, "--output", output, "--set", "ledger=false").returncode == 0
+    assert_same_rows(load_annotations(output), load_annotations(example_run[1]))
+    assert not list(tmp_path.glob("*.sqlite*"))
+
+
 def test_the_log_tells_models_batches_and_times(example_run: tuple[Run, Path]) -> None:
     log = (example_run[1].parent / "run.log").read_text()
     for stage in ("describe", "embed_text", "embed_words", "embed_image", "structure"):

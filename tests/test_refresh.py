@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import EXAMPLES, Run, command, run_worker
@@ -74,6 +75,17 @@ def test_a_killed_refresh_leaves_the_rows_as_they_were(finished: Path) -> None:
     assert finished.with_suffix(".settings.yaml").read_bytes() == settings
     assert refresh(finished, *OTHER_SETTINGS).returncode == 0
     assert set(load_annotations(finished)["categories"]) <= {"animal", "vehicle", "other"}
+
+
+def test_a_renamed_folder_costs_no_model_call(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(EXAMPLES, tmp_path / "renamed")
+    run = run_worker(tmp_path / "renamed", "--output", finished)
+    assert run.returncode == 0, run.stderr
+    table = load_annotations(finished)
+    half = len(table) // 2
+    assert [*table["text"][:half]] == [*table["text"][half:]]
+    assert all(map(np.array_equal, table["image_vector"][:half], table["image_vector"][half:]))
+    assert "loaded" not in (finished.parent / "run.log").read_text()
 
 
 def test_a_csv_of_the_twelve_columns_alone_is_resumed_and_refreshed(finished: Path) -> None:
