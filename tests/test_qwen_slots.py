@@ -1,4 +1,4 @@
-"""Slot decoding gives, for every image, what `generate` gives for that image alone, whatever shares the slots with it."""
+"""Slot decoding gives for every image what `generate` gives for that image alone, whatever shares the slots with it."""
 
 import gc
 import json

@@ -1,8 +1,8 @@
 """Decodes many images at once with a model of the Qwen2-VL family, each in a slot of its own (continuous batching).
 
-A slot is a row of the key-value cache with a position of its own. Rows in use stay dense: the last one moves into the place
-of one that is finished, and waiting images are prefilled, a few at a time, behind it. Greedy output equals that of
-`generate` on each image alone, in float32 row by row. Only the model's modules and weights are used; it stays as it is.
+A slot is a row of the key-value cache with a position of its own. Rows in use stay dense: the last one moves into the
+place of one that is finished, and waiting images are prefilled, a few at a time, behind it. Greedy output equals that
+of `generate` on each image alone, in float32 row by row. The model itself stays as it is.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 
 from vec_pipeline.engines import Answer
+from vec_pipeline.engines.batched_generate import bytes_per_row, ends_of_turn, image_prompt
 from vec_pipeline.engines.qwen_vision import Grid, ImageReader, Rotation, VisionTower, feed_forward, linear, normed
 
 FAMILY = ("qwen2_vl", "qwen2_5_vl")
@@ -29,7 +30,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 def supports(model: Any) -> bool:
-    """Whether `model` is of the family and without what this engine does not know: sliding windows, scaled positions."""
+    """Whether `model` is of the family and has none of what this engine lacks: sliding windows, scaled positions."""
     if model.config.model_type not in FAMILY or model.device.type not in ("cpu", "cuda"):
         return False
     text = model.config.text_config
@@ -39,7 +40,7 @@ def supports(model: Any) -> bool:
 class _Waiting(NamedTuple):
     """An image before its turn, with its place in the call."""
 
-    index: int
+    number: int
     image: Image
     grid: Grid
 
@@ -72,7 +73,7 @@ class QwenSlots:
 
         Whatever is raised (out of memory, say), the cache is freed, and the next call starts afresh.
         """
-        queue = [_Waiting(index, image, self._reader.grid(image)) for index, image in enumerate(images)]
+        queue = [_Waiting(number, image, self._reader.grid(image)) for number, image in enumerate(images)]
         # By size: a group's prompts are of similar length then, and images of one size share attention calls.
         queue.sort(key=lambda waiting: (waiting.grid.patches, waiting.grid), reverse=True)
         try:
@@ -80,11 +81,15 @@ class QwenSlots:
         except BaseException:
             self.close()
             raise
-        return [answers[index] for index in range(len(images))]
+        return [answers[number] for number in range(len(images))]
 
     def close(self) -> None:
         """Free the cache. The engine stays usable."""
         self._slots = None
+
+    def bytes_per_slot(self) -> int:
+        """Roughly what one more slot takes beside the weights, for an image of moderate size."""
+        return bytes_per_row(self._model, self._max_new_tokens, prefilled_share=1 / _GROUPS)
 
     def _run(self, queue: list[_Waiting], slots: int) -> Iterator[tuple[int, Answer]]:
         """The loop: admit, decode, retire. Yields each answer with its image's place in the call."""
@@ -93,9 +98,9 @@ class QwenSlots:
         groups = self._groups(iter(queue), max(1, slots // _GROUPS))
         group = next(groups, None)
         while group or running:
-            while group and len(running) + len(group.indices) <= slots:
+            while group and len(running) + len(group.numbers) <= slots:
                 self._prefill(cache, group, len(running))
-                running += group.indices
+                running += group.numbers
                 group = next(groups, None)  # resized while the GPU works
             for row, tokens, probability in cache.decode(len(running)):
                 yield running[row], self._answer(tokens, probability)
@@ -114,7 +119,7 @@ class QwenSlots:
     def _groups(self, queue: Iterator[_Waiting], size: int) -> Iterator["_Group"]:
         while chosen := list(islice(queue, size)):
             pixels = [self._reader.resize(waiting.image, waiting.grid) for waiting in chosen]
-            yield _Group([waiting.index for waiting in chosen], [waiting.grid for waiting in chosen], pixels)
+            yield _Group([waiting.number for waiting in chosen], [waiting.grid for waiting in chosen], pixels)
 
     def _image_tokens(self, grid: Grid) -> int:
         return grid.patches // self._merge**2
@@ -127,7 +132,7 @@ class QwenSlots:
         features = self._tower(self._reader.patches(group.pixels), group.grids)
         embed = self._model.get_input_embeddings()
         before, after = (embed(torch.tensor(ids, device=features.device)) for ids in (self._before, self._after))
-        images = features.to(before.dtype).split([self._image_tokens(grid) for grid in group.grids])
+        images = torch.split(features.to(before.dtype), [self._image_tokens(grid) for grid in group.grids])
         prompts = [torch.cat([before, image, after]) for image in images]
         cells = [Grid(grid.rows // self._merge, grid.columns // self._merge) for grid in group.grids]
         cache.prefill(row, prompts, [prompt_positions(len(self._before), each, len(self._after)) for each in cells])
@@ -141,7 +146,7 @@ class QwenSlots:
 class _Group(NamedTuple):
     """Images prefilled together, with their places in the call."""
 
-    indices: list[int]
+    numbers: list[int]
     grids: list[Grid]
     pixels: list[Tensor]
 
@@ -204,7 +209,7 @@ class _Slots:
     def decode(self, count: int) -> list[tuple[int, Tokens, float]]:
         """Take a few steps with the first `count` rows.
 
-        Returns the rows that have finished by then, the last first, with their tokens and the mean probability of these.
+        Returns the rows that have finished by then, the last first, with their tokens and the mean probability.
         """
         for _ in range(1 if self._keys.device.type == "cpu" else _BLIND_STEPS):
             if self._graph is not None:
@@ -229,7 +234,7 @@ class _Slots:
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """Record one step of all rows, to be replayed without Python; no row is in use yet."""
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):  # kernels choose their algorithms and allocate workspaces
@@ -241,7 +246,7 @@ class _Slots:
         return graph
 
     def _step(self, count: int) -> None:
-        """Evaluate the waiting token of the first `count` rows and choose the next. On a GPU nothing here waits for it."""
+        """Evaluate the waiting token of the first `count` rows and choose the next; nothing here waits for a GPU."""
         place, rows = self._place[:count], self._range[:count]
         length = int(place.max()) + 1 if place.device.type == "cpu" else self.length
         angles = (place + self._offset[:count])[:, None, None, None] * self._inverse_frequencies
@@ -270,7 +275,8 @@ class _Slots:
         for index, layer in enumerate(layers):
             attention, x = layer.self_attn, normed(layer.input_layernorm, hidden)
             projected = (linear(each, x) for each in (attention.q_proj, attention.k_proj, attention.v_proj))
-            queries, keys, values = (each.unflatten(-1, (-1, self._head_size)).transpose(1, 2) for each in projected)
+            heads = (each.view(*hidden.shape[:2], -1, self._head_size).transpose(1, 2) for each in projected)
+            queries, keys, values = heads
             attended = attend(index, rotation(queries), rotation(keys), values).transpose(1, 2).flatten(2)
             if index == len(layers) - 1:
                 hidden, attended = hidden[last], attended[last]
@@ -290,16 +296,9 @@ class _Slots:
         is_running &= (token[:, None] != self._ends).all(-1) & (count < self._max_new_tokens)
 
 
-def ends_of_turn(model: Any) -> set[int]:
-    """The tokens that end an answer."""
-    ends = model.generation_config.eos_token_id
-    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
-
-
 def prompt_round_image(processor: Any, question: str, image_token: int) -> tuple[Tokens, Tokens]:
     """The tokens of the prompt before and after those of the image. Raises ValueError where there is not one image."""
-    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    prompt = image_prompt(processor, question)
     tokens: Tokens = processor.tokenizer(prompt)["input_ids"]
     if tokens.count(image_token) != 1:
         raise ValueError(f"the prompt has {tokens.count(image_token)} places for an image instead of one: {prompt!r}")

@@ -7,18 +7,14 @@ share one attention call, where the stock tower makes one per image and layer.
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate, groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from PIL.Image import Image, Resampling
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # older than torch 2.10
-    varlen_attn = None
 
 _FEW_ROWS = 4  # below it, torch's own product is the faster one on a CPU
 
@@ -73,13 +69,17 @@ class ImageReader:
         return torch.cat([self._cut(self._normalise(pixels.to(self._device))) for pixels in same])
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        scaled = pixels.double() * self._processor.rescale_factor  # in double, as transformers does: the same bits
+        scaled: Tensor = (
+            pixels.double() * self._processor.rescale_factor
+        )  # in double, as transformers does: the same bits
         return (scaled.float() - self._mean) / self._std
 
     def _cut(self, pixels: Tensor) -> Tensor:
         """Patches in the order in which the tower merges them: merge_size x merge_size neighbours in a row."""
         size, merge = self._processor.patch_size, self._processor.merge_size
-        blocks = pixels.unflatten(2, (-1, merge, size)).unflatten(1, (-1, merge, size))
+        count, height_px, width_px, colours = pixels.shape
+        cell_px = merge * size
+        blocks = pixels.view(count, height_px // cell_px, merge, size, width_px // cell_px, merge, size, colours)
         # image, row of blocks, row in block, y, column of blocks, column in block, x, colour
         patches = blocks.permute(0, 1, 4, 2, 5, 7, 3, 6).unsqueeze(6)
         frames = patches.expand(*[-1] * 6, self._processor.temporal_patch_size, -1, -1)  # a still image, repeated
@@ -127,14 +127,14 @@ class VisionTower:
     def _in_order(self, patches: Tensor, order: Tensor) -> Tensor:
         if not self._window_cells:
             return patches
-        return patches.unflatten(0, (-1, self._merge**2))[order].flatten(0, 1)
+        return patches.view(-1, self._merge**2, patches.shape[1])[order].flatten(0, 1)
 
     def _embed(self, patches: Tensor) -> Tensor:
         weight: Tensor = self._visual.patch_embed.proj.weight  # of a Conv3d that meets each patch just once
         return nn.functional.linear(patches.to(weight.dtype), weight.flatten(1))
 
     def _attend(self, attention: Any, hidden: Tensor, rotation: "Rotation", segments: "Segments") -> Tensor:
-        queries, keys, values = linear(attention.qkv, hidden).unflatten(-1, (3, attention.num_heads, -1)).unbind(1)
+        queries, keys, values = linear(attention.qkv, hidden).view(len(hidden), 3, attention.num_heads, -1).unbind(1)
         queries, keys = (rotation(each.float()).to(each.dtype) for each in (queries, keys))
         return linear(attention.proj, segments.attend(queries, keys, values).flatten(1))
 
@@ -161,8 +161,8 @@ def layout(grid: Grid, merge: int, window_cells: int) -> Layout:
     number = window[:, 0] * grid.columns + window[:, 1]
     order = number.argsort(stable=True)
     positions = (cells[order, None] * merge + inside).flatten(0, 1)
-    lengths = number.unique(return_counts=True)[1] * merge**2
-    return Layout(order, positions, lengths.tolist())
+    cells_of_windows = (count for count in number.bincount().tolist() if count)
+    return Layout(order, positions, [count * merge**2 for count in cells_of_windows])
 
 
 class Segments:
@@ -181,20 +181,20 @@ class Segments:
         """Attention of each stretch to itself; all of shape (patches, heads, head size)."""
         if len(self._by_length) == 1:
             return self._attend_equal(queries, keys, values, self._longest)
-        if varlen_attn is not None and queries.is_cuda and queries.dtype in (torch.float16, torch.bfloat16):
-            cut = (self._boundaries, self._boundaries, self._longest, self._longest)
-            attended: Tensor = varlen_attn(queries, keys, values, *cut)
-            return attended
+        if queries.is_cuda and queries.dtype in (torch.float16, torch.bfloat16):
+            cuts, longest = self._boundaries, self._longest
+            return cast(Tensor, varlen_attn(queries, keys, values, cuts, cuts, longest, longest))
         out = torch.empty_like(queries, memory_format=torch.contiguous_format)
         for places in self._by_length:  # one call per length there is
-            chosen = (each[places.flatten()] for each in (queries, keys, values))
-            out[places.flatten()] = self._attend_equal(*chosen, places.shape[1])
+            flat = places.flatten()
+            out[flat] = self._attend_equal(queries[flat], keys[flat], values[flat], places.shape[1])
         return out
 
     @staticmethod
     def _attend_equal(queries: Tensor, keys: Tensor, values: Tensor, length: int) -> Tensor:
-        stretches = (each.unflatten(0, (-1, length)).transpose(1, 2) for each in (queries, keys, values))
-        return scaled_dot_product_attention(*stretches).transpose(1, 2).flatten(0, 1)
+        shape = (-1, length, *queries.shape[1:])
+        queries, keys, values = (each.reshape(shape).transpose(1, 2) for each in (queries, keys, values))
+        return scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(0, 1)
 
 
 class Rotation:
@@ -219,7 +219,7 @@ def linear(layer: Any, x: Tensor) -> Tensor:
         return layer(x)  # type: ignore[no-any-return]
     columns = x.reshape(-1, x.shape[-1]).T
     product = layer.weight @ columns if layer.bias is None else torch.addmm(layer.bias[:, None], layer.weight, columns)
-    return product.T.contiguous().unflatten(0, x.shape[:-1])
+    return product.T.contiguous().view(*x.shape[:-1], -1)
 
 
 def normed(norm: Any, x: Tensor) -> Tensor:
