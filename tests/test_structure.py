@@ -228,7 +228,8 @@ def test_a_child_that_dies_in_the_middle_of_a_chunk_costs_no_row(
 ) -> None:
     slots = signal_the_child(monkeypatch, number, times=2, after_s=0.05)
     annotated = annotate(CAPTIONS)
-    assert slots == [8, 8, 4], "a new child after other models have left, and then one with half as many sequences"
+    assert slots[:3] == [8, 8, 4], "a new child once other models have left, then one with half as many sequences"
+    assert set(slots[2:]) == {4}
     assert f"LlamaDied: the llama.cpp process ended by signal {number.name}" in caplog.text
     assert [record.error for record in annotated] == [""] * len(CAPTIONS)
     assert [{name: record.values[name] for name in STAGE.writes} for record in annotated] == expected

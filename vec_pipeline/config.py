@@ -198,7 +198,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
             return None
         words = [word for argument in arguments for word in typing.get_args(argument)]  # of a Literal: "auto"
         hint = next(hint for hint in arguments if hint is not types.NoneType and not typing.get_args(hint))
-        return value if value in words else convert(value, hint, key)
+        return words[words.index(value)] if value in words else convert(value, hint, key)
     if origin is Literal:
         if value in arguments:
             return value

@@ -14,15 +14,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import orjson
 
-from vec_pipeline.record import COLUMNS, VECTOR_COLUMNS, Record, UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
+from vec_pipeline.record import COLUMNS, Record, UserError
 
 BLOCK_BYTES = 1 << 24
 NEWLINE, QUOTE = ord("\n"), ord('"')
@@ -444,23 +441,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def load_annotations(path: str | Path = "output/annotations.csv") -> "pd.DataFrame":
-    """Read the rows into a pandas DataFrame.
-
-    Vector columns hold float32 arrays of shape (dimensions,), or None where a row has none; timestamp is a datetime;
-    every other column is text, empty where there is nothing.
-
-    Raises FileNotFoundError, and ValueError where the file is none of ours.
-    """
-    import pandas as pd
-
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    if tuple(table.columns[: len(COLUMNS)]) != COLUMNS:
-        raise ValueError(f"{path} does not begin with the columns {', '.join(COLUMNS)}")
-    for name in VECTOR_COLUMNS:
-        vectors = [np.array(json.loads(text), np.float32) if text else None for text in table[name]]
-        table[name] = pd.Series(vectors, index=table.index, dtype=object)
-    table["timestamp"] = pd.to_datetime(table["timestamp"])
-    return table

@@ -1,4 +1,4 @@
-"""image -> image_vector, by a CLIP of open_clip."""
+"""image -> image_vector, by a CLIP of open_clip, and clip_score: how well the text fits the image in its eyes."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -7,26 +7,35 @@ from vec_pipeline import device, weights
 from vec_pipeline.record import Need, Values
 from vec_pipeline.weights import ModelStage
 
+MOST_IMAGES = {"cuda": 256, "cpu": 16}  # at once; more are no faster
+FLOATS_AT_WORK = 16  # per token and channel, while an image passes a transformer block: its MLP alone holds 8
+SHARE_OF_FREE = 0.25  # of the memory, left to one batch
+
 
 class Clip(NamedTuple):
-    """A CLIP, the transform that prepares its images, and where it runs."""
+    """A CLIP, the transform that prepares its images, its tokenizer, and where it runs."""
 
     model: Any
     transform: Any
+    tokenize: Any
     device: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedImage(ModelStage):
-    """Image embeddings of shape (dimensions,), float32, L2-normalised."""
+    """Image embeddings of shape (dimensions,), float32, L2-normalised; and their cosine with the text's embedding.
+
+    The score is that of Hessel et al. 2021 (CLIPScore), unscaled; empty where there is no text.
+    """
 
     reads: ClassVar[tuple[str, ...]] = ("image",)
-    writes: ClassVar[tuple[str, ...]] = ("image_vector",)
+    may_read: ClassVar[tuple[str, ...]] = ("text",)
+    writes: ClassVar[tuple[str, ...]] = ("image_vector", "clip_score")
     required: ClassVar[str] = "open_clip_config.json"
     files: ClassVar[tuple[str, ...]] = ("open_clip_*", "tokenizer*", "vocab*", "merges*", "special_tokens*")
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    batch_size: int = 64
+    batch_size: int | Literal["auto"] = "auto"
 
     def need(self) -> Need:
         gb = weights.size_gb(self.model)
@@ -36,14 +45,49 @@ class EmbedImage(ModelStage):
         import open_clip
 
         where = device.resolve(self.device)
-        path = self.path().resolve()
-        model, transform = open_clip.create_model_from_pretrained(f"local-dir:{path}", device=where)
-        return Clip(model.eval(), transform, where)
+        name = f"local-dir:{self.path().resolve()}"
+        model, transform = open_clip.create_model_from_pretrained(name, device=where)
+        return Clip(model.eval(), transform, open_clip.get_tokenizer(name), where)
+
+    def auto_batch_size(self, model: Clip) -> int:
+        """As many images as a share of the free memory holds at work, up to MOST_IMAGES."""
+        free_gb = device.gpu_free_gb() if model.device == "cuda" else device.host_free_gb()
+        fitting = SHARE_OF_FREE * (free_gb or 0.0) * 1e9 / bytes_per_image(model.model)
+        return max(1, min(MOST_IMAGES[model.device], int(fitting)))
 
     def run(self, model: Clip, rows: list[Values]) -> list[Values]:
         import torch
 
         pixels = torch.stack([model.transform(row["image"]) for row in rows]).to(model.device)
         with torch.inference_mode():
-            vectors = model.model.encode_image(pixels, normalize=True).float().cpu().numpy()
-        return [{"image_vector": vector} for vector in vectors]
+            vectors = model.model.encode_image(pixels, normalize=True).float()
+        scores = clip_scores(model, vectors, [row.get("text", "") for row in rows])
+        return [
+            {"image_vector": vector, "clip_score": score}
+            for vector, score in zip(vectors.cpu().numpy(), scores, strict=True)
+        ]
+
+
+def bytes_per_image(clip: Any) -> int:
+    """Memory that an image takes while it passes the model: by the largest of its tables of (tokens, channels)."""
+    names = ("positional_embedding", "pos_embed")  # of open_clip's own towers, text and image, and of timm's
+    tables = [weight.numel() for name, weight in clip.named_parameters() if name.endswith(names)]
+    return 4 * FLOATS_AT_WORK * max(tables, default=10**6)
+
+
+def clip_scores(model: Clip, vectors: Any, texts: list[str]) -> list[float | str]:
+    """Cosine of each image with its text, which the tokenizer cuts at what the model reads; "" for an empty text.
+
+    vectors: (batch, dimensions), of length 1.
+    """
+    import torch
+
+    said = [index for index, text in enumerate(texts) if text]
+    scores: list[float | str] = [""] * len(texts)
+    if said:
+        tokens = model.tokenize([texts[index] for index in said]).to(model.device)
+        with torch.inference_mode():
+            cosines = (vectors[said] * model.model.encode_text(tokens, normalize=True).float()).sum(dim=1)
+        for index, cosine in zip(said, cosines.tolist(), strict=True):
+            scores[index] = round(cosine, 4)
+    return scores

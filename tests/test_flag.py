@@ -1,0 +1,208 @@
+"""Every flag is raised by what it names and by nothing else; the example pictures carry those they deserve."""
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageDraw
+
+from models.demo.drawing import draw
+from models.demo.scenes import BACKGROUNDS, Scene
+from tests.conftest import EXAMPLES, run_worker
+from vec_pipeline import load_annotations
+from vec_pipeline.prompts import PROMPTS
+from vec_pipeline.record import Values
+from vec_pipeline.stages.flag import Flag, pixel_variance, repeated_share
+
+TEXT = 'A red car on a white background, at the left. The text reads "SALE".'
+
+
+def picture(rgb: tuple[int, int, int] = (245, 245, 245)) -> Image.Image:
+    """A red square on a plain ground."""
+    image = Image.new("RGB", (112, 84), rgb)
+    ImageDraw.Draw(image).rectangle((10, 10, 50, 50), fill=(214, 32, 36))
+    return image
+
+
+def flags(stage: Flag | None = None, **changed: Any) -> list[str]:
+    """The flags of a row that deserves none, but for what is changed; None leaves a value out."""
+    row: Values = {
+        "image": picture(),
+        "text": TEXT,
+        "text_confidence": 0.97,
+        "clip_score": 0.31,
+        "image_text": "SALE",
+        "is_truncated": False,
+        **changed,
+    }
+    row = {name: value for name, value in row.items() if value is not None}
+    [result] = (stage or Flag()).run(None, [row])
+    assert result.keys() == {"flags"}
+    return str(result["flags"]).split()
+
+
+def test_a_good_row_has_no_flag() -> None:
+    assert flags() == []
+
+
+def test_words_stand_in_a_fixed_order_with_spaces_between() -> None:
+    row = {
+        "image": Image.new("RGB", (8, 8)),
+        "text": "go on and on, " * 20,
+        "text_confidence": 0.2,
+        "clip_score": 0.1,
+        "image_text": "STOP",
+        "is_truncated": True,
+        "pixels_lowered": True,
+    }
+    every_flag = "low_confidence low_clip_score blank_image truncated repetitive text_mismatch pixels_lowered"
+    assert Flag().run(None, [row]) == [{"flags": every_flag}]
+
+
+def test_a_batch_gives_one_result_per_row_in_order() -> None:
+    rows = [{"image": picture(), "text": text} for text in ("A car.", "A car. " * 30, "A boat.")]
+    assert [result["flags"] for result in Flag().run(None, rows)] == ["", "repetitive", ""]
+
+
+def test_only_the_image_is_needed() -> None:
+    assert Flag.reads == ("image",)
+    assert Flag().run(None, [{"image": picture()}]) == [{"flags": ""}]
+
+
+@pytest.mark.parametrize(("confidence", "expected"), [(0.639, ["low_confidence"]), (0.64, []), (1.0, [])])
+def test_low_confidence(confidence: float, expected: list[str]) -> None:
+    assert flags(text_confidence=confidence) == expected
+    assert flags(text_confidence=np.float32(confidence + 1e-4)) == flags(text_confidence=confidence + 1e-4)
+
+
+@pytest.mark.parametrize(("score", "expected"), [(0.199, ["low_clip_score"]), (-0.1, ["low_clip_score"]), (0.2, [])])
+def test_low_clip_score(score: float, expected: list[str]) -> None:
+    assert flags(clip_score=score) == expected
+
+
+def test_thresholds_are_options() -> None:
+    strict = Flag(low_confidence=0.98, low_clip_score=0.5, blank_image=1e5, repetitive=0.0)
+    assert flags(strict, text="go on and on, on and on, on and on SALE") == [
+        "low_confidence",
+        "low_clip_score",
+        "blank_image",
+        "repetitive",
+    ]
+    lax = Flag(low_confidence=0.0, low_clip_score=0.0, blank_image=0.0, repetitive=1.0)
+    assert flags(lax, text="SALE " * 50, text_confidence=0.01, clip_score=0.0, image=Image.new("RGB", (9, 9))) == []
+
+
+@pytest.mark.parametrize("odd", [None, "", "high", math.nan, [0.1]])
+def test_odd_values_raise_neither_errors_nor_flags(odd: object) -> None:
+    assert flags(text_confidence=odd, clip_score=odd, is_truncated=odd, pixels_lowered=odd) == []
+    assert "repetitive" not in flags(text=odd)
+    assert flags(text=odd, image_text=odd) == []
+
+
+@pytest.mark.parametrize("image", [Image.new("RGB", (1, 1)), Image.new("L", (30, 20), 7), Image.new("RGB", (400, 8))])
+def test_one_colour_is_blank_whatever_the_size(image: Image.Image) -> None:
+    assert flags(image=image) == ["blank_image"]
+
+
+def test_camera_noise_on_one_colour_is_blank_and_random_pixels_are_not() -> None:
+    noise = np.random.default_rng(0).normal(0, 10, (384, 384, 3))
+    dark = Image.fromarray((20 + noise).clip(0, 255).astype(np.uint8))
+    assert flags(image=dark) == ["blank_image"]
+    wild = np.random.default_rng(0).integers(0, 256, (112, 112, 3), np.uint8)
+    assert flags(image=Image.fromarray(wild)) == []
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_drawn_grounds_are_blank_until_something_is_drawn_on_them(background: str) -> None:
+    for seed in range(10):  # of which some have the noise and the artefacts of cameras and files
+        plain = draw(Scene((), 0, "", background, ""), random.Random(seed), scale=2).image
+        printed = draw(Scene((), 0, "", background, "UP"), random.Random(seed), scale=2).image
+        assert flags(image=plain) == ["blank_image"]
+        assert flags(image=printed) == []
+
+
+def test_one_line_of_print_is_not_blank() -> None:
+    page = Image.new("RGB", (384, 384), "white")
+    ImageDraw.Draw(page).text((100, 180), "page intentionally left blank", fill=(90, 90, 90))
+    assert flags(image=page) == []
+
+
+def test_colour_counts_where_brightness_is_the_same() -> None:
+    image = Image.new("RGB", (100, 100), (120, 120, 120))
+    image.paste((120, 133, 53), (0, 0, 50, 100))
+    assert np.asarray(image.convert("L")).var() < 1
+    assert pixel_variance(image) > 1000
+
+
+def test_truncated() -> None:
+    assert flags(is_truncated=True) == ["truncated"]
+    assert flags(is_truncated=None) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A red car on a white background. " * 3 + "SALE",
+        "The text reads SALE" + " SALE" * 30,
+        "SALE" + "!" * 200,
+        "На картинке SALE, красная машина, красная машина, красная машина, красная машина, красная машина.",
+        "一辆红色汽车停在白色背景上。" * 5 + " SALE",
+    ],
+)
+def test_loops_are_repetitive(text: str) -> None:
+    assert flags(text=text) == ["repetitive"]
+
+
+@pytest.mark.parametrize("language", PROMPTS)
+def test_prose_is_not_repetitive(language: str) -> None:
+    assert repeated_share(f"{PROMPTS[language].describe} {PROMPTS[language].structure}") < 0.05
+    assert flags(text="A red cup, a blue cup, a green cup and a red plate to the left of a blue plate. SALE") == []
+
+
+@pytest.mark.parametrize(
+    ("image_text", "text"),
+    [
+        ("sale", TEXT),
+        ("“SALE”", TEXT),
+        ("SALE\n50% OFF", "A sign. The text reads 'SALE' and below it '50% off'."),
+        ("DON'T WALK", "The sign says: Don’t  walk."),
+        ("СТОП", "Знак с надписью «Стоп»."),
+        ("", TEXT),
+        ('"!"', TEXT),
+    ],
+)
+def test_text_on_the_image_may_be_written_otherwise(image_text: str, text: str) -> None:
+    assert flags(image_text=image_text, text=text) == []
+
+
+@pytest.mark.parametrize("image_text", ["SALES", "SAL", "SALE NOW", "OPEN"])
+def test_invented_text_is_a_mismatch(image_text: str) -> None:
+    assert flags(image_text=image_text) == ["text_mismatch"]
+
+
+def test_pixels_lowered() -> None:
+    assert flags(pixels_lowered=True) == ["pixels_lowered"]
+
+
+def test_example_pictures_carry_the_flags_they_deserve(example_rows: pd.DataFrame) -> None:
+    for name, row in example_rows.iterrows():
+        is_blank = not (row["truth"]["things"] or row["truth"]["word"]) and row["truth"]["background"] != "noise"
+        deserved = {"blank_image"} if is_blank else set()
+        bearable = deserved if row["text"] == row["truth"]["caption"] else {*deserved, "low_confidence"}
+        assert deserved <= set(row["flags"].split()) <= bearable, name
+    assert example_rows.loc["plain-blue.png", "flags"] == "blank_image"
+
+
+def test_an_answer_that_the_token_limit_cuts_is_flagged(tmp_path: Path) -> None:
+    output = tmp_path / "annotations.csv"
+    assert (
+        run_worker(EXAMPLES / "red-flower.png", "--output", output, "--set", "describe.max_new_tokens=4").returncode
+        == 0
+    )
+    [row] = load_annotations(output).to_dict("records")
+    assert "truncated" in row["flags"].split()
+    assert "flower on a green background" not in row["text"]
