@@ -30,7 +30,7 @@ class Describe(ModelStage):
     reads: ClassVar[tuple[str, ...]] = ("image",)
     writes: ClassVar[tuple[str, ...]] = ("text", "text_confidence")
     makes: ClassVar[tuple[str, ...]] = ("is_truncated",)
-    tuning: ClassVar[tuple[str, ...]] = ("batch_size", "device", "engine", "trust_remote_code")
+    tuning: ClassVar[tuple[str, ...]] = (*ModelStage.tuning, "engine", "trust_remote_code")
     window: ClassVar[int] = 4
     required: ClassVar[str] = "config.json"
     files: ClassVar[tuple[str, ...]] = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.py")
@@ -90,7 +90,7 @@ class Describe(ModelStage):
                 dtype=torch.bfloat16 if where == "cuda" else torch.float32,
                 device_map=where,
                 quantization_config=quantization_config(self.quantization),
-                use_safetensors=True,
+                use_safetensors=None if self.allow_pickle else True,
                 trust_remote_code=self.trust_remote_code,
             )
         except ValueError as error:
