@@ -12,19 +12,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.conftest import PROJECT
 from vec_pipeline import weights
-from vec_pipeline.annotator import not_finite
 from vec_pipeline.config import load_config
+from vec_pipeline.memory import LoadError, ModelCache
 from vec_pipeline.record import UserError
 from vec_pipeline.stages.describe import Describe
 from vec_pipeline.stages.embed_image import EmbedImage
 from vec_pipeline.stages.embed_text import EmbedText
 from vec_pipeline.stages.embed_words import EmbedWords
+from vec_pipeline.stages.structure import Structure
 
 
 @pytest.fixture
@@ -333,4 +335,31 @@ def test_random_weights_are_an_error_in_the_rows_or_other_numbers(tmp_path: Path
     stage.fetch()
     [row] = stage.run(stage.load(), [{"text": "A red car."}])
     assert row["text_vector"].shape == (128,)
-    assert not_finite(row)
+    assert not np.isfinite(row["text_vector"]).all()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-1000],
+        lambda content: content[:200],
+        lambda content: random.Random(0).randbytes(len(content)),
+        lambda content: content[:4] + random.Random(0).randbytes(len(content) - 4),
+        changed(8, -1),  # tensors
+        changed(16, 1 << 30),  # entries of the header
+        changed(24, 1 << 30),  # letters of the first one's name
+    ],
+    ids=["empty", "truncated", "cut in the header", "random", "random but for the magic", "tensors", "entries", "name"],
+)
+def test_a_damaged_gguf_is_one_sentence(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    """llama.cpp may even end its process over it, which is a child of the worker's."""
+    path = tmp_path / "llama.gguf"
+    path.write_bytes(damage((PROJECT / "models/demo/llama/llama.gguf").read_bytes()))
+    stage = Structure(model=str(path), device="cpu", threads=1)
+    stage.fetch()
+    cache = ModelCache(5, 0.0)
+    with pytest.raises(LoadError) as caught, cache.use(stage):
+        pass
+    assert str(caught.value).startswith("structure: the model cannot be loaded: ")
+    assert "\n" not in str(caught.value)
