@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
-_FEW_ROWS = 4  # below it, torch's own product is the faster one on a CPU
+# Where the product of `linear` beats torch's own on a CPU (docs/lab-notes.md).
+_FEWEST_ROWS, _MOST_ROWS, _FEWEST_WEIGHTS = 4, 128, 2**20
 
 
 class Grid(NamedTuple):
@@ -214,10 +215,13 @@ class Rotation:
 
 
 def linear(layer: Any, x: Tensor) -> Tensor:
-    """What `layer(x)` gives; on a CPU by the product weight @ x.T, up to twice as fast there for a few dozen rows."""
-    if x.is_cuda or type(layer) is not nn.Linear or x.numel() < _FEW_ROWS * x.shape[-1]:
+    """What `layer(x)` gives; for some dozen rows on a CPU by the product weight @ x.T, up to twice as fast there."""
+    rows = x.shape[:-1].numel()
+    if x.is_cuda or type(layer) is not nn.Linear or not _FEWEST_ROWS <= rows <= _MOST_ROWS:
         return layer(x)  # type: ignore[no-any-return]
-    columns = x.reshape(-1, x.shape[-1]).T
+    if layer.weight.numel() < _FEWEST_WEIGHTS:
+        return layer(x)  # type: ignore[no-any-return]
+    columns = x.reshape(rows, -1).T
     product = layer.weight @ columns if layer.bias is None else torch.addmm(layer.bias[:, None], layer.weight, columns)
     return product.T.contiguous().view(*x.shape[:-1], -1)
 
