@@ -55,7 +55,7 @@ def whole_number(text: str) -> int:
 
 
 def path(text: str) -> Path:
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))  # Path's own raises for a user who does not exist
 
 
 class Interrupt:
@@ -271,10 +271,15 @@ def verdict(sink: "CsvFile") -> int:
     """Say what the file holds now; return the exit status."""
     print(f"{sink.path} holds {sink.rows:,} rows, {len(sink.failed):,} of them with an error")
     for key, error in sink.error_examples:
-        print(f"  {key}: {error}")
+        print(f"  {visible(key)}: {visible(error)}")
     if sink.failed:
         print(f"  --retry-errors annotates them again; {sink.path.parent / 'run.log'} says more")
     return SOME_ERRORS if sink.failed else ALL_FINE
+
+
+def visible(text: str) -> str:
+    """Text for a terminal: the name of a file may hold what moves the cursor or ends the line."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def test_a_shipped_configuration_loads_without_its_models(
     monkeypatch.setattr(weights, "PROJECT_FOLDER", tmp_path)
     config = load_config(path)
     assert sorted(stage.name for stage in config.stages) == STAGE_NAMES
-    assert config.extra_columns() == ()
+    assert config.extra_columns() == ("text_confidence", "clip_score", "flags")
 
 
 def test_every_option_stands_in_the_production_set() -> None:
@@ -307,11 +307,11 @@ def production() -> Config:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("describe.prompt=What is this?", {"describe", "embed_text", "embed_words", "structure"}),
-        ("structure.prompt=What is this?", {"structure"}),
-        ("embed_image.model=a/b", {"embed_image"}),
+        ("describe.prompt=What is this?", set(STAGE_NAMES) - {"open_image"}),
+        ("structure.prompt=What is this?", {"structure", "flag"}),
+        ("embed_image.model=a/b", {"embed_image", "flag"}),
         ("open_image.max_size_px=100", set(STAGE_NAMES)),
-        ("categories=[animal]", {"structure"}),
+        ("categories=[animal]", {"structure", "flag"}),
     ],
 )
 def test_a_changed_option_voids_what_depends_on_it(override: str, expected: set[str], production: Config) -> None:
@@ -319,7 +319,7 @@ def test_a_changed_option_voids_what_depends_on_it(override: str, expected: set[
 
 
 def test_tuning_voids_nothing(production: Config) -> None:
-    tuning = ("describe.batch_size=1", "structure.slots=2", "structure.threads=1", "structure.context_tokens=4096")
+    tuning = ("describe.batch_size=1", "structure.batch_size=2", "structure.threads=1", "structure.context_tokens=4096")
     assert changed(production, *tuning, "device=cpu", "chunk_size=2") == set()
 
 
@@ -330,7 +330,7 @@ def test_another_wording_in_prompts_py_voids_what_depends_on_it(
     monkeypatch.setitem(prompts.PROMPTS, "en", replace(prompts.PROMPTS["en"], describe="What is this?"))
     after = fingerprints(production.stages)
     voided = {stage.name for stage in production.stages if before[stage] != after[stage]}
-    assert voided == {"describe", "embed_text", "embed_words", "structure"}
+    assert voided == set(STAGE_NAMES) - {"open_image"}
 
 
 def test_another_file_in_the_place_of_a_local_model_voids_its_results(load: Load, tmp_path: Path) -> None:

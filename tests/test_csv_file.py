@@ -167,39 +167,6 @@ def test_the_timestamp_is_iso_8601_in_seconds(path: Path, frozen_clock: None) ->
     assert load_annotations(path)["timestamp"].tolist() == [datetime(2026, 1, 2, 3, 4, 5)]
 
 
-# --- load_annotations
-
-
-def test_a_row_with_an_error_loads_without_vectors(path: Path) -> None:
-    write(path, [failed("/a.jpg"), finished("/b.jpg")])
-    table = load_annotations(path)
-    assert table["error"].tolist() == ['open_image: OSError: "truncated", at\nbyte 7', ""]
-    for name in VECTOR_COLUMNS:
-        assert table.loc[0, name] is None
-        np.testing.assert_array_equal(table.loc[1, name], finished("/b.jpg").values[name])
-    assert table.loc[0, "text"] == ""
-
-
-def test_a_file_without_rows_loads_as_an_empty_table(path: Path) -> None:
-    CsvFile(path).close()
-    table = load_annotations(path)
-    assert (tuple(table.columns), len(table)) == (COLUMNS, 0)
-
-
-@pytest.mark.parametrize(
-    "content", [FOREIGN, b"", b"\xff\xfe\x00", HEADER.replace(b"image_path,text", b"text,image_path")]
-)
-def test_a_foreign_file_is_not_loaded(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    with pytest.raises(ValueError):
-        load_annotations(path)
-
-
-def test_a_missing_file_is_not_loaded(path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        load_annotations(path)
-
-
 # --- resume
 
 

@@ -7,6 +7,8 @@ import pytest
 from gensim.models import FastText
 from gensim.models.fasttext import save_facebook_model
 
+from tests.conftest import PROJECT
+from vec_pipeline.record import UserError
 from vec_pipeline.stages.embed_words import EmbedWords
 
 SENTENCES = [["a", "red", "car"], ["a", "blue", "car"], ["красная", "машина"]] * 20
@@ -24,7 +26,9 @@ def test_every_format_gives_the_same_mean(kind: str, trained: FastText, tmp_path
         save_facebook_model(trained, str(path))
     else:
         (trained if kind == "gensim model" else trained.wv).save(str(path))
-    stage = EmbedWords(model=str(tmp_path if kind == "folder with model.bin" else path))
+    model = str(tmp_path if kind == "folder with model.bin" else path)
+    stage = EmbedWords(model=model, allow_pickle=kind.startswith("gensim"))
+    stage.fetch()
     [row] = stage.run(stage.load(), [{"text": "A red car, машина."}])
     words = ("A", "red", "car", "машина")  # "A" is unknown: its vector comes from its parts
     expected = np.mean([trained.wv[word] for word in words], axis=0)
@@ -32,8 +36,17 @@ def test_every_format_gives_the_same_mean(kind: str, trained: FastText, tmp_path
     np.testing.assert_allclose(row["word2vec_vector"], expected, rtol=1e-3, atol=1e-6)
 
 
-def test_a_text_without_words_gets_zeros(trained: FastText, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["fetch", "load"])
+def test_what_gensim_saved_is_refused_with_the_option_that_allows_it(
+    method: str, trained: FastText, tmp_path: Path
+) -> None:
     trained.wv.save(str(tmp_path / "words.model"))
     stage = EmbedWords(model=str(tmp_path / "words.model"))
+    with pytest.raises(UserError, match=r"words\.model may be a pickle.*set embed_words\.allow_pickle: true"):
+        getattr(stage, method)()
+
+
+def test_a_text_without_words_gets_zeros() -> None:
+    stage = EmbedWords(model=str(PROJECT / "models/demo/words/words.bin"))
     rows = stage.run(stage.load(), [{"text": ""}, {"text": "?!"}])
-    assert all(row["word2vec_vector"].shape == (8,) and not row["word2vec_vector"].any() for row in rows)
+    assert all(row["word2vec_vector"].shape == (64,) and not row["word2vec_vector"].any() for row in rows)

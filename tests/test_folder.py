@@ -195,6 +195,23 @@ def test_bytes_that_are_no_text_are_spelled_out_in_the_key(root: Path) -> None:
         assert Path(record.values["path"]).exists()  # and the file be opened
 
 
+def test_a_byte_and_the_letters_that_spell_it_have_two_keys(root: Path) -> None:
+    names = [
+        b"a\xff.jpg",
+        rb"a\xff.jpg",
+        rb"a\\xff.jpg",
+        b"a\\\\xff\xff.jpg",
+        rb"a\xFF.jpg",
+        rb"a\b.jpg",
+        rb"C:\xy.jpg",
+    ]
+    make(root, *map(os.fsdecode, names))
+    keys = {os.path.basename(record.values["path"]): record.key for record in Folder(root)}
+    assert len(set(keys.values())) == len(keys) == len(names)
+    ordinary = [r"a\xFF.jpg", r"a\b.jpg", r"C:\xy.jpg"]
+    assert [keys[name] for name in ordinary] == [os.path.join(os.path.realpath(root), name) for name in ordinary]
+
+
 def test_a_folder_that_may_not_be_read_does_not_stop_the_walk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Permissions do not bind root, whom the tests may run as."""
     scan = os.scandir

@@ -26,9 +26,13 @@ MAY_IMPORT = {  # a package stands for each of its modules; what is missing here
     "engines": {"engines"},
     "sources": {"record"},
     "sinks": {"record"},
+    "annotations": {"record", "sinks"},
 }
 ENTRIES = {"run", "vec_pipeline.__main__"}
-HEAVY = {"torch", "numpy", "transformers", "pandas", "PIL", "llama_cpp", "gensim", "open_clip", "sentence_transformers"}
+HEAVY = {
+    *("torch", "numpy", "transformers", "pandas", "PIL", "llama_cpp", "gensim", "open_clip", "sentence_transformers"),
+    *("pyarrow", "psycopg", "pgserver"),
+}
 
 
 def imported(path: Path) -> set[str]:

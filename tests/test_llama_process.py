@@ -21,7 +21,7 @@ from vec_pipeline.engines.llama_process import LlamaDied, LlamaProcess, supports
 from vec_pipeline.engines.llama_slots import LlamaSlots
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONS = {"slots": 4, "context_tokens": 2048, "threads": 1}
+OPTIONS = {"context_tokens": 2048, "threads": 1}
 CHATS: list[list[Message]] = [[{"role": "user", "content": text}] for text in ("a red car", "две кошки", "雨")]
 SHORT = to_gbnf({"type": "object", "properties": {"a": {"type": "string", "maxLength": 9}}})
 LONG = to_gbnf({"type": "string", "minLength": 1900, "maxLength": 1900})
@@ -33,7 +33,7 @@ import os, signal, time
 from vec_pipeline.engines.llama_process import LlamaProcess
 CHATS = [[{{"role": "user", "content": "a red car"}}]] * 40
 if __name__ == "__main__":
-    llama = LlamaProcess({path!r}, slots=4, context_tokens=2048, threads=1)
+    llama = LlamaProcess({path!r}, context_tokens=2048, threads=1)
     {body}
 """
 
@@ -113,7 +113,7 @@ def test_a_context_that_cannot_be_allocated_is_a_memory_error_here(path: Path, t
     enough_to_load = psutil.Process(llama._child._process.pid).memory_info().vms + (200 << 20)
     resource.setrlimit(resource.RLIMIT_AS, (enough_to_load, enough_to_load))
     try:
-        LlamaProcess({str(path)!r}, context_tokens=1 << 21, threads=1)
+        LlamaProcess({str(path)!r}, context_tokens=1 << 21, threads=1).generate(CHATS, max_tokens=2)
     except MemoryError as error:
         print("MemoryError:", error)
     """
@@ -122,14 +122,41 @@ def test_a_context_that_cannot_be_allocated_is_a_memory_error_here(path: Path, t
     assert "MemoryError: llama.cpp cannot allocate a context of 2097152 tokens for 8 slots. " in output
 
 
-def test_an_error_of_the_child_leaves_it_alive(llama: LlamaProcess) -> None:
+def test_after_too_large_a_context_a_new_child_holds_a_smaller_one(path: Path, tmp_path: Path) -> None:
+    """Real memory, and a real limit to it: 64 sequences have no room, 8 have."""
+    body = f"""
+    import psutil, resource
+    first = llama._child._process.pid
+    enough_to_load = psutil.Process(first).memory_info().vms + (200 << 20)
+    llama.close()
+    resource.setrlimit(resource.RLIMIT_AS, (enough_to_load, enough_to_load))
+    llama = LlamaProcess({str(path)!r}, context_tokens=256, tokens_per_slot=1 << 12, batch_tokens=128, threads=1)
+    for slots in (64, 8, 8):
+        try:
+            print(slots, len(llama.generate(CHATS, max_tokens=2, slots=slots)), llama._child._process.pid == first)
+        except MemoryError as error:
+            first = llama._child._process.pid
+            print(slots, "MemoryError")
+    """
+    program = start_program(path, tmp_path, body.strip())
+    output, _ = program.communicate(timeout=60)
+    assert output.splitlines() == ["64 MemoryError", "8 40 False", "8 40 False"]
+
+
+def test_a_bad_request_leaves_the_child_alive(llama: LlamaProcess) -> None:
     before = child_pid(llama)
     with pytest.raises(ValueError, match="cannot use this grammar"):
         llama.generate(CHATS, "no grammar")
-    with pytest.raises(RuntimeError, match="KeyError: 'content'"):
-        llama.generate([[{"role": "user"}]])  # type: ignore[typeddict-item]
     assert len(llama.generate(CHATS, SHORT, max_tokens=60)) == len(CHATS)
     assert child_pid(llama) == before
+
+
+def test_an_error_of_another_kind_is_named_and_the_child_replaced(llama: LlamaProcess) -> None:
+    before = child_pid(llama)
+    with pytest.raises(RuntimeError, match="KeyError: 'content'"):
+        llama.generate([[{"role": "user"}]])  # type: ignore[typeddict-item]
+    assert is_gone(before)
+    assert len(llama.generate(CHATS, SHORT, max_tokens=60)) == len(CHATS)
 
 
 def test_killed_in_the_middle_it_says_so_and_the_next_call_works(llama: LlamaProcess) -> None:

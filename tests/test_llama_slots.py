@@ -1,7 +1,9 @@
 """Continuous batching on a tiny random model: the answers must not depend on what shares the context."""
 
+import random
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,15 @@ import llama_cpp
 import numpy as np
 import pytest
 
+from models.demo.llama_text import structure_prompt
+from models.demo.scenes import random_scene
 from tests.tiny_gguf import CHAT_TEMPLATE, write_tiny_gguf
 from vec_pipeline.engines import Answer, Message
 from vec_pipeline.engines.grammar import max_bytes, parse, to_gbnf
 from vec_pipeline.engines.llama_slots import MAX_SLOTS, LlamaSlots
+from vec_pipeline.stages.structure import Structure
+
+BUNDLED = Path(__file__).parent.parent / "models" / "demo" / "llama" / "llama.gguf"
 
 SCHEMA = {
     "type": "object",
@@ -43,19 +50,19 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one_slot(path: Path) -> Iterator[LlamaSlots]:
-    with closing(LlamaSlots(path, slots=1, context_tokens=1024, threads=1)) as llama:
+    with closing(LlamaSlots(path, context_tokens=1024, threads=1)) as llama:
         yield llama
 
 
 def one_by_one(one_slot: LlamaSlots, prompts: list[list[Message]], **options: Any) -> list[Answer]:
-    return [one_slot.generate([prompt], **options)[0] for prompt in prompts]
+    return [one_slot.generate([prompt], slots=1, **options)[0] for prompt in prompts]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_answer_is_valid_whatever_the_model(tmp_path: Path, seed: int) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", seed=seed)
-    with closing(LlamaSlots(path, slots=8, context_tokens=4096, threads=1)) as llama:
-        answers = llama.generate(conversations(24), GBNF, max_tokens=max_bytes(SCHEMA))
+    with closing(LlamaSlots(path, context_tokens=4096, threads=1)) as llama:
+        answers = llama.generate(conversations(24), GBNF, max_tokens=max_bytes(SCHEMA), slots=8)
     assert len(answers) == 24
     assert all(answer.is_complete and 0 < answer.tokens <= max_bytes(SCHEMA) for answer in answers)
     assert all(list(parse(answer.text, SCHEMA)) == list(SCHEMA["properties"]) for answer in answers)
@@ -65,16 +72,74 @@ def test_every_answer_is_valid_whatever_the_model(tmp_path: Path, seed: int) -> 
 @pytest.mark.parametrize("batch_tokens", [5, 512])
 def test_slots_do_not_change_the_answers(path: Path, one_slot: LlamaSlots, batch_tokens: int) -> None:
     prompts = conversations(11)
-    with closing(LlamaSlots(path, slots=4, context_tokens=2048, batch_tokens=batch_tokens, threads=1)) as llama:
-        together = llama.generate(prompts, GBNF, max_tokens=150)
+    with closing(LlamaSlots(path, context_tokens=2048, batch_tokens=batch_tokens, threads=1)) as llama:
+        together = llama.generate(prompts, GBNF, max_tokens=150, slots=4)
     assert together == one_by_one(one_slot, prompts, gbnf=GBNF, max_tokens=150)
 
 
 def test_free_text_is_the_same_in_slots_too(path: Path, one_slot: LlamaSlots) -> None:
     prompts = conversations(6)
-    with closing(LlamaSlots(path, slots=3, context_tokens=2048, threads=1)) as llama:
-        together = llama.generate(prompts, max_tokens=40)
+    with closing(LlamaSlots(path, context_tokens=2048, threads=1)) as llama:
+        together = llama.generate(prompts, max_tokens=40, slots=3)
     assert together == one_by_one(one_slot, prompts, max_tokens=40)
+
+
+def test_never_more_at_once_than_asked_for(path: Path, one_slot: LlamaSlots, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once: list[int] = []
+    decode = LlamaSlots._decode
+    monkeypatch.setattr(LlamaSlots, "_decode", lambda self: (at_once.append(len(self._running)), decode(self))[1])
+    prompts = conversations(9)
+    expected = one_by_one(one_slot, prompts, gbnf=GBNF, max_tokens=150)
+    with closing(LlamaSlots(path, context_tokens=1024, tokens_per_slot=128, threads=1)) as llama:
+        for slots, context_tokens in ((2, 1280), (5, 1792), (3, 1792)):  # a context grows when asked, rounded up to 256
+            at_once.clear()
+            assert llama.generate(prompts, GBNF, max_tokens=150, slots=slots) == expected
+            assert max(at_once) == slots
+            assert llama._context_tokens == context_tokens
+
+
+def test_memory_of_a_token_is_what_its_keys_and_values_take(one_slot: LlamaSlots) -> None:
+    layers, kv_heads, head_length, float16_bytes = 2, 2, 16, 2
+    assert one_slot.kv_bytes_per_token == 2 * layers * kv_heads * head_length * float16_bytes
+
+
+def test_every_answer_of_the_bundled_model_is_that_of_the_serial_call() -> None:
+    """Weights in float16. The oracle answers one conversation after the other through llama-cpp-python's chat call."""
+    rng = random.Random("serial")
+    descriptions = [random_scene(rng, held_out=True).caption() for _ in range(16)]
+    prompts: list[list[Message]] = [
+        [{"role": "system", "content": structure_prompt()}, {"role": "user", "content": text}] for text in descriptions
+    ]
+    gbnf = to_gbnf(Structure(model="m").schema())
+    oracle = llama_cpp.Llama(str(BUNDLED), n_ctx=2048, n_threads=1, n_threads_batch=1, verbose=False)
+    grammar = llama_cpp.LlamaGrammar.from_string(gbnf, verbose=False)
+    serial = [
+        oracle.create_chat_completion(prompt, grammar=grammar, temperature=0.0, repeat_penalty=1.0, max_tokens=500)
+        for prompt in prompts
+    ]
+    oracle.close()
+    with closing(LlamaSlots(BUNDLED, context_tokens=4096, threads=1)) as llama:
+        for slots in (1, 8, 16):
+            answers = llama.generate(prompts, gbnf, max_tokens=500, slots=slots)
+            assert [answer.text for answer in answers] == [s["choices"][0]["message"]["content"] for s in serial]
+
+
+def test_quantised_weights_give_the_serial_answer_in_one_slot_and_valid_json_in_many(tmp_path: Path) -> None:
+    path = quantised(write_tiny_gguf(tmp_path / "float32.gguf", width=256), tmp_path / "q4.gguf")
+    prompts = conversations(12)
+    with closing(LlamaSlots(path, context_tokens=4096, threads=1)) as llama:
+        single = llama.generate(prompts, GBNF, max_tokens=max_bytes(SCHEMA), slots=1)
+        many = llama.generate(prompts, GBNF, max_tokens=max_bytes(SCHEMA), slots=6)
+        serial = [serial_answer(path, llama, prompt) for prompt in prompts]
+    assert [answer.text for answer in single] == serial
+    assert all(list(parse(answer.text, SCHEMA)) == list(SCHEMA["properties"]) for answer in many)
+
+
+def quantised(source: Path, target: Path) -> Path:
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype, parameters.nthread = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M, 1
+    assert llama_cpp.llama_model_quantize(bytes(source), bytes(target), parameters) == 0
+    return target
 
 
 def test_a_full_cache_sends_sequences_back_and_loses_nothing(
@@ -84,26 +149,26 @@ def test_a_full_cache_sends_sequences_back_and_loses_nothing(
     preempt = LlamaSlots._preempt
     monkeypatch.setattr(LlamaSlots, "_preempt", lambda self: (preempted.append(len(self._running)), preempt(self)))
     prompts = conversations(6)
-    with closing(LlamaSlots(path, slots=4, context_tokens=256, threads=1)) as llama:
-        together = llama.generate(prompts, LONG_GBNF, max_tokens=130)
+    with closing(LlamaSlots(path, context_tokens=256, threads=1)) as llama:
+        together = llama.generate(prompts, LONG_GBNF, max_tokens=130, slots=4)
     assert max(preempted) > 1
     assert together == one_by_one(one_slot, prompts, gbnf=LONG_GBNF, max_tokens=130)
 
 
 def test_a_prompt_beyond_the_context_harms_no_other(path: Path, one_slot: LlamaSlots) -> None:
     prompts = [conversation("a"), conversation("much too long " * 100), conversation("b")]
-    with closing(LlamaSlots(path, slots=2, context_tokens=512, threads=1)) as llama:
-        first, oversize, last = llama.generate(prompts, GBNF, max_tokens=150)
+    with closing(LlamaSlots(path, context_tokens=512, threads=1)) as llama:
+        first, oversize, last = llama.generate(prompts, GBNF, max_tokens=150, slots=2)
         assert oversize == Answer(text="", is_complete=False, tokens=0)
         assert [first, last] == one_by_one(one_slot, [prompts[0], prompts[2]], gbnf=GBNF, max_tokens=150)
-        assert llama.generate([prompts[1]], GBNF) == [oversize]
-        assert llama.generate([]) == []
+        assert llama.generate([prompts[1]], GBNF, slots=2) == [oversize]
+        assert llama.generate([], slots=2) == []
 
 
 def test_an_answer_that_outgrows_the_context_is_incomplete(path: Path) -> None:
     endless = to_gbnf({"type": "string", "minLength": 1000, "maxLength": 1000})
-    with closing(LlamaSlots(path, slots=2, context_tokens=256, threads=1)) as llama:
-        answers = llama.generate([conversation("a"), conversation("b")], endless, max_tokens=2000)
+    with closing(LlamaSlots(path, context_tokens=256, threads=1)) as llama:
+        answers = llama.generate([conversation("a"), conversation("b")], endless, max_tokens=2000, slots=2)
     assert [answer.is_complete for answer in answers] == [False, False]
     assert all(0 < answer.tokens < 256 and answer.text for answer in answers)
 
@@ -119,30 +184,30 @@ def test_max_tokens_cuts_and_says_so(one_slot: LlamaSlots) -> None:
 
 
 def test_greedy_choice_equals_masking_the_whole_vocabulary(path: Path, one_slot: LlamaSlots) -> None:
+    for prompt in conversations(4):
+        (answer,) = one_slot.generate([prompt], GBNF, max_tokens=200)
+        assert serial_answer(path, one_slot, prompt) == answer.text
+
+
+def serial_answer(path: Path, llama: LlamaSlots, conversation: list[Message]) -> str:
     """The oracle is llama-cpp-python's own loop, which filters every token of the vocabulary at every step."""
-    (answer,) = one_slot.generate([conversation("a red car")], GBNF, max_tokens=200)
+    model = llama._model
     oracle = llama_cpp.Llama(str(path), n_ctx=1024, n_threads=1, n_threads_batch=1, verbose=False)
-    prompt = one_slot._model.tokenize_chat(conversation("a red car"))
 
     def without_control_tokens(_: Any, logits: np.ndarray) -> np.ndarray:
-        logits[one_slot._model.never_said] = -np.inf
+        logits[model.never_said] = -np.inf
         return logits
 
     tokens = oracle.generate(
-        prompt,
+        model.tokenize_chat(conversation),
         temp=0.0,
         repeat_penalty=1.0,
         logits_processor=llama_cpp.LogitsProcessorList([without_control_tokens]),
         grammar=llama_cpp.LlamaGrammar.from_string(GBNF, verbose=False),
     )
-    said: list[int] = []
-    for token in tokens:
-        if token in one_slot._model.ends_of_turn:
-            break
-        said.append(token)
+    said = list(takewhile(lambda token: token not in model.ends_of_turn, tokens))
     oracle.close()
-    assert b"".join(map(one_slot._model.piece, said)).decode("utf-8", "ignore") == answer.text
-    assert len(said) == answer.tokens
+    return b"".join(map(model.piece, said)).decode("utf-8", "ignore")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +231,7 @@ def test_special_tokens_in_a_text_are_plain_letters(one_slot: LlamaSlots, inject
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, CHAT_TEMPLATE.replace("{{- bos_token }}", "")])
 def test_a_prompt_begins_with_one_beginning_of_text(tmp_path: Path, template: str) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", chat_template=template)
-    with closing(LlamaSlots(path, slots=1, context_tokens=256, threads=1)) as llama:
+    with closing(LlamaSlots(path, context_tokens=256, threads=1)) as llama:
         tokens = llama._model.tokenize_chat(conversation("x"))
     names = [llama_name(path, token) for token in tokens[:2]]
     assert names == ["<|begin_of_text|>", "<|start_header_id|>"]
@@ -199,11 +264,11 @@ def test_a_call_that_fails_leaves_nothing_behind(
             raise KeyboardInterrupt
         sample(self, sequence)
 
-    with closing(LlamaSlots(path, slots=3, context_tokens=1024, threads=1)) as llama:
+    with closing(LlamaSlots(path, context_tokens=1024, threads=1)) as llama:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(LlamaSlots, "_sample", interrupted)
-            llama.generate(prompts, GBNF, max_tokens=150)
-        again = llama.generate(prompts, GBNF, max_tokens=150)
+            llama.generate(prompts, GBNF, max_tokens=150, slots=3)
+        again = llama.generate(prompts, GBNF, max_tokens=150, slots=3)
     assert again == one_by_one(one_slot, prompts, gbnf=GBNF, max_tokens=150)
 
 
@@ -222,10 +287,10 @@ def test_a_template_that_does_not_compile_is_refused(tmp_path: Path) -> None:
 def test_a_conversation_the_template_refuses_is_named(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", chat_template="{{ raise_exception('no system role') }}")
     with (
-        closing(LlamaSlots(path, slots=1, context_tokens=256, threads=1)) as llama,
+        closing(LlamaSlots(path, context_tokens=256, threads=1)) as llama,
         pytest.raises(ValueError, match="no system role"),
     ):
-        llama.generate([conversation("x")])
+        llama.generate([conversation("x")], slots=1)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model at all", None], ids=["empty", "garbage", "truncated"])
@@ -241,15 +306,18 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         LlamaSlots(tmp_path / "absent.gguf")
 
 
-@pytest.mark.parametrize("options", [{"slots": 0}, {"slots": MAX_SLOTS + 1}, {"slots": 8, "batch_tokens": 8}], ids=str)
-def test_a_number_of_slots_that_cannot_work_is_refused(path: Path, options: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="slots is"):
-        LlamaSlots(path, **options)
+@pytest.mark.parametrize(("slots", "batch_tokens"), [(0, 512), (MAX_SLOTS + 1, 512), (8, 8)])
+def test_a_number_of_slots_that_cannot_work_is_refused(path: Path, slots: int, batch_tokens: int) -> None:
+    with (
+        closing(LlamaSlots(path, context_tokens=256, batch_tokens=batch_tokens, threads=1)) as llama,
+        pytest.raises(ValueError, match=f"slots is {slots}"),
+    ):
+        llama.generate([conversation("x")], slots=slots)
 
 
 def test_the_most_slots_there_can_be(path: Path) -> None:
-    with closing(LlamaSlots(path, slots=MAX_SLOTS, context_tokens=256, threads=1)) as llama:
-        (answer,) = llama.generate([conversation("x")], GBNF, max_tokens=5)
+    with closing(LlamaSlots(path, context_tokens=256, threads=1)) as llama:
+        (answer,) = llama.generate([conversation("x")], GBNF, max_tokens=5, slots=MAX_SLOTS)
     assert answer.tokens == 5
 
 
@@ -266,8 +334,8 @@ def test_no_tokens_at_all_is_refused(one_slot: LlamaSlots) -> None:
 
 
 def test_closed_is_closed(path: Path) -> None:
-    llama = LlamaSlots(path, slots=1, context_tokens=256, threads=1)
+    llama = LlamaSlots(path, context_tokens=256, threads=1)
     llama.close()
     llama.close()
     with pytest.raises(RuntimeError, match="closed"):
-        llama.generate([conversation("x")])
+        llama.generate([conversation("x")], slots=1)

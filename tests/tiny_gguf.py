@@ -5,7 +5,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-WIDTH, LAYERS, HEADS, KV_HEADS, FEED_FORWARD = 64, 2, 4, 2, 128
+LAYERS, HEADS, KV_HEADS = 2, 4, 2
 TRAINED_CONTEXT_TOKENS = 4096
 
 SPECIAL_TOKENS = (
@@ -29,14 +29,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tiny_gguf(path: Path, chat_template: str | None = CHAT_TEMPLATE, seed: int = 0) -> Path:
+def write_tiny_gguf(path: Path, chat_template: str | None = CHAT_TEMPLATE, seed: int = 0, width: int = 64) -> Path:
     """Writes the model to `path` in float32 and returns `path`. The weights follow from `seed`."""
     writer = gguf.GGUFWriter(path, "llama")
-    _add_shape(writer)
+    _add_shape(writer, width)
     vocabulary_tokens = _add_vocabulary(writer)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
-    _add_weights(writer, vocabulary_tokens, np.random.default_rng(seed))
+    _add_weights(writer, vocabulary_tokens, width, np.random.default_rng(seed))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -44,15 +44,15 @@ def write_tiny_gguf(path: Path, chat_template: str | None = CHAT_TEMPLATE, seed:
     return path
 
 
-def _add_shape(writer: gguf.GGUFWriter) -> None:
+def _add_shape(writer: gguf.GGUFWriter, width: int) -> None:
     writer.add_context_length(TRAINED_CONTEXT_TOKENS)
-    writer.add_embedding_length(WIDTH)
+    writer.add_embedding_length(width)
     writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(FEED_FORWARD)
+    writer.add_feed_forward_length(2 * width)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(WIDTH // HEADS)
+    writer.add_rope_dimension_count(width // HEADS)
     writer.add_rope_freq_base(500000.0)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
 
@@ -80,25 +80,25 @@ def _byte_letters() -> list[str]:
     return [letters[byte] for byte in range(256)]
 
 
-def _add_weights(writer: gguf.GGUFWriter, vocabulary_tokens: int, random: np.random.Generator) -> None:
+def _add_weights(writer: gguf.GGUFWriter, vocabulary_tokens: int, width: int, random: np.random.Generator) -> None:
     def add(name: str, *shape: int) -> None:
         writer.add_tensor(name, (random.standard_normal(shape) * 3 / shape[-1] ** 0.5).astype(np.float32))
 
     def add_norm(name: str) -> None:
-        writer.add_tensor(name, np.ones(WIDTH, dtype=np.float32))
+        writer.add_tensor(name, np.ones(width, dtype=np.float32))
 
-    head = WIDTH // HEADS
-    add("token_embd.weight", vocabulary_tokens, WIDTH)
+    head = width // HEADS
+    add("token_embd.weight", vocabulary_tokens, width)
     add_norm("output_norm.weight")
-    add("output.weight", vocabulary_tokens, WIDTH)
+    add("output.weight", vocabulary_tokens, width)
     for layer in range(LAYERS):
         block = f"blk.{layer}"
         add_norm(f"{block}.attn_norm.weight")
-        add(f"{block}.attn_q.weight", WIDTH, WIDTH)
-        add(f"{block}.attn_k.weight", KV_HEADS * head, WIDTH)
-        add(f"{block}.attn_v.weight", KV_HEADS * head, WIDTH)
-        add(f"{block}.attn_output.weight", WIDTH, WIDTH)
+        add(f"{block}.attn_q.weight", width, width)
+        add(f"{block}.attn_k.weight", KV_HEADS * head, width)
+        add(f"{block}.attn_v.weight", KV_HEADS * head, width)
+        add(f"{block}.attn_output.weight", width, width)
         add_norm(f"{block}.ffn_norm.weight")
-        add(f"{block}.ffn_gate.weight", FEED_FORWARD, WIDTH)
-        add(f"{block}.ffn_up.weight", FEED_FORWARD, WIDTH)
-        add(f"{block}.ffn_down.weight", WIDTH, FEED_FORWARD)
+        add(f"{block}.ffn_gate.weight", 2 * width, width)
+        add(f"{block}.ffn_up.weight", 2 * width, width)
+        add(f"{block}.ffn_down.weight", width, 2 * width)

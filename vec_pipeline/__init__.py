@@ -9,7 +9,7 @@ __all__ = ["load_annotations"]
 def __getattr__(name: str) -> Any:
     """Import on use, so that `--help` need not pay for numpy."""
     if name == "load_annotations":
-        from vec_pipeline.sinks.csv_file import load_annotations
+        from vec_pipeline.annotations import load_annotations
 
         return load_annotations
     raise AttributeError(f"module {__name__} has no attribute {name}")

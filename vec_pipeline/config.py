@@ -21,10 +21,14 @@ from vec_pipeline import weights
 from vec_pipeline.record import COLUMNS, Stage, UserError
 
 SOURCE_VALUES = ("path",)
+LARGEST_CONFIG, LARGEST_NUMBER = 100_000, 10**12
 
 
 class ConfigError(UserError):
     """A mistake in the configuration, named by its key."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split())[:1000])  # one line, whatever the file holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +60,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError, naming the key and the nearest valid one.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}{similar_file(path)}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: `stages:` with a list of stages is missing")
     for override in overrides:
@@ -68,6 +72,29 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(content.get("stages"), list):
         raise ConfigError(f"{path}: `stages:` with a list of stages is missing")
     return build(content)
+
+
+def parse(text: str) -> Any:
+    """Read YAML of the size of a configuration; aliases of aliases can make a billion values of a few hundred bytes.
+
+    Raises ValueError for more than that, yaml.YAMLError, and RecursionError for lists within lists without end.
+    """
+    if len(text) > LARGEST_CONFIG:
+        raise ValueError(f"it has more than the {LARGEST_CONFIG:,} characters of a configuration")
+    content = yaml.safe_load(text)
+    waiting, size = [content], 0
+    while waiting:
+        value = waiting.pop()
+        size += len(value) if isinstance(value, (str, list, dict)) else 1
+        if size > LARGEST_CONFIG:
+            raise ValueError(f"it holds more than the {LARGEST_CONFIG:,} values and letters of a configuration")
+        if isinstance(value, str) and b"\0" in value.encode():  # refuses half a character too
+            raise ValueError("a text holds a zero byte")
+        if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+            raise ValueError(f"a number is larger than {LARGEST_NUMBER:,}")
+        if isinstance(value, (list, dict)):
+            waiting += [*value, *value.values()] if isinstance(value, dict) else value
+    return content
 
 
 def build(content: dict[str, Any]) -> Config:
@@ -102,7 +129,7 @@ def stage_class(entry: Mapping[str, Any]) -> type[Stage]:
         raise ConfigError(f"stages: {unknown(name, stage_names(), 'stage')}")
     try:
         found = stages_of(name if "." in name else f"vec_pipeline.stages.{name}")
-    except ImportError as error:
+    except Exception as error:  # whatever its module raises
         raise ConfigError(f"stages: {name} cannot be imported: {error}") from None
     if len(found) != 1:
         raise ConfigError(f"stages: {name} names {len(found)} stages; give MODULE.CLASS")
@@ -171,7 +198,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
             return None
         words = [word for argument in arguments for word in typing.get_args(argument)]  # of a Literal: "auto"
         hint = next(hint for hint in arguments if hint is not types.NoneType and not typing.get_args(hint))
-        return value if value in words else convert(value, hint, key)
+        return words[words.index(value)] if value in words else convert(value, hint, key)
     if origin is Literal:
         if value in arguments:
             return value
@@ -181,7 +208,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     if origin is tuple and isinstance(value, list):
         return tuple(convert(item, arguments[0], key) for item in value)
     if hint is Path and isinstance(value, str):
-        return Path(value).expanduser()
+        return Path(os.path.expanduser(value))  # Path's own raises for a user who does not exist
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     wanted = origin or hint
@@ -215,8 +242,8 @@ def apply_override(content: dict[str, Any], override: str) -> None:
 
 def yaml_of(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
 
 

@@ -65,7 +65,7 @@ class Ledger:
     def recall(self, settings: str, images: Iterable[str]) -> dict[str, Values]:
         """Return the results there are, by the image's content hash."""
         images = list(images)
-        found = {}
+        found: dict[str, Values] = {}
         for start in range(0, len(images), QUERY_IMAGES):
             some = images[start : start + QUERY_IMAGES]
             places = ",".join("?" * len(some))

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vec_pipeline import device
 from vec_pipeline.config import Config
-from vec_pipeline.device import gpu_free_gb, has_gpu, host_free_gb
 
 if TYPE_CHECKING:
     from vec_pipeline.annotator import Annotator
@@ -41,31 +41,32 @@ class Plan:
 
 
 def plan(config: Config) -> Plan:
-    """Compare what the models need with the memory that is free now; the options `overlap` and `chunk_size` win."""
+    """Compare what the models need with the memory that is free now; the options `overlap` and `chunk_size` win.
+
+    Raises UserError where a stage's options do not go together.
+    """
     needs = [stage.need() for stage in config.stages if not stage.runs_ahead]
     gpu_gb, host_gb = sum(need.gpu_gb for need in needs), sum(need.host_gb for need in needs)
-    free_gpu_gb = gpu_free_gb() if gpu_gb and has_gpu() else None
+    free_gpu_gb = device.gpu_free_gb() if gpu_gb and device.has_gpu() else None
     fits = (
-        host_gb + config.clear_threshold_gb <= host_free_gb()
+        host_gb + config.clear_threshold_gb <= device.host_free_gb()
         and (not gpu_gb or gpu_gb + config.clear_threshold_gb <= (free_gpu_gb or 0.0))
         and sum(bool(need.gpu_gb or need.host_gb) for need in needs) <= config.model_cache_size
     )
     overlap = fits if config.overlap == "auto" else config.overlap
     is_fixed = config.chunk_size != "auto"
-    first = CHUNK_IMAGES[bool(gpu_gb)] if config.chunk_size == "auto" else config.chunk_size
-    figures = f"{host_gb:.1f} of {host_free_gb():.1f} GB host memory"
+    largest = min(LARGEST_CHUNK_IMAGES, int(PIXELS_SHARE * device.host_free_gb() * 1e9 / bytes_per_image(config)))
+    first = min(CHUNK_IMAGES[bool(gpu_gb)], max(largest, 1)) if config.chunk_size == "auto" else config.chunk_size
+    figures = f"{host_gb:.1f} of {device.host_free_gb():.1f} GB host memory"
     if gpu_gb:
         figures = f"{gpu_gb:.1f} of {free_gpu_gb or 0.0:.1f} GB GPU memory, {figures}"
-    reason = (
-        f"the models {'fit' if fits else 'do not fit'} together ({figures}, {config.model_cache_size} models at most): "
-    )
     if overlap:
-        reason += f"the text stages of a chunk of {first} images run beside the image stages of the next"
+        how = f"the text stages of a chunk of {first} images run beside the image stages of the next"
     else:
-        reason += f"one stage after the other, over chunks of {first} images"
-        reason += "" if fits or is_fixed else f" at first, then of as many as keep loading under {LOADING_SHARE:.0%}"
-    largest = max(first, min(LARGEST_CHUNK_IMAGES, int(PIXELS_SHARE * host_free_gb() * 1e9 / bytes_per_image(config))))
-    return Plan(overlap, first, largest, is_fixed or fits, reason)
+        how = f"one stage after the other, over chunks of {first} images"
+        how += "" if fits or is_fixed else f" at first, then of as many as keep loading under {LOADING_SHARE:.0%}"
+    together = f"{'fit' if fits else 'do not fit'} together ({figures}; at most {config.model_cache_size} at once)"
+    return Plan(overlap, first, max(first, largest), is_fixed or fits, f"the models {together}: {how}")
 
 
 def bytes_per_image(config: Config) -> int:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -22,6 +23,9 @@ HUB_GB = {  # weights of the models in config.yaml and configs/small.yaml, those
 }
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".npy", ".model")
 LOCAL_SUFFIXES = (".gguf", ".bin", ".model", ".kv", ".safetensors")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")  # of weights that torch would unpickle
+FASTTEXT_MAGIC = (793712314).to_bytes(4, "little")  # FastText's .bin, which is no pickle, begins so (fasttext.cc)
+FASTTEXT_HEADER = struct.Struct("<14i d 3i")  # magic, version, 12 options, threshold, numbers of entries, words, labels
 
 
 def local_path(model: str) -> Path | None:
@@ -32,11 +36,11 @@ def local_path(model: str) -> Path | None:
     if not model:
         raise UserError("an empty `model:` names nothing: give a path or a hub name")
     for base in (Path.cwd(), PROJECT_FOLDER):
-        path = base / Path(model).expanduser()
+        path = base / os.path.expanduser(model)
         if path.exists():
             return path
     if model.startswith((".", "/", "~", "models/")) or model.count("/") != 1 or model.endswith(LOCAL_SUFFIXES):
-        raise UserError(f"{model}: no such file or folder{nearest(Path(model).expanduser())}")
+        raise UserError(f"{model}: no such file or folder{nearest(Path(os.path.expanduser(model)))}")
     return None
 
 
@@ -123,28 +127,97 @@ def version(model: str) -> str:
     return ",".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)
 
 
+def pickles(path: Path) -> list[Path]:
+    """Return the weights that could only be unpickled, which runs whatever code they hold.
+
+    path: one file: anything but GGUF, safetensors and FastText's .bin; or a folder: it and the modules in it (folders
+    with a configuration of their own) are looked through for pickles that have no safetensors beside them.
+    """
+    if path.is_file():
+        return [] if path.suffix in (".gguf", ".safetensors") or is_fasttext(path) else [path]
+    folders = {path, *(config.parent for config in path.glob("*/*config.json"))}
+    unsafe = [folder for folder in folders if not any(folder.glob("*.safetensors"))]
+    files = sorted(file for folder in unsafe for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES)
+    return [file for file in files if not is_fasttext(file)]
+
+
+def is_fasttext(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(FASTTEXT_MAGIC)) == FASTTEXT_MAGIC
+
+
+def check_headers(path: Path) -> None:
+    """Raise UserError where a safetensors file or FastText's .bin is cut or overwritten: its header tells its size."""
+    for file in [path] if path.is_file() else sorted(path.rglob("*")):
+        if file.suffix == ".safetensors":
+            damage = safetensors_damage(file)
+        elif file.suffix == ".bin" and is_fasttext(file):
+            damage = fasttext_damage(file)
+        else:
+            continue
+        if damage:
+            raise UserError(f"{file} is damaged ({damage}): delete it, and download or copy it again")
+
+
+def safetensors_damage(path: Path) -> str:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            return ""
+    except (SafetensorError, OSError) as error:
+        return str(error)
+
+
+def fasttext_damage(path: Path) -> str:
+    """Compare the file's size with its header: at the end of a file gensim looks for the end of a word for ever."""
+    with path.open("rb") as file:
+        header = file.read(FASTTEXT_HEADER.size)
+    if len(header) < FASTTEXT_HEADER.size:
+        return "it ends within its header"
+    numbers = FASTTEXT_HEADER.unpack(header)
+    dimensions, buckets, (entries, words, labels) = numbers[2], numbers[10], numbers[-3:]
+    matrices_bytes = 4 * dimensions * (2 * words + buckets)  # input vectors of words and n-grams, output vectors
+    is_fine = min(dimensions, words) > 0 <= buckets and entries == words + labels
+    return "" if is_fine and matrices_bytes < path.stat().st_size else "its size is not what its header says"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelStage(Stage):
     """A stage whose weights have a hub name or a local path.
 
     files: patterns of the files needed of a hub repository.
     required: a file that a folder of such a model cannot lack.
+    allow_pickle: load pickled weights too, although loading them runs whatever code they hold.
     """
 
     required: ClassVar[str] = ""
     files: ClassVar[tuple[str, ...]] = ()
+    tuning: ClassVar[tuple[str, ...]] = (*Stage.tuning, "allow_pickle")
 
     model: str
+    allow_pickle: bool = False
 
     def path(self, *, is_offline: bool = True) -> Path:
-        """Where the weights are on this machine, after `fetch` has seen to it that they are."""
-        return fetch(self.model, self.files, is_offline=is_offline)
+        """Where the weights are on this machine, after `fetch` has seen to it that they are.
+
+        Raises UserError where they are pickled, and that is not allowed.
+        """
+        pickled = tuple(f"*{suffix}" for suffix in PICKLE_SUFFIXES) if self.allow_pickle else ()
+        path = fetch(self.model, self.files + pickled, is_offline=is_offline)
+        if not self.allow_pickle and (refused := pickles(path)):
+            raise UserError(
+                f"{self.name}: {refused[0]} may be a pickle, which can run any code when it is loaded: give "
+                f"safetensors, GGUF or FastText's .bin, or, if you trust it, set {self.name}.allow_pickle: true"
+            )
+        return path
 
     def fetch(self) -> None:
         path = self.path(is_offline=False)
         missing = path / self.required if path.is_dir() else path
         if not missing.exists():
             raise UserError(f"{self.name}: {missing} is missing{nearest(missing)}")
+        check_headers(path)
 
     def need(self) -> Need:
         return Need(host_gb=size_gb(self.model))

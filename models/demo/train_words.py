@@ -7,11 +7,12 @@ import sys
 import zlib
 
 from gensim.models import FastText
+from gensim.models.fasttext import save_facebook_model
 
 from models.demo.scenes import random_scene
 from models.demo.vector_training import DEMO, STATES, Clock, any_phrase
 
-OUTPUT = DEMO / "words" / "words.model"
+OUTPUT = DEMO / "words" / "words.bin"
 SEED = 13
 SENTENCES = 60_000
 DIMENSIONS = 64
@@ -48,9 +49,7 @@ def main(minutes: float) -> None:
         log.info("epoch %d, %.0f s", epoch + 1, clock.spent_s)
         model.save(str(state))
     OUTPUT.parent.mkdir(exist_ok=True)
-    del model.finished_epochs
-    model.total_train_time = 0.0  # like the time of day, it would make every file another one
-    model.save(str(OUTPUT))
+    save_facebook_model(model, str(OUTPUT))  # gensim's own format is a pickle
     log.info("wrote %s", OUTPUT)
 
 

@@ -27,15 +27,22 @@ _ERRORS = {error.__name__: error for error in (ValueError, MemoryError, RuntimeE
 
 
 class LlamaDied(RuntimeError):  # noqa: N818 (it says what happened)
-    """The child process ended by itself. The message tells its exit status and the last lines of its stderr."""
+    """The child process ended by itself. The message tells its exit status and the last lines of its stderr.
+
+    Mostly for want of memory: the kernel kills it for that, and llama.cpp aborts where a GPU has none left to decode.
+    """
 
 
 class LlamaProcess:
     """`LlamaSlots` in a child process: the same options, the same `generate`, the same errors.
 
-    Where the child dies, `generate` raises LlamaDied, and the next call starts a fresh one. The child ends with
-    `close()`, with the last reference to this object, and with the parent process, however that ends. Ctrl-C does not
-    reach it.
+    Where the child dies, `generate` raises LlamaDied. After that, and after any failure but a bad request, the next
+    call starts a fresh child with room for the `slots` of that call: to ask for fewer is to get by with less memory.
+    The child ends with `close()`, with the last reference to this object, and with the parent process, however that
+    ends. Ctrl-C does not reach it.
+
+    kv_bytes_per_token: memory that a token of context takes.
+    slots: how many sequences the child has room for by now.
 
     Raises what LlamaSlots raises, and LlamaDied where loading ends the child.
     """
@@ -44,19 +51,32 @@ class LlamaProcess:
         self._options = {"path": os.fspath(path), **options}
         self._lock = threading.Lock()
         self._is_closed = False
+        self.slots = 0
         self._child = _Child(self._options)
+        self.kv_bytes_per_token = self._child.kv_bytes_per_token
 
     def generate(
-        self, conversations: Sequence[Sequence[Message]], gbnf: str | None = None, max_tokens: int = 1024
+        self,
+        conversations: Sequence[Sequence[Message]],
+        gbnf: str | None = None,
+        max_tokens: int = 1024,
+        slots: int = 8,
     ) -> list[Answer]:
         """As `LlamaSlots.generate`. Interrupted by an exception, KeyboardInterrupt say, it gives the child up."""
         with self._lock:
             if self._is_closed:
                 raise RuntimeError("this LlamaProcess is closed")
             if not self._child.is_alive:
+                self.slots = 0
                 self._child = _Child(self._options)
-            request = {"conversations": conversations, "gbnf": gbnf, "max_tokens": max_tokens}
-            return cast(list[Answer], self._child.ask(request))
+            request = {"conversations": conversations, "gbnf": gbnf, "max_tokens": max_tokens, "slots": slots}
+            try:
+                answers = cast(list[Answer], self._child.ask(request))
+            except (MemoryError, RuntimeError):
+                self._child.kill()  # it may hold memory that a smaller context could do without
+                raise
+            self.slots = max(self.slots, slots)
+            return answers
 
     def close(self) -> None:
         """Ends the child, which frees its memory. Harmless when repeated."""
@@ -87,7 +107,7 @@ class _Child:
         self._reader = threading.Thread(target=_collect, args=(self._process.stderr, self._last_lines), daemon=True)
         self._reader.start()
         try:
-            self.ask(options)
+            self.kv_bytes_per_token = int(self.ask(options))
         except BaseException:
             self.kill()
             raise
@@ -172,7 +192,7 @@ def _serve() -> None:
                 from vec_pipeline.engines.llama_slots import LlamaSlots
 
                 llama = LlamaSlots(**request)
-                _send(replies, (None, None))
+                _send(replies, (None, llama.kv_bytes_per_token))
             else:
                 _send(replies, (None, llama.generate(**request)))
         except Exception as error:

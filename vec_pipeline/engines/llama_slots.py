@@ -31,6 +31,7 @@ from vec_pipeline.engines import Answer, Message
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an abort would start a debugger
 
 MAX_SLOTS = c.llama_max_parallel_sequences() - 1  # one sequence holds the common prefix
+SMALL_MODEL_BYTES = 30_000_000
 _BEST = 128  # how many of the best tokens are tried before the whole vocabulary
 _CACHE_FULL, _OUT_OF_MEMORY = 1, -2  # return codes of llama_decode
 
@@ -52,48 +53,51 @@ def free_cores() -> int:
 
 
 class LlamaSlots:
-    """One GGUF model and one context, shared by up to `slots` sequences.
+    """One GGUF model and one context, shared by as many sequences as a call to `generate` asks for.
 
-    slots: sequences that decode at the same time, 1 to 255.
-    context_tokens: room for all of them together; llama.cpp rounds it up to a multiple of 256.
-    batch_tokens: tokens of one step; more than `slots`.
+    context_tokens: room for all sequences together; llama.cpp rounds it up to a multiple of 256.
+    tokens_per_slot: more room for each sequence.
+    batch_tokens: tokens of one step; more than there are sequences.
     gpu_layers: layers to keep on the GPU, -1 for all.
-    threads: CPU threads, None for the cores that are free.
+    threads: CPU threads, 0 for as many as pay.
 
-    Raises ValueError where the file is no model with a chat template, MemoryError where the context does not fit.
+    Raises ValueError where the file is no model with a chat template, MemoryError where it does not fit.
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str],
-        slots: int = 8,
         context_tokens: int = 8192,
+        tokens_per_slot: int = 0,
         batch_tokens: int = 512,
         gpu_layers: int = -1,
-        threads: int | None = None,
+        threads: int = 0,
     ) -> None:
-        if not 1 <= slots <= min(MAX_SLOTS, batch_tokens - 1):  # beyond that llama.cpp aborts
-            raise ValueError(f"slots is {slots}: it must be 1 to {MAX_SLOTS} and below batch_tokens, {batch_tokens}")
         self._model = _Model(path, gpu_layers)
-        try:
-            self._context = _new_context(self._model, slots, context_tokens, batch_tokens, threads or free_cores())
-        except BaseException:
-            self._model.close()
-            raise
-        self._memory = c.llama_get_memory(self._context)
-        self._context_tokens = int(c.llama_n_ctx(self._context))
-        self._batch = _Batch(int(c.llama_n_batch(self._context)))  # never more than the context
-        self._prefix_slot = slots
-        self._prefix: Tokens = []  # what the prefix slot holds; kept for the next call
-        self._free_slots = list(range(slots))
+        self._is_closed = False
+        self._base_tokens, self._tokens_per_slot = context_tokens, tokens_per_slot
+        self._batch_tokens = batch_tokens
+        self._threads = threads or self._model.best_threads()
+        self._context: Any = None
+        self._context_slots = 0
+        self._slots = 0  # sequences that decode at once in the current call
         self._waiting: deque[_Sequence] = deque()
         self._running: list[_Sequence] = []  # oldest first
         self._is_held = False  # no admission until a sequence has finished: the cache overflowed
 
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Memory of one token's keys and values in all layers."""
+        return self._model.kv_bytes_per_token
+
     def generate(
-        self, conversations: Sequence[Sequence[Message]], gbnf: str | None = None, max_tokens: int = 1024
+        self,
+        conversations: Sequence[Sequence[Message]],
+        gbnf: str | None = None,
+        max_tokens: int = 1024,
+        slots: int = 8,
     ) -> list[Answer]:
-        """Answers every conversation greedily, in order; there may be more of them than slots.
+        """Answers every conversation greedily, in order, at most `slots` (1 to 255) at the same time.
 
         gbnf bounds the answers to a grammar with the start rule `root`. Contents are stripped and are never read as
         special tokens. A prompt that does not fit the context gets an empty, incomplete answer and harms no other.
@@ -101,14 +105,12 @@ class LlamaSlots:
         Raises ValueError for a grammar or a conversation that cannot be used, RuntimeError or MemoryError where
         llama.cpp fails; the next call starts afresh.
         """
-        if self._context is None:
-            raise RuntimeError("this LlamaSlots is closed")
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens is {max_tokens}: it must be 1 or more")
+        self._check(max_tokens, slots)
         prompts = [self._model.tokenize_chat(conversation) for conversation in conversations]
         grammar = _Grammar.parse(self._model, gbnf) if gbnf is not None else None
         sequences = [_Sequence(prompt, max_tokens) for prompt in prompts]
         try:
+            self._make_room(slots)
             self._enqueue(sequences, grammar)
             while self._waiting or self._running:
                 self._step()
@@ -123,10 +125,41 @@ class LlamaSlots:
 
     def close(self) -> None:
         """Frees the context and the model. Harmless when repeated."""
+        self._close_context()
+        self._model.close()
+        self._is_closed = True
+
+    def _check(self, max_tokens: int, slots: int) -> None:
+        if self._is_closed:
+            raise RuntimeError("this LlamaSlots is closed")
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens}: it must be 1 or more")
+        if not 1 <= slots <= min(MAX_SLOTS, self._batch_tokens - 1):  # beyond that llama.cpp aborts
+            raise ValueError(
+                f"slots is {slots}: it must be 1 to {MAX_SLOTS} and below batch_tokens, {self._batch_tokens}"
+            )
+
+    def _make_room(self, slots: int) -> None:
+        """Sees to a context of at least `slots` sequences: a larger one takes the place of one too small."""
+        self._slots = slots
+        if slots <= self._context_slots:
+            return
+        self._close_context()
+        tokens = self._base_tokens + self._tokens_per_slot * slots
+        self._context = _new_context(self._model, slots, tokens, self._batch_tokens, self._threads)
+        self._context_slots = slots
+        self._memory = c.llama_get_memory(self._context)
+        self._context_tokens = int(c.llama_n_ctx(self._context))
+        self._batch = _Batch(int(c.llama_n_batch(self._context)))  # never more than the context
+        self._prefix_slot = slots
+        self._prefix: Tokens = []  # what the prefix slot holds; kept for the next call
+        self._free_slots = list(range(slots))
+
+    def _close_context(self) -> None:
         if self._context is not None:
             c.llama_free(self._context)
             self._context = None
-            self._model.close()
+            self._context_slots = 0
 
     def _step(self) -> None:
         """One turn of the scheduler: admit, fill the batch, decode, sample, retire."""
@@ -167,7 +200,7 @@ class LlamaSlots:
 
     def _admit(self) -> None:
         """Gives free slots to those that wait, the common prefix included."""
-        while self._waiting and self._free_slots and not self._is_held:
+        while self._waiting and len(self._running) < self._slots and not self._is_held:
             sequence = self._waiting.popleft()
             sequence.slot = self._free_slots.pop()
             sequence.position = len(self._prefix)
@@ -239,13 +272,13 @@ class LlamaSlots:
 
     def _forget(self) -> None:
         """Empties the cache and the queues, after a failure in the middle of a call."""
-        c.llama_memory_clear(self._memory, False)
-        self._prefix = []
         self._waiting.clear()
-        for sequence in self._running:
-            self._free_slots.append(sequence.slot)
         self._running.clear()
         self._is_held = False
+        if self._context is not None:
+            c.llama_memory_clear(self._memory, False)
+            self._prefix = []
+            self._free_slots = list(range(self._context_slots))
 
     def _answer(self, sequence: "_Sequence") -> Answer:
         data = b"".join(map(self._model.piece, sequence.generated))
@@ -396,6 +429,24 @@ class _Model:
         if self.handle is not None:
             c.llama_model_free(self.handle)
             self.handle = None
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values in float16, of all layers."""
+        heads, heads_kv = c.llama_model_n_head(self.handle), c.llama_model_n_head_kv(self.handle)
+        head_length = self._metadata("attention.key_length") or c.llama_model_n_embd(self.handle) // heads
+        return int(2 * 2 * c.llama_model_n_layer(self.handle) * heads_kv * head_length)
+
+    def best_threads(self) -> int:
+        """One for a model so small that waking the others costs more than they do; else the cores there are."""
+        return 1 if c.llama_model_size(self.handle) < SMALL_MODEL_BYTES else free_cores()
+
+    def _metadata(self, key: str) -> int:
+        """A whole number of the file's metadata, 0 where it is not there; `key` lacks the architecture's name."""
+        buffer = ctypes.create_string_buffer(64)
+        c.llama_model_meta_val_str(self.handle, b"general.architecture", buffer, len(buffer))
+        length = c.llama_model_meta_val_str(self.handle, buffer.value + b"." + key.encode(), buffer, len(buffer))
+        return int(buffer.value) if length > 0 else 0
 
     @cached_property
     def ends_of_turn(self) -> frozenset[int]:

@@ -9,26 +9,25 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import orjson
 
-from vec_pipeline.record import COLUMNS, VECTOR_COLUMNS, Record, UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
+from vec_pipeline.record import COLUMNS, Record, UserError
 
 BLOCK_BYTES = 1 << 24
 NEWLINE, QUOTE = ord("\n"), ord('"')
 ERROR_COLUMN, TIMESTAMP_COLUMN = COLUMNS.index("error"), COLUMNS.index("timestamp")
 QUOTED = re.compile(r'[",\r\n]')
 NO_ERROR = re.compile(rb'\]",\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d,,')  # image_vector's end, timestamp, empty error
+
+Item = TypeVar("Item")
 
 csv.field_size_limit(1 << 30)
 
@@ -77,7 +76,10 @@ def refuse_all_but_a_file(path: Path) -> None:
 
 
 def read_contents(file: FileIO, path: Path, header: Sequence[str]) -> Contents:
-    """Read it all once. The file may lack columns of `header` that are not of the contract, and has no others."""
+    """Read it all once. The file may lack columns of `header` that are not of the contract, and has no others.
+
+    Rows at its end that lack cells count as torn. Raises UserError where such rows stand among others.
+    """
     contents = Contents(size_bytes=os.fstat(file.fileno()).st_size)
     contract = encode_row(COLUMNS).rstrip()
     file.seek(0)
@@ -86,12 +88,20 @@ def read_contents(file: FileIO, path: Path, header: Sequence[str]) -> Contents:
         return contents  # new, or cut within the header
     if start != contract:
         raise UserError(f"{path} has other columns than this run writes, and is left as it is: use another --output")
-    for is_header, end, row in whole_rows(file):
+    torn_bytes = 0  # where the first torn row ends
+    for (is_header, end, row), is_last in with_last_marked(whole_rows(file)):
         if is_header:
             contents.header = tuple(row.decode().rstrip().split(","))
             if not set(contents.header) <= set(header):
                 unknown = ", ".join(sorted(set(contents.header) - set(header)))
                 raise UserError(f"{path} has columns that this run does not write ({unknown}): use another --output")
+        elif not is_whole(row, len(contents.header), is_last=is_last):
+            torn_bytes = torn_bytes or end
+            continue
+        elif torn_bytes:
+            raise UserError(
+                f"{path}: the row that ends at byte {torn_bytes:,} is damaged, and is left as it is: delete that row"
+            )
         else:
             contents.add(row)
         contents.end_bytes = end
@@ -344,6 +354,15 @@ def whole_rows(file: FileIO) -> Iterator[tuple[bool, int, bytes]]:
         rest += block[start:]
 
 
+def with_last_marked(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
+    iterator = iter(items)
+    for item in iterator:
+        for following in iterator:
+            yield item, False
+            item = following
+        yield item, True
+
+
 def row_ends(block: bytes, in_quotes: bool) -> tuple[list[int], bool]:
     """Return where rows end within a block, and whether the block ends inside quotes."""
     data = np.frombuffer(block, np.uint8)
@@ -353,10 +372,19 @@ def row_ends(block: bytes, in_quotes: bool) -> tuple[list[int], bool]:
     return ends, bool((len(quotes) + in_quotes) % 2)
 
 
+def is_whole(row: bytes, columns: int, *, is_last: bool) -> bool:
+    """Whether a row has all its cells. One that shows it has no error is believed, but for a file's last."""
+    return (not is_last and shows_no_error(row)) or len(cells_of(row)) == columns
+
+
+def shows_no_error(row: bytes) -> bool:
+    tail = row.rfind(b']",')  # inside a cell the quote would be doubled
+    return tail >= 0 and NO_ERROR.match(row, tail) is not None
+
+
 def key_and_error(row: bytes) -> tuple[str, str]:
     """Read a row's first column and its error, without parsing the vectors where the row shows it has no error."""
-    tail = row.rfind(b']",')  # inside a cell the quote would be doubled
-    if tail >= 0 and NO_ERROR.match(row, tail):
+    if shows_no_error(row):
         if not row.startswith(b'"'):
             return row[: row.index(b",")].decode(), ""
         end = row.index(b'",', 1)
@@ -413,23 +441,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def load_annotations(path: str | Path = "output/annotations.csv") -> "pd.DataFrame":
-    """Read the rows into a pandas DataFrame.
-
-    Vector columns hold float32 arrays of shape (dimensions,), or None where a row has none; timestamp is a datetime;
-    every other column is text, empty where there is nothing.
-
-    Raises FileNotFoundError, and ValueError where the file is none of ours.
-    """
-    import pandas as pd
-
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    if tuple(table.columns[: len(COLUMNS)]) != COLUMNS:
-        raise ValueError(f"{path} does not begin with the columns {', '.join(COLUMNS)}")
-    for name in VECTOR_COLUMNS:
-        vectors = [np.array(json.loads(text), np.float32) if text else None for text in table[name]]
-        table[name] = pd.Series(vectors, index=table.index, dtype=object)
-    table["timestamp"] = pd.to_datetime(table["timestamp"])
-    return table

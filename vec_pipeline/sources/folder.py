@@ -1,6 +1,7 @@
 """Images of a folder, or one image: walked recursively in sorted order."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ IMAGE_SUFFIXES = frozenset(
         ".hif",
     ]
 )
+SPELLED_BYTE = re.compile(r"\\x[89a-f][0-9a-f]")  # as a byte that is no UTF-8 is written
 
 
 class Folder:
@@ -110,5 +112,15 @@ def is_regular(entry: os.DirEntry[str]) -> bool:
 
 
 def record_of(path: str) -> Record:
-    """Make the record of a file. Bytes of its name that are no UTF-8 are written as \\xNN in the key."""
-    return Record(os.fsencode(path).decode("utf-8", "backslashreplace"), {"path": path})
+    """Make the record of a file. Its key is the path, with bytes that are no UTF-8 written as \\xNN.
+
+    A path that holds such bytes, or those letters, has its backslashes doubled, so that no two files share a key.
+    """
+    name = os.fsencode(path)
+    if SPELLED_BYTE.search(spelled(name)):
+        name = name.replace(b"\\", b"\\\\")
+    return Record(spelled(name), {"path": path})
+
+
+def spelled(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")

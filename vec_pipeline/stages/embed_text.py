@@ -15,9 +15,18 @@ class EmbedText(ModelStage):
     reads: ClassVar[tuple[str, ...]] = ("text",)
     writes: ClassVar[tuple[str, ...]] = ("text_vector",)
     required: ClassVar[str] = "modules.json"
-    files: ClassVar[tuple[str, ...]] = ("*.json", "*.txt", "*.model", "model.safetensors", "*/model.safetensors")
+    files: ClassVar[tuple[str, ...]] = (
+        "*.json",
+        "*.txt",
+        "*.model",
+        "*.py",
+        "model.safetensors",
+        "*/model.safetensors",
+    )
+    tuning: ClassVar[tuple[str, ...]] = (*ModelStage.tuning, "trust_remote_code")
 
     prefix: str = ""  # put before each text, as some models want ("passage: ")
+    trust_remote_code: bool = False  # run the Python files that some models come with
     device: Literal["auto", "cuda", "cpu"] = "auto"
     batch_size: int = 64
 
@@ -30,8 +39,12 @@ class EmbedText(ModelStage):
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # as in describe
-        path = self.path()
-        return SentenceTransformer(str(path), device=device.resolve(self.device))
+        return SentenceTransformer(
+            str(self.path()),
+            device=device.resolve(self.device),
+            trust_remote_code=self.trust_remote_code,
+            model_kwargs={"use_safetensors": None if self.allow_pickle else True},
+        )
 
     def run(self, model: Any, rows: list[Values]) -> list[Values]:
         texts = [self.prefix + row["text"] for row in rows]

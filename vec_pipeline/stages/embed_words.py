@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vec_pipeline.record import Values
-from vec_pipeline.weights import ModelStage
+from vec_pipeline.weights import ModelStage, is_fasttext
 
 WORD = re.compile(r"\w+")
 
@@ -36,12 +36,12 @@ class EmbedWords(ModelStage):
 
 
 def load_word_vectors(path: Path) -> Any:
-    """Load FastText vectors: Facebook's .bin, or what gensim saved (a FastText model or its vectors)."""
+    """Load FastText vectors: Facebook's .bin, or the pickle that gensim saves (a FastText model or its vectors)."""
     from gensim.models import FastText
     from gensim.models.fasttext import load_facebook_vectors
     from gensim.utils import SaveLoad
 
-    if path.suffix == ".bin":
+    if is_fasttext(path):
         return load_facebook_vectors(str(path))
     model = SaveLoad.load(str(path))
     return model.wv if isinstance(model, FastText) else model

@@ -12,6 +12,10 @@ from vec_pipeline.record import Need, UserError, Values
 from vec_pipeline.weights import ModelStage
 
 KV_GB_PER_TOKEN = 131_072 / 1e9  # Llama 3.1 8B in f16; smaller models need less
+LONG_ANSWER_TOKENS = 4096  # the common prompt, and what one row alone may take
+ROW_TOKENS = 384  # a description and its answer
+MOST_ROWS_ON_GPU, MOST_ROWS_ON_CPU = 64, 16  # answers at once; beyond that they hardly come faster
+RESERVE_GB = 1.0  # free memory that is left to llama.cpp's buffers and to the other models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,23 +24,25 @@ class Structure(ModelStage):
 
     model: a GGUF file, or a hub repository with `file` naming one in it.
     max_tokens: of one answer; 0 for as many as the grammar admits, so that no answer can be cut.
-    slots: answers decoded at once.
+    batch_size: answers decoded at once; a finished one makes place for the next.
+    context_tokens: shared by them; 0 for as many as `batch_size` answers need.
+    threads: 0 for as many as pay.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("text",)
     writes: ClassVar[tuple[str, ...]] = ("description", "categories", "keywords", "image_text", "llama_extracted")
-    tuning: ClassVar[tuple[str, ...]] = ("batch_size", "device", "slots", "context_tokens", "threads")
+    tuning: ClassVar[tuple[str, ...]] = (*ModelStage.tuning, "context_tokens", "threads")
+    window: ClassVar[int] = 8
 
     file: str = ""
     prompt: str = ""  # empty: the one of the language; `{category}` stands for what is said of the category
     language: Literal["en", "ru"] = "en"
     categories: tuple[str, ...] = ()
     max_tokens: int = 0
-    slots: int = 8
-    context_tokens: int = 8192  # shared by the slots
-    threads: int = 0  # 0: the cores there are
+    context_tokens: int = 0
+    threads: int = 0
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    batch_size: int = 64
+    batch_size: int | Literal["auto"] = "auto"
 
     def path(self, *, is_offline: bool = True) -> Path:
         folder = weights.fetch(self.model, (self.file,), is_offline=is_offline)
@@ -44,7 +50,8 @@ class Structure(ModelStage):
 
     def need(self) -> Need:
         gb = weights.size_gb(self.model)
-        gb += self.context_tokens * KV_GB_PER_TOKEN if gb > 1 else 0.0
+        context_tokens = self.context_tokens or LONG_ANSWER_TOKENS + MOST_ROWS_ON_CPU * ROW_TOKENS
+        gb += context_tokens * KV_GB_PER_TOKEN if gb > 1 else 0.0
         return Need(gpu_gb=gb) if self._on_gpu() else Need(host_gb=gb)
 
     def identity(self) -> str:
@@ -68,11 +75,20 @@ class Structure(ModelStage):
 
         return LlamaProcess(
             self.path(),
-            slots=self.slots,
-            context_tokens=self.context_tokens,
+            context_tokens=self.context_tokens or LONG_ANSWER_TOKENS,
+            tokens_per_slot=0 if self.context_tokens else ROW_TOKENS,
             gpu_layers=-1 if self._on_gpu() else 0,
-            threads=self.threads or None,
+            threads=self.threads,
         )
+
+    def auto_batch_size(self, model: Any) -> int:
+        """As many answers at once as pay, and as free memory has room for beside what the model holds by now."""
+        on_gpu = self._on_gpu()
+        most = MOST_ROWS_ON_GPU if on_gpu else MOST_ROWS_ON_CPU
+        free_gb = device.gpu_free_gb() if on_gpu and device.has_gpu() else device.host_free_gb()
+        free_tokens = self.context_tokens or ((free_gb or 0.0) - RESERVE_GB) * 1e9 / model.kv_bytes_per_token
+        shared_tokens = 0 if self.context_tokens else LONG_ANSWER_TOKENS
+        return max(1, int(model.slots), min(most, int((free_tokens - shared_tokens) / ROW_TOKENS)))
 
     def run(self, model: Any, rows: list[Values]) -> list[Values]:
         schema = self.schema()
@@ -81,7 +97,8 @@ class Structure(ModelStage):
             for row in rows
         ]
         max_tokens = self.max_tokens or grammar.max_bytes(schema)
-        answers = model.generate(conversations, grammar.to_gbnf(schema), max_tokens)
+        slots = self.auto_batch_size(model) if self.batch_size == "auto" else self.batch_size
+        answers = model.generate(conversations, grammar.to_gbnf(schema), max_tokens, slots)
         return [self._columns(answer) for answer in answers]
 
     def _columns(self, answer: Any) -> Values:

@@ -1,0 +1,375 @@
+"""Exports: read back by the programs they are for, with every value as in the CSV, whole or not there at all."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from tests.conftest import PROJECT, Run
+from tests.rows import SIZES, failed, finished, unit_vectors, write
+from vec_pipeline import load_annotations
+from vec_pipeline.__main__ import main
+from vec_pipeline.commands.export import files
+from vec_pipeline.record import VECTOR_COLUMNS
+
+Vectors = dict[str, list[Any]]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    records = [failed(0), finished(1), finished(2, flags="repetitive", keywords="машина, red"), failed(3)]
+    return write(tmp_path / "annotations.csv", records)
+
+
+def export(path: Path, to: str, *arguments: object) -> int:
+    return main(["export", "--csv", str(path), "--to", to, *map(str, arguments)])
+
+
+def exported(path: Path, to: str) -> Path:
+    out = path.with_name(f"out.{to}")
+    assert export(path, to, "--out", out) == 0
+    return out
+
+
+def assert_same_vectors(path: Path, vectors: Vectors) -> None:
+    """Bit for bit those of the CSV, and none where it has none."""
+    expected = load_annotations(path)
+    for name in VECTOR_COLUMNS:
+        assert len(vectors[name]) == len(expected)
+        for exported_vector, vector in zip(vectors[name], expected[name], strict=True):
+            assert (exported_vector is None) == (vector is None)
+            if vector is not None:
+                bits = np.asarray(exported_vector, np.float32).view(np.uint32)
+                np.testing.assert_array_equal(bits, vector.view(np.uint32))
+
+
+# --- Parquet
+
+
+def test_parquet_has_the_types_of_the_columns(path: Path) -> None:
+    schema = parquet.read_schema(exported(path, "parquet"))
+    for name, size in SIZES.items():
+        assert schema.field(name).type == pa.list_(pa.float32(), size)
+    assert pa.types.is_timestamp(schema.field("timestamp").type)
+    assert schema.field("clip_score").type == pa.float64()
+    assert {schema.field(name).type for name in ("image_path", "keywords", "flags", "error")} == {pa.string()}
+
+
+def test_pandas_reads_the_parquet(path: Path) -> None:
+    table, expected = pd.read_parquet(exported(path, "parquet")), load_annotations(path)
+    assert_same_vectors(path, {name: list(table[name]) for name in VECTOR_COLUMNS})
+    others = [name for name in expected if name not in VECTOR_COLUMNS]
+    pd.testing.assert_frame_equal(table[others], expected[others], check_dtype=False)
+
+
+def test_polars_reads_the_parquet(path: Path) -> None:
+    import polars
+
+    table = polars.read_parquet(exported(path, "parquet"))
+    assert_same_vectors(path, {name: table[name].to_list() for name in VECTOR_COLUMNS})
+    assert table.schema["image_vector"] == polars.Array(polars.Float32, SIZES["image_vector"])
+    assert table["timestamp"].to_list() == load_annotations(path)["timestamp"].tolist()
+    assert table["clip_score"].to_list() == [None, 0.25, 0.25, None]
+
+
+def test_duckdb_reads_the_parquet(path: Path) -> None:
+    import duckdb
+
+    out = exported(path, "parquet")
+    rows = duckdb.sql(f"SELECT {', '.join(VECTOR_COLUMNS)} FROM '{out}'").fetchall()
+    assert_same_vectors(path, dict(zip(VECTOR_COLUMNS, map(list, zip(*rows, strict=True)), strict=True)))
+    found = duckdb.sql(f"SELECT keywords, year(timestamp) > 2000 FROM '{out}' WHERE flags = 'repetitive'").fetchall()
+    assert found == [("машина, red", True)]
+
+
+def test_hugging_face_datasets_read_the_parquet(path: Path, tmp_path: Path) -> None:
+    import datasets
+
+    table = datasets.Dataset.from_parquet(str(exported(path, "parquet")), cache_dir=str(tmp_path / "cache"))
+    assert_same_vectors(path, {name: table[name][:] for name in VECTOR_COLUMNS})
+    assert table.features["image_vector"].length == SIZES["image_vector"]
+    assert table["keywords"][:] == ["", "car, red", "машина, red", ""]
+
+
+def test_vectors_of_different_lengths_are_refused_and_what_was_there_stays(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = exported(path, "parquet")
+    before = out.read_bytes()
+    write(path, [finished(4, image_vector=np.ones(7, np.float32))])
+    assert export(path, "parquet", "--out", out) == 2
+    assert "holds vectors of different lengths in one column" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert not list(path.parent.glob(".*"))
+
+
+def test_a_column_without_vectors_is_null(tmp_path: Path) -> None:
+    path = write(tmp_path / "annotations.csv", [failed(0), finished(1, word2vec_vector="")])
+    table = parquet.read_table(exported(path, "parquet"))
+    assert table["word2vec_vector"].null_count == 2
+    assert table["image_vector"].null_count == 1
+
+
+@pytest.mark.parametrize("to", files.WRITERS)
+def test_a_file_without_rows_is_exported(tmp_path: Path, to: str) -> None:
+    out = exported(write(tmp_path / "annotations.csv", []), to)
+    assert len(pd.read_parquet(out) if to == "parquet" else out.read_text().splitlines()) == (to == "csv")
+
+
+def test_rows_are_grouped_as_they_stream(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(path, [finished(number) for number in range(10, 40)])
+    monkeypatch.setattr(files, "ROW_GROUP_BYTES", 1)
+    monkeypatch.setattr("vec_pipeline.annotations.BLOCK_BYTES", 4000)
+    file = parquet.ParquetFile(exported(path, "parquet"))
+    assert file.num_row_groups > 2
+    assert file.read()["image_path"].to_pylist() == load_annotations(path)["image_path"].tolist()
+
+
+# --- JSON lines, and the spreadsheet
+
+
+def test_json_lines_are_an_object_a_row(path: Path) -> None:
+    rows = [json.loads(line) for line in exported(path, "jsonl").read_text(encoding="utf-8").splitlines()]
+    assert_same_vectors(path, {name: [row[name] for row in rows] for name in VECTOR_COLUMNS})
+    expected = load_annotations(path, vectors=False)
+    assert list(rows[0]) == list(load_annotations(path))
+    assert [row["text"] for row in rows] == expected["text"].tolist()
+    assert [row["keywords"] for row in rows] == ["", "car, red", "машина, red", ""]
+    assert [row["timestamp"] for row in rows] == [moment.isoformat() for moment in expected["timestamp"]]
+    assert [row["text_confidence"] for row in rows] == [None, 0.875, 0.875, None]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", '=HYPERLINK("http://x","y")'])
+def test_a_spreadsheet_sees_no_formula(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "annotations.csv", [finished(0, text=text, image_text=text, clip_score=-0.25)])
+    with exported(path, "csv").open(newline="", encoding="utf-8-sig") as file:
+        (row,) = csv.DictReader(file)
+    assert row["text"] == row["image_text"] == "'" + text
+    assert (row["keywords"], row["clip_score"]) == ("car, red", "-0.25")
+    assert not row.keys() & set(VECTOR_COLUMNS)
+
+
+# --- all of them
+
+
+@pytest.mark.parametrize("to", files.WRITERS)
+def test_the_csv_itself_is_not_overwritten(path: Path, to: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = path.read_bytes()
+    link = path.with_name("link")
+    link.symlink_to(path)
+    for out in (path, link):
+        assert export(path, to, "--out", out) == 2
+        assert "is the CSV itself" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_what_cannot_be_done_is_said(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = set(path.parent.iterdir())
+    for arguments, sentence in (
+        (["parquet"], "--to parquet needs --out FILE"),
+        (["csv", "--out", path.parent / "a", "--dsn", "postgresql://"], "and no --dsn"),
+        (["jsonl", "--out", path.parent], "is a folder"),
+        (["jsonl", "--out", path / "below" / "a.jsonl"], "cannot be written"),
+        (["pgvector"], "needs either --dsn"),
+        (["pgvector", "--out", path.parent], "is no database"),
+    ):
+        assert export(path, *arguments) == 2  # type: ignore[arg-type]
+        assert sentence in capsys.readouterr().err
+    assert export(path.with_name("none.csv"), "jsonl", "--out", path.with_name("a")) == 2
+    assert "none.csv is not there" in capsys.readouterr().err
+    assert set(path.parent.iterdir()) == before
+
+
+PROGRAM = """
+import resource, sys
+from vec_pipeline.__main__ import main
+assert main(["export", "--csv", sys.argv[1], "--to", sys.argv[2], "--out", sys.argv[3]]) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def peak_mb(path: Path, to: str) -> int:
+    command = [sys.executable, "-c", PROGRAM, str(path), to, str(path.with_suffix("." + to + ".out"))]
+    process = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    return int(process.stdout.split()[-1])
+
+
+@pytest.mark.parametrize("to", files.WRITERS)
+def test_memory_is_flat_at_any_size(tmp_path: Path, to: str) -> None:
+    """100 MB more of file, 40 of them in memory if it were kept as float32: less than that on top."""
+    vectors = {name: unit_vectors(1, size)[0] for name, size in zip(VECTOR_COLUMNS, (384, 300, 512), strict=True)}
+    small = write(tmp_path / "small.csv", [finished(0, **vectors)])
+    header, _, row = small.read_bytes().partition(b"\n")
+    large = small.with_name("large.csv")
+    small.write_bytes(header + b"\n" + row * (200_000_000 // len(row)))
+    large.write_bytes(header + b"\n" + row * (300_000_000 // len(row)))
+    assert peak_mb(large, to) < peak_mb(small, to) + 35
+
+
+def test_a_real_run_is_exported(example_run: tuple[Run, Path], tmp_path: Path) -> None:
+    table = pd.read_parquet(exported(Path(copied(example_run[1], tmp_path)), "parquet"))
+    table.index = pd.Index([Path(image).name for image in table["image_path"]])
+    assert "yellow moon" in table.loc["yellow-moon.png", "description"].lower()
+    vectors = np.stack(table["image_vector"])
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def copied(path: Path, folder: Path) -> Path:
+    copy = folder / path.name
+    copy.write_bytes(path.read_bytes())
+    return copy
+
+
+# --- pgvector
+
+
+@pytest.fixture(scope="module")
+def open_folder() -> Iterator[Path]:
+    """A folder that other users may enter: PostgreSQL does not run as root, and pytest closes its own folders."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def postgres(open_folder: Path) -> Iterator[str]:
+    """The URL of a real PostgreSQL with pgvector."""
+    pgserver = pytest.importorskip("pgserver")
+    with pgserver.get_server(open_folder / "server") as server:
+        yield server.get_uri()
+
+
+@pytest.fixture
+def dsn(postgres: str) -> str:
+    """The same, emptied."""
+    query(postgres, "DROP TABLE IF EXISTS images, image_descriptions, image_embeddings")
+    return postgres
+
+
+def query(dsn: str, text: str, *values: object) -> list[tuple[Any, ...]]:
+    import psycopg
+
+    with psycopg.connect(dsn) as connection:
+        cursor = connection.execute(text, values)  # type: ignore[call-overload]
+        return cursor.fetchall() if cursor.description else []
+
+
+JOINED = """
+    SELECT image_path, timestamp, error, keywords, flags, clip_score, text_vector, word2vec_vector, image_vector
+    FROM images JOIN image_descriptions d ON d.image_id = id JOIN image_embeddings e ON e.image_id = id
+    ORDER BY image_path
+"""
+
+
+def test_three_tables_hold_the_rows(path: Path, dsn: str) -> None:
+    assert export(path, "pgvector", "--dsn", dsn) == 0
+    rows, expected = query(dsn, JOINED), load_annotations(path)
+    assert [row[:2] for row in rows] == list(zip(expected["image_path"], expected["timestamp"], strict=True))
+    assert [row[2:6] for row in rows] == [
+        (expected["error"][0], "", "", None),
+        ("", "car, red", "", 0.25),
+        ("", "машина, red", "repetitive", 0.25),
+        (expected["error"][3], "", "", None),
+    ]
+    vectors = [[vector and json.loads(vector) for vector in row[6:]] for row in rows]
+    assert_same_vectors(path, dict(zip(VECTOR_COLUMNS, map(list, zip(*vectors, strict=True)), strict=True)))
+
+
+def test_the_nearest_are_found_through_the_index(tmp_path: Path, dsn: str) -> None:
+    vectors = unit_vectors(300, 32)
+    records = [finished(number, image_vector=vector) for number, vector in enumerate(vectors)]
+    assert export(write(tmp_path / "annotations.csv", records), "pgvector", "--dsn", dsn) == 0
+    nearest = """
+        SET enable_seqscan = off; {} SELECT image_path FROM image_embeddings JOIN images ON id = image_id
+        ORDER BY image_vector <=> %s::vector LIMIT 5
+    """
+    literal = str(vectors[7].tolist())
+    plan = query_last(dsn, nearest.format("EXPLAIN"), literal)
+    assert any("image_embeddings_image_vector_hnsw" in line for (line,) in plan)
+    best = np.argsort(-(vectors @ vectors[7]))[:5]
+    assert query_last(dsn, nearest.format(""), literal) == [(records[number].key,) for number in best]
+
+
+def query_last(dsn: str, text: str, value: str) -> list[tuple[Any, ...]]:
+    """The rows of the last of several statements."""
+    import psycopg
+
+    with psycopg.ClientCursor(psycopg.connect(dsn)) as cursor:
+        cursor.execute(text, (value,))  # type: ignore[call-overload]
+        while cursor.nextset():
+            pass
+        return cursor.fetchall()
+
+
+def test_a_second_export_changes_what_changed_and_nothing_else(path: Path, dsn: str) -> None:
+    versions = """SELECT image_path, id, images.xmin::text, d.xmin::text, e.xmin::text FROM images
+                  JOIN image_descriptions d ON d.image_id = id JOIN image_embeddings e ON e.image_id = id ORDER BY 1"""
+    export(path, "pgvector", "--dsn", dsn)
+    before = query(dsn, versions)
+    export(path, "pgvector", "--dsn", dsn)
+    assert query(dsn, versions) == before
+    path.write_bytes(path.read_bytes().replace("машина".encode(), b"car"))
+    write(path, [finished(4)])
+    export(path, "pgvector", "--dsn", dsn)
+    after = query(dsn, versions)
+    assert [row[:2] for row in after[:4]] == [row[:2] for row in before]
+    assert [[old == new for old, new in zip(a, b, strict=True)] for a, b in zip(before, after[:4], strict=True)] == [
+        [True] * 5,
+        [True] * 5,
+        [True, True, True, False, True],
+        [True] * 5,
+    ]
+    assert [row[3] for row in query(dsn, JOINED)] == ["", "car, red", "car, red", "", "car, red"]
+
+
+def test_columns_that_come_later_are_added(tmp_path: Path, dsn: str) -> None:
+    old = write(tmp_path / "old.csv", [finished(0, image_vector="")], ())
+    assert export(old, "pgvector", "--dsn", dsn) == 0
+    assert export(write(tmp_path / "new.csv", [finished(0), finished(1)]), "pgvector", "--dsn", dsn) == 0
+    assert [row[5] for row in query(dsn, JOINED)] == [0.25, 0.25]
+    assert all(row[-1] for row in query(dsn, JOINED))
+
+
+def test_vectors_of_another_length_are_refused_and_nothing_is_changed(
+    path: Path, tmp_path: Path, dsn: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(path, "pgvector", "--dsn", dsn)
+    before = query(dsn, JOINED)
+    other = write(tmp_path / "other.csv", [finished(9, image_vector=np.ones(7, np.float32))])
+    assert export(other, "pgvector", "--dsn", dsn) == 2
+    error = capsys.readouterr().err
+    assert "expected 3 dimensions, not 7" in error
+    assert "nothing was changed: its tables hold vectors of other models" in error
+    assert query(dsn, JOINED) == before
+
+
+def test_a_server_that_does_not_answer_is_named(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(path, "pgvector", "--dsn", "postgresql://me:secret@127.0.0.1:1/photos") == 2
+    error = capsys.readouterr().err
+    assert 'server at "127.0.0.1", port 1' in error
+    assert "check --dsn" in error
+    assert "secret" not in error
+
+
+def test_without_a_server_an_embedded_one_is_used(
+    path: Path, open_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pgserver = pytest.importorskip("pgserver")
+    folder = open_folder / "new" / "database"
+    assert export(path, "pgvector", "--out", folder) == 0
+    assert "4 rows in images, image_descriptions and image_embeddings" in capsys.readouterr().out
+    assert not (folder / "postmaster.pid").exists()  # it has ended
+    with pgserver.get_server(folder) as server:
+        rows = query(server.get_uri(), JOINED)
+    assert [row[0] for row in rows] == load_annotations(path)["image_path"].tolist()
+    assert math.isclose(json.loads(rows[1][-1])[0], load_annotations(path)["image_vector"][1][0], rel_tol=1e-6)

@@ -1,0 +1,260 @@
+"""Hostile image files: any bytes give a bounded upright RGB image or one error, in bounded time and memory."""
+
+import resource
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.conftest import PROJECT
+from tests.test_open_image import CORNERS, assert_colours, corners, encoded, png, quarters
+from vec_pipeline.stages.open_image import OpenImage, open_image
+
+MAX_SIZE_PX = 64
+SLOW_S = 5.0  # a picture of this size takes milliseconds; the margin is for a busy machine
+REPEATABLE = settings(derandomize=True, deadline=None, max_examples=150)
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def decoders() -> None:
+    """As a run does: HEIC is read once the stage is loaded."""
+    OpenImage().load()
+
+
+def patterned() -> Image.Image:
+    """A picture of coloured tiles."""
+    tiles = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    return Image.fromarray(np.kron(tiles, np.ones((6, 6, 1), np.uint8)))
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif.tobytes()
+
+
+FILES: dict[str, Callable[[], bytes]] = {
+    "JPEG": lambda: encoded(patterned(), "JPEG", exif=turned()),
+    "progressive JPEG": lambda: encoded(patterned(), "JPEG", progressive=True),
+    "MPO": lambda: encoded(patterned(), "MPO", save_all=True, append_images=[patterned()]),
+    "PNG": lambda: encoded(patterned(), "PNG", exif=turned()),
+    "PNG with palette": lambda: encoded(patterned().quantize(16), "PNG", transparency=3),
+    "WEBP": lambda: encoded(patterned(), "WEBP", exif=turned()),
+    "GIF": lambda: encoded(patterned(), "GIF", save_all=True, append_images=[patterned().rotate(180)]),
+    "BMP": lambda: encoded(patterned(), "BMP"),
+    "TIFF": lambda: encoded(patterned(), "TIFF", exif=turned()),
+    "TIFF with LZW": lambda: encoded(patterned(), "TIFF", compression="tiff_lzw"),
+    "TIFF with JPEG": lambda: encoded(patterned(), "TIFF", compression="jpeg"),
+    "AVIF": lambda: encoded(patterned(), "AVIF", exif=turned()),
+    "HEIF": lambda: encoded(patterned(), "HEIF", exif=turned()),
+}
+
+
+@st.composite
+def damages(draw: st.DrawFn) -> Callable[[bytes], bytes]:
+    """A few changes of a file, three of four of them near its beginning, where the sizes and offsets are."""
+    place = st.one_of(st.integers(0, 120), st.integers(0, 400), st.integers(0, 40), st.integers(0, 1 << 20))
+    patch = st.sampled_from([b"\0", b"\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff", b"\0\0\0\0"]) | st.binary(
+        min_size=1, max_size=12
+    )
+    steps = draw(st.lists(st.tuples(st.sampled_from(["put", "insert", "remove", "cut"]), place, patch), max_size=6))
+
+    def damage(content: bytes) -> bytes:
+        for what, at, new in steps:
+            at %= len(content) or 1
+            if what == "cut":
+                content = content[:at] if len(steps) == 1 else content
+            else:
+                new_bytes = b"" if what == "remove" else new
+                content = content[:at] + new_bytes + content[at + (0 if what == "insert" else len(new)) :]
+        return content
+
+    return damage
+
+
+def assert_bounded(content: bytes) -> None:
+    """It is an image, or an error with a message; and it does not take long."""
+    start_s = time.monotonic()
+    try:
+        image = open_image(content, MAX_SIZE_PX)
+    except Exception as error:
+        assert isinstance(error, MemoryError) or str(error)
+    else:
+        assert image.mode == "RGB"
+        assert 1 <= min(image.size) <= max(image.size) <= MAX_SIZE_PX
+    assert time.monotonic() - start_s < SLOW_S
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_damaged_files_are_an_image_or_an_error(name: str) -> None:
+    content = FILES[name]()
+    assert open_image(content, MAX_SIZE_PX).mode == "RGB"
+
+    @REPEATABLE
+    @given(damages())
+    def check(damage: Callable[[bytes], bytes]) -> None:
+        assert_bounded(damage(content))
+
+    check()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_cut_anywhere_are_an_image_or_an_error(name: str) -> None:
+    content = FILES[name]()
+    for end in range(0, len(content), max(1, len(content) // 150)):
+        assert_bounded(content[:end])
+
+
+@REPEATABLE
+@given(st.binary(max_size=300), st.sampled_from(sorted(FILES)), st.integers(0, 64))
+def test_any_bytes_behind_the_beginning_of_a_format_are_an_image_or_an_error(tail: bytes, name: str, kept: int) -> None:
+    assert_bounded(FILES[name]()[:kept] + tail)
+
+
+# --- EXIF
+
+
+def entries(*parts: tuple[int, int, int, int]) -> bytes:
+    """An EXIF block out of (tag, type, count, value or offset)."""
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(parts)) + b"".join(struct.pack("<HHII", *part) for part in parts)
+
+
+EXIF_ENTRIES = st.tuples(
+    st.sampled_from([0x0112, 0x0100, 0x010E, 0x011A, 0x0131, 0x8769, 0x8825, 0x0201, 0xA005, 0x927C]),
+    st.integers(0, 14),
+    st.sampled_from([0, 1, 2, 4, 1000, 1 << 30, (1 << 32) - 1]),
+    st.sampled_from([0, 1, 6, 8, 9, 26, 1 << 31, (1 << 32) - 1]),
+)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "HEIF"])  # Pillow writes no AVIF with broken EXIF
+def test_no_exif_costs_the_picture(kind: str) -> None:
+    """Whatever stands in it, the picture is shown, turned at most."""
+
+    @REPEATABLE
+    @given(st.binary(max_size=100) | st.builds(lambda parts: entries(*parts), st.lists(EXIF_ENTRIES, max_size=5)))
+    def check(exif: bytes) -> None:
+        content = encoded(quarters((48, 32)), kind, exif=b"Exif\0\0" + exif)
+        image = open_image(content, MAX_SIZE_PX)
+        assert sorted(image.size) == [32, 48]
+        found = [min(CORNERS, key=lambda corner: np.abs(np.subtract(corner, c)).sum()) for c in corners(image)]
+        assert sorted(found) == sorted(CORNERS)
+
+    check()
+
+
+# --- bombs: small files that ask for much
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_with(*chunks: bytes) -> bytes:
+    """A good picture with further chunks before its pixels."""
+    content = encoded(quarters(), "PNG")
+    return content[:33] + b"".join(chunks) + content[33:]  # 33: the signature and IHDR
+
+
+def text_bomb(kind: bytes, number: int, megabytes: int) -> bytes:
+    packed = zlib.compress(bytes(megabytes << 20), 9)
+    head = {b"zTXt": b"a\0\0", b"iTXt": b"a\0\1\0\0\0", b"iCCP": b"a\0\0"}[kind]
+    return png_with(*[chunk(kind, head + packed)] * number)
+
+
+def bmp(width: int, height: int) -> bytes:
+    """A BMP whose header promises pixels that are not there."""
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + info
+
+
+def gif(width: int, height: int) -> bytes:
+    frame = struct.pack("<BHHHHB", 0x2C, 0, 0, width, height, 0)
+    return b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6) + frame + b"\x02\x02\x4c\x01\x00;"
+
+
+def tiff(width: int, height: int) -> bytes:
+    parts = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8)]
+    return entries(*parts, (277, 3, 1, 1), (278, 4, 1, height), (279, 4, 1, (1 << 32) - 1)) + bytes(4)
+
+
+BOMBS = {
+    "a PNG of 4 billion pixels": lambda: png(65_500, 65_500),
+    "a PNG just under the limit": lambda: png(13_000, 13_000),
+    "a PNG whose one pixel unpacks to 200 megabytes": lambda: png(1, 1, bytes(200 << 20)),
+    "a BMP of negative height": lambda: bmp(50_000, -50_000),
+    "a BMP just under the limit": lambda: bmp(13_000, 13_000),
+    "a GIF of 4 billion pixels": lambda: gif(65_500, 65_500),
+    "a TIFF of 4 billion pixels": lambda: tiff(65_500, 65_500),
+    "a TIFF just under the limit": lambda: tiff(13_000, 13_000),
+    "text of 200 megabytes in a PNG": lambda: text_bomb(b"zTXt", 1, 200),
+    "many texts in a PNG": lambda: text_bomb(b"iTXt", 500, 4),
+    "a colour profile of 200 megabytes in a PNG": lambda: text_bomb(b"iCCP", 1, 200),
+}
+MEASURE = """
+import resource, sys, time
+from pathlib import Path
+from vec_pipeline.stages.open_image import OpenImage, open_image
+OpenImage().load()
+before_kib, start_s = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+try:
+    open_image(Path(sys.argv[1]).read_bytes(), 384)
+except Exception as error:
+    print(type(error).__name__)
+else:
+    print("opened")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib) // 1024, time.monotonic() - start_s)
+"""
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_takes_little_memory_and_time(name: str, tmp_path: Path) -> None:
+    """At most what an honest picture of the largest size takes: 178 million pixels of 3 bytes and their reduction."""
+    path = tmp_path / "bomb"
+    path.write_bytes(BOMBS[name]())
+    assert path.stat().st_size < 3 << 20
+    command = [sys.executable, "-c", MEASURE, str(path)]
+    run = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0, run.stderr
+    outcome, figures = run.stdout.splitlines()
+    megabytes, seconds = map(float, figures.split())
+    assert outcome != "MemoryError"
+    assert megabytes < 1100, outcome
+    assert seconds < 30, outcome
+
+
+def test_a_picture_that_holds_a_bomb_of_text_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="too large"):
+        open_image(text_bomb(b"zTXt", 1, 100), 384)
+
+
+def test_memory_that_lacks_is_an_error_of_this_picture_alone(tmp_path: Path) -> None:
+    """The largest picture that is no bomb, where there is no room for it."""
+    path = tmp_path / "large.png"
+    path.write_bytes(png(13_000, 13_000, bytes(13_000 * (13_000 // 8 + 1)), bits=1))
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(path)], cwd=PROJECT, capture_output=True, text=True, timeout=100,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20)),
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("MemoryError")
+
+
+def test_what_these_tests_damage_is_a_picture_before() -> None:
+    for name, make in FILES.items():
+        image = open_image(make(), 72)
+        assert max(image.size) == 72, name
+    assert_colours(corners(open_image(encoded(quarters(), "PNG"), MAX_SIZE_PX)), CORNERS, tolerance=2)
+    assert BytesIO(png_with()).getvalue() == encoded(quarters(), "PNG")

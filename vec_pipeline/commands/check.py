@@ -1,0 +1,20 @@
+"""Look at everything a run depends on, and say what would fail."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, default=Path("config.yaml"), metavar="FILE", help="default: %(default)s")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print one line per thing looked at; 1 where one of them would stop a run."""
+    from vec_pipeline.checks import findings
+    from vec_pipeline.config import load_config
+
+    is_fine = True
+    for finding in findings(load_config(options.config)):
+        print(finding, flush=True)
+        is_fine = is_fine and finding.is_fine
+    return 0 if is_fine else 1
