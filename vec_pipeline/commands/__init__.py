@@ -27,8 +27,9 @@ def read_with_bar(csv_path: Path, columns: Sequence[str] = (), **options: Any) -
     """Yield from `read_blocks`, with a progress bar where there is a terminal to show it."""
     from tqdm import tqdm
 
-    from vec_pipeline.annotations import read_blocks
+    from vec_pipeline.annotations import column_names, read_blocks
 
+    column_names(csv_path)  # raises where there is no such file
     with tqdm(total=csv_path.stat().st_size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
         for block in read_blocks(csv_path, columns, **options):
             yield block
