@@ -15,7 +15,8 @@ BLOCK_CELLS = 1 << 23  # cosines computed at a time: 34 MB, and at worst 130 MB 
 def unit(vectors: Array) -> Array:
     """Rows of shape (n, dimensions) to length one; a row of zeros stays."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+    result: Array = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return result
 
 
 def place(vectors: Array) -> Array:
