@@ -1,6 +1,7 @@
 """Make a gallery of the rows: one folder that opens in a browser from the disk, without a server or a network."""
 
 import argparse
+import os
 from pathlib import Path
 
 DEFAULT_COSINE = 0.97
@@ -29,6 +30,7 @@ def cosine(text: str) -> float:
 
 def run(options: argparse.Namespace) -> int:
     """Write the folder and say where. Raises UserError where the CSV or the folder cannot be used."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # t-SNE's threads, which spin otherwise
     from vec_pipeline.commands.report.report import make_report
 
     print(make_report(options.csv, options.out, options.duplicate_cosine))

@@ -20,7 +20,7 @@ const gallery = (() => {
   const thumbnails = base.replace(/[^/]+\/$/, "thumbnails/");
   const count = (number) => number.toLocaleString("en");
   const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
-  const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
+  const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)}\u00a0%`;
   const collator = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
 
   let head; // what the report says of the whole: see report.py
@@ -28,7 +28,7 @@ const gallery = (() => {
   let haystacks = []; // what free text is looked for in, by row
   let available = 0; // rows that have arrived
   let plan = null; // x, y, group of every row, once it has arrived
-  let members = new Map(); // group -> its rows
+  let members = new Map(); // group -> its rows; 0 are those in none
 
   // ---- Elements
 
@@ -75,7 +75,7 @@ const gallery = (() => {
   }
 
   function loadPiece(index) {
-    if (index < head.pieces) load(`rows-${index}.js`, () => loadPiece(index + 1));
+    if (index * head.rows_per_piece < head.rows) load(`rows-${index}.js`, () => loadPiece(index + 1));
     else load("map.js", () => {});
   }
 
@@ -97,8 +97,11 @@ const gallery = (() => {
 
   function addMap(values) {
     plan = values;
+    const heights = plan.y.filter((y) => y >= 0);
+    mapHeight = (heights.reduce((a, b) => Math.max(a, b), 0) - heights.reduce((a, b) => Math.min(a, b), head.map_steps)) / head.map_steps;
     plan.group.forEach((group, row) => {
-      if (group) members.set(group, [...(members.get(group) || []), row]);
+      if (!members.has(group)) members.set(group, []);
+      members.get(group).push(row);
     });
     renderSoon();
   }
@@ -236,6 +239,8 @@ const gallery = (() => {
       if (link.dataset.view === state.view) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
+    $("filters").hidden = document.querySelector(".status").hidden = state.view === "summary"; // which is of all images
+    $("sort").closest(".field").hidden = state.view !== "grid";
     find();
     showFilters();
     showCount();
@@ -561,9 +566,10 @@ const gallery = (() => {
 
   // ---- Map
 
-  const THUMBNAILS_ON_MAP = 160, THUMBNAIL_PX = 64, LISTED = 18, MAP_STEPS = 10000;
+  const THUMBNAILS_ON_MAP = 160, THUMBNAIL_PX = 64, LISTED = 18;
   let mapCamera = null; // x and y of the middle, within 0..1, and the zoom
-  let mapDots = []; // rows that have a place
+  let mapHeight = 1; // its width is 1
+  let mapDots = []; // what is drawn within the window: row, x, y
   const mapImages = new Map(); // row -> its thumbnail
 
   function cameraOf(text) {
@@ -571,13 +577,17 @@ const gallery = (() => {
     return zoom > 0 && Number.isFinite(x) && Number.isFinite(y) ? { x, y, zoom: Math.min(zoom, 400) } : { x: 0.5, y: 0.5, zoom: 1 };
   }
 
-  const mapUnit = () => 0.9 * Math.min($("map").clientWidth, $("map").clientHeight) * mapCamera.zoom;
+  /** Pixels that the map's whole width of 1 takes; at zoom 1 all of it is in view. */
+  function mapUnit() {
+    const { clientWidth, clientHeight } = $("map");
+    return 0.9 * Math.min(clientWidth, clientHeight / Math.max(mapHeight, 0.05)) * mapCamera.zoom;
+  }
 
   function toScreen(row) {
     const unit = mapUnit();
     return [
-      (plan.x[row] / MAP_STEPS - mapCamera.x) * unit + $("map").clientWidth / 2,
-      (plan.y[row] / MAP_STEPS - mapCamera.y) * unit + $("map").clientHeight / 2,
+      (plan.x[row] / head.map_steps - mapCamera.x) * unit + $("map").clientWidth / 2,
+      (plan.y[row] / head.map_steps - mapCamera.y) * unit + $("map").clientHeight / 2,
     ];
   }
 
@@ -601,6 +611,11 @@ const gallery = (() => {
         onclick: () => go({ category: state.category === category ? "" : category }),
       }, dot, element("bdi", {}, category), element("span", { class: "number" }, count(number))));
     });
+    if (head.categories.length > pairs.length) {
+      const dot = element("span", { class: "dot" });
+      dot.style.background = OTHER_COLOUR;
+      items.push(element("li", { class: "others" }, dot, "others"));
+    }
     const focused = document.activeElement?.dataset?.category;
     $("legend").replaceChildren(...items);
     if (focused !== undefined) [...$("legend").querySelectorAll("button")].find((button) => button.dataset.category === focused)?.focus();
@@ -815,8 +830,8 @@ const gallery = (() => {
         card(head.groups, "groups of near-duplicates")),
       element("div", { class: "plots" }, ...[
         bars("Categories", head.categories, "category"),
-        bars("Keywords", head.keywords, "keyword"),
         histogram("Confidence of the text", "text_confidence", "Mean probability of the tokens of the text."),
+        bars("Keywords", head.keywords, "keyword"),
         histogram("Agreement of image and text", "clip_score", "Cosine of image and text in the space of CLIP."),
         bars("Errors", head.errors, "error") || element("section", { class: "plot" }, element("h3", {}, "Errors"), element("p", { class: "muted" }, "None.")),
         bars("Flags", head.flags, "flag"),
@@ -850,7 +865,7 @@ const gallery = (() => {
   function stages() {
     if (!head.stages.length) return null;
     const most = Math.max(...head.stages.map(([, work, loading]) => work + loading), 1e-9);
-    const seconds = (value) => `${value >= 100 ? count(Math.round(value)) : value.toFixed(1)} s`;
+    const seconds = (value) => `${value >= 100 ? count(Math.round(value)) : value.toFixed(1)}\u00a0s`;
     return element("section", { class: "plot" }, element("h3", {}, "Seconds per stage"),
       element("ol", { class: "bars", "aria-label": "Seconds per stage" },
         ...head.stages.map(([name, work, loading]) => barRow(name, [work, loading], most, `${seconds(work)} + ${seconds(loading)}`))),
@@ -962,16 +977,13 @@ const gallery = (() => {
     const add = (name, ...values) => facts.append(element("div", {}, element("dt", {}, name), element("dd", { dir: "auto" }, ...values)));
     const link = (filter, value) => element("li", {}, element("a", { href: `#${new URLSearchParams({ [filter]: value })}` }, element("bdi", {}, value)));
     const links = (filter, values) => element("ul", { class: "chips" }, ...values.map((value) => link(filter, value)));
-    const score = (name, value, attributes) => {
-      if (value === null) return;
-      add(name, value.toFixed(3), element("meter", { ...attributes, value, "aria-label": name }));
-    };
+    const confidence = data.text_confidence[row];
     if (data.categories[row]) add("Category", links("category", [data.categories[row]]));
     if (data.keywords[row]) add("Keywords", links("keyword", keywordsOf(row)));
     if (data.image_text[row]) add("Text on the image", data.image_text[row]);
     if (flagsOf(row).length) add("Flags", links("flag", flagsOf(row)));
-    score("Confidence", data.text_confidence[row], { min: 0, max: 1 });
-    score("CLIP score", data.clip_score[row], { min: 0, max: 1 });
+    if (confidence !== null) add("Confidence", confidence.toFixed(3), element("meter", { value: confidence, "aria-label": "Confidence" }));
+    if (data.clip_score[row] !== null) add("CLIP score", data.clip_score[row].toFixed(3));
     if (data.text[row] && data.text[row] !== data.description[row]) add("Full text", data.text[row]);
     if (data.timestamp[row]) add("Annotated", data.timestamp[row].replace("T", " "));
     add("File", element("bdi", {}, data.image_path[row]));

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -22,40 +22,47 @@ ROWS_PER_PIECE = 1_000
 COLUMNS = ("image_path", "text", "description", "categories", "keywords", "image_text", "error", "flags", *SCORES)
 MAP_STEPS = 10_000  # places are written as whole numbers
 
+Vectors = list[np.ndarray[Any, Any] | None]
+Plan = dict[str, list[int]]
+
 
 def make_report(csv_path: Path, folder: Path, duplicate_cosine: float) -> str:
     """Write the gallery of a CSV, and return what to say of it. Raises UserError as read_rows and Site do."""
     start_s = time.monotonic()
     rows = read_rows(csv_path)
     site = Site(folder)
-    summary = Summary()
-    vectors: list[np.ndarray[Any, Any] | None] = []
-    with contextlib.closing(Thumbnails(site.thumbnails)) as thumbnails, tqdm(unit=" images", desc="pictures") as bar:
-        pieces = 0
-        for pieces, piece in enumerate(iter(lambda: list(islice(rows, ROWS_PER_PIECE)), []), 1):
-            pictures = thumbnails.of(row["image_path"] for row in piece)
-            site.write(f"rows-{pieces - 1}.js", "addRows", pieces - 1, columns(piece, pictures))
-            for row in piece:
-                summary.add(row)
-                vectors.append(row["image_vector"])
-            bar.update(len(piece))
-        plan = map_of(vectors, duplicate_cosine)
+    with contextlib.closing(Thumbnails(site.thumbnails)) as thumbnails:
+        summary, vectors = write_rows(rows, site, thumbnails)
+        plan = plan_of(vectors, duplicate_cosine)
         site.write("map.js", "addMap", plan)
         head = {
             "name": csv_path.name,
             "made": datetime.now().isoformat(timespec="seconds"),
-            "pieces": pieces,
             "rows_per_piece": ROWS_PER_PIECE,
+            "map_steps": MAP_STEPS,
             "groups": max(plan["group"], default=0),
             "duplicate_cosine": duplicate_cosine,
             "stages": stage_seconds(csv_path.parent / "run.log"),
-            **summary.as_dict(),
         }
-        site.write("head.js", "start", head)
+        site.write("head.js", "start", head | summary.as_dict())
         site.publish()
         thumbnails.remove_unused()
     seconds = time.monotonic() - start_s
     return f"{summary.rows:,} images, {thumbnails.made:,} new thumbnails, {seconds:.0f} s: open {site.index}"
+
+
+def write_rows(rows: Iterator[Values], site: Site, thumbnails: Thumbnails) -> tuple[Summary, Vectors]:
+    """Write the rows in pieces, with their thumbnails; return their counts and their image vectors."""
+    summary, vectors = Summary(), Vectors()
+    with tqdm(unit=" images", desc="thumbnails", disable=None) as bar:
+        for index, piece in enumerate(iter(lambda: list(islice(rows, ROWS_PER_PIECE)), [])):
+            pictures = thumbnails.of(row["image_path"] for row in piece)
+            site.write(f"rows-{index}.js", "addRows", index, columns(piece, pictures))
+            for row in piece:
+                summary.add(row)
+                vectors.append(row["image_vector"])
+            bar.update(len(piece))
+    return summary, vectors
 
 
 def columns(rows: Sequence[Values], pictures: Sequence[Picture]) -> dict[str, list[Any]]:
@@ -67,7 +74,7 @@ def columns(rows: Sequence[Values], pictures: Sequence[Picture]) -> dict[str, li
     return found
 
 
-def map_of(vectors: Sequence[np.ndarray[Any, Any] | None], duplicate_cosine: float) -> dict[str, list[int]]:
+def plan_of(vectors: Vectors, duplicate_cosine: float) -> Plan:
     """Place and group of each row by its image vector: x and y up to MAP_STEPS, or -1 for a row that has none."""
     has_vector = np.array([vector is not None for vector in vectors], bool)
     places = np.full((len(vectors), 2), -1)

@@ -23,18 +23,23 @@ def place(vectors: Array) -> Array:
     """Lay vectors of shape (n, dimensions) out on a plane: (n, 2) within 0..1, alike ones near each other.
 
     t-SNE of up to LANDMARKS of them after PCA; every other one goes between the landmarks it is nearest to, which
-    takes seconds where t-SNE of 25,000 takes minutes.
+    takes seconds where t-SNE of 25,000 takes minutes. Few or equal vectors, of which neither can make anything, go on a
+    circle.
     """
     from sklearn.decomposition import PCA
     from sklearn.neighbors import NearestNeighbors
 
     number, dimensions = vectors.shape
+    directions = unit(vectors)
+    if number < 5 or np.ptp(directions, axis=0).max() < 1e-6:
+        turns = np.arange(number) * 2 * np.pi / number
+        return framed(np.stack([np.cos(turns), np.sin(turns)], axis=1))
     rng = np.random.default_rng(0)
-    directions = PCA(min(COMPONENTS, number, dimensions), random_state=0).fit_transform(unit(vectors))
-    chosen = rng.choice(number, LANDMARKS, replace=False) if number > LANDMARKS else np.arange(number)
-    landmarks = embed(directions[chosen])
+    directions = PCA(min(COMPONENTS, number, dimensions), random_state=0).fit_transform(directions)
     if number <= LANDMARKS:
-        return framed(landmarks)
+        return framed(embed(directions))
+    chosen = rng.choice(number, LANDMARKS, replace=False)
+    landmarks = embed(directions[chosen])
     distances, nearest = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(directions[chosen]).kneighbors(directions)
     weights = 1 / np.maximum(distances, 1e-6) ** 2
     places = (landmarks[nearest] * (weights / weights.sum(1, keepdims=True))[..., None]).sum(1)
@@ -43,23 +48,21 @@ def place(vectors: Array) -> Array:
 
 
 def embed(directions: Array) -> Array:
-    """t-SNE into the plane, (n, 2); few or equal vectors, of which it can make nothing, go on a circle."""
+    """t-SNE of directions of shape (n, components) into the plane: (n, 2)."""
     from sklearn.manifold import TSNE
 
-    number = len(directions)
-    if number < 5 or np.ptp(directions, axis=0).max() < 1e-6:
-        turns = np.arange(number) * 2 * np.pi / max(number, 1)
-        return np.stack([np.cos(turns), np.sin(turns)], axis=1)
     init: Any = "pca" if directions.shape[1] > 1 else "random"
-    tsne = TSNE(init=init, perplexity=min(30, (number - 1) / 3), max_iter=500, random_state=0)
+    tsne = TSNE(init=init, perplexity=min(30, (len(directions) - 1) / 3), max_iter=500, random_state=0)
     places: Array = tsne.fit_transform(directions)
     return places
 
 
 def framed(places: Array) -> Array:
-    """Move and scale places of shape (n, 2) into 0..1, their proportions kept."""
-    low, high = places.min(0), places.max(0)
-    result: Array = 0.5 + (places - (low + high) / 2) / max(float((high - low).max()), 1e-9)
+    """Turn places of shape (n, 2) so that they vary most along x, and fit them into 0..1, their proportions kept."""
+    centred = places - places.mean(0)
+    turned = centred @ np.linalg.eigh(centred.T @ centred)[1][:, ::-1]
+    low, high = turned.min(0), turned.max(0)
+    result: Array = 0.5 + (turned - (low + high) / 2) / max(float((high - low).max()), 1e-9)
     return result
 
 
