@@ -18,7 +18,7 @@ from tests.conftest import Run
 from vec_pipeline.commands import report
 from vec_pipeline.commands.report import report as make
 from vec_pipeline.commands.report import similarity
-from vec_pipeline.commands.report.site import ASSETS, call
+from vec_pipeline.commands.report.site import PAGE, call
 from vec_pipeline.commands.report.summary import stage_seconds
 from vec_pipeline.commands.report.thumbnails import SIDE_PX, file_of
 from vec_pipeline.record import COLUMNS, Record, UserError
@@ -71,7 +71,7 @@ def thumbnails(out: Path) -> dict[str, Path]:
 
 def test_the_example_pictures(example_run: tuple[Run, Path], example_rows: pd.DataFrame, tmp_path: Path) -> None:
     make_report(example_run[1], tmp_path / "site")
-    rows, head = values_of(tmp_path / "site", "rows-0.js"), values_of(tmp_path / "site", "head.js")
+    rows, head = values_of(tmp_path / "site", "data-rows-0.js"), values_of(tmp_path / "site", "data-head.js")
     assert rows["description"] == list(example_rows["description"])
     assert head["rows"] == 25
     assert dict(head["categories"]) == example_rows["categories"].value_counts().to_dict()
@@ -90,7 +90,7 @@ def test_the_example_pictures(example_run: tuple[Run, Path], example_rows: pd.Da
             colours = [np.asarray(image.convert("RGB").resize((1, 1))).astype(int) for image in (full, small)]
             assert abs(colours[0] - colours[1]).max() < 12  # the picture of that row, not of another
     names = [Path(path).name for path in rows["image_path"]]
-    plan = values_of(tmp_path / "site", "map.js")
+    plan = values_of(tmp_path / "site", "data-map.js")
     places = {name: np.array([x, y]) for name, x, y in zip(names, plan["x"], plan["y"], strict=True)}
 
     def apart(one: str, other: str) -> float:
@@ -123,7 +123,7 @@ def test_missing_broken_and_odd_files(tmp_path: Path) -> None:
     keys = [tmp_path / "gone.jpg", tmp_path / "broken.jpg", tmp_path / "pipe.jpg", odd]
     records = [*map(record, keys), record_of(os.fsdecode(no_utf8))]
     make_report(write_csv(tmp_path / "a.csv", records), tmp_path / "site")
-    rows = values_of(tmp_path / "site", "rows-0.js")
+    rows = values_of(tmp_path / "site", "data-rows-0.js")
     assert [bool(name) for name in rows["thumbnail"]] == [False, False, False, True, True]
     assert rows["link"][0] == ""
     assert unquote(urlparse(rows["link"][3]).path) == str(odd)
@@ -137,12 +137,12 @@ def test_second_report_makes_only_what_is_new(tmp_path: Path) -> None:
     csv, out = tmp_path / "a.csv", tmp_path / "site"
     make_report(write_csv(csv, [record(path) for path in paths[:3]]), out)
     before = {name: path.stat().st_ino for name, path in thumbnails(out).items()}
-    names = values_of(out, "rows-0.js")["thumbnail"]
+    names = values_of(out, "data-rows-0.js")["thumbnail"]
     picture(paths[1], GREEN)
     os.utime(paths[1], (2_000_000_000, 2_000_000_000))  # changed
     paths[2].unlink()  # gone, but its row and its thumbnail stay
     make_report(write_csv(csv, [record(path) for path in paths[1:]]), out)  # a has no row any more, d is new
-    rows = values_of(out, "rows-0.js")
+    rows = values_of(out, "data-rows-0.js")
     after = thumbnails(out)
     assert set(after) == set(rows["thumbnail"])
     assert names[0] not in after
@@ -178,7 +178,7 @@ def test_interrupted_report_is_not_taken_for_a_whole_one(tmp_path: Path, monkeyp
             make_report(csv, out)
     assert {path.name: path.read_bytes() for path in data_folder(out).iterdir()} == whole
     make_report(csv, out)
-    assert values_of(out, "head.js")["rows"] == 2
+    assert values_of(out, "data-head.js")["rows"] == 2
     assert [folder.name for folder in (out / "gallery").glob("data-*")] == [data_folder(out).name]
 
 
@@ -207,8 +207,8 @@ def test_unusable_csv_makes_no_folder(tmp_path: Path) -> None:
 
 def test_no_rows(tmp_path: Path) -> None:
     make_report(write_csv(tmp_path / "a.csv", []), tmp_path / "site")
-    assert values_of(tmp_path / "site", "head.js")["rows"] == 0
-    assert values_of(tmp_path / "site", "map.js") == {"x": [], "y": [], "group": []}
+    assert values_of(tmp_path / "site", "data-head.js")["rows"] == 0
+    assert values_of(tmp_path / "site", "data-map.js") == {"x": [], "y": [], "group": []}
 
 
 def test_summary_counts(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_summary_counts(tmp_path: Path) -> None:
         record("/e", error="open_image: OSError: no such file"),
     ]
     make_report(write_csv(tmp_path / "a.csv", records, names), tmp_path / "site")
-    head = values_of(tmp_path / "site", "head.js")
+    head = values_of(tmp_path / "site", "data-head.js")
     assert head["categories"] == [["animal", 2], ["plant", 1]]
     assert head["keywords"] == [["cat", 2], ["red", 1]]
     assert head["flags"] == [["x", 2], ["y", 1]]
@@ -230,7 +230,7 @@ def test_summary_counts(tmp_path: Path) -> None:
     assert head["scores"]["text_confidence"] == [[0.8, 1], [0.85, 0], [0.9, 2]]
     assert head["scores"]["clip_score"][0] == [-0.05, 1]
     assert sum(number for _, number in head["scores"]["clip_score"]) == 2
-    rows = values_of(tmp_path / "site", "rows-0.js")
+    rows = values_of(tmp_path / "site", "data-rows-0.js")
     assert rows["text_confidence"] == [0.91, 0.94, 0.81, None, None]
 
 
@@ -245,7 +245,7 @@ def test_seconds_per_stage_are_summed_over_the_runs_of_a_log(tmp_path: Path) -> 
 def test_rows_are_split_into_pieces(tmp_path: Path) -> None:
     records = [record(f"/photos/{number}.jpg", [1, number]) for number in range(2_001)]
     make_report(write_csv(tmp_path / "a.csv", records), tmp_path / "site")
-    pieces = [values_of(tmp_path / "site", f"rows-{index}.js")["image_path"] for index in range(3)]
+    pieces = [values_of(tmp_path / "site", f"data-rows-{index}.js")["image_path"] for index in range(3)]
     assert [len(piece) for piece in pieces] == [1_000, 1_000, 1]
     assert [path for piece in pieces for path in piece] == [record.key for record in records]
 
@@ -266,12 +266,12 @@ def test_no_text_ends_a_script() -> None:
 
 
 def test_page_asks_no_network_for_anything() -> None:
-    for name in ("index.html", "gallery.css", "gallery.js"):
-        text = (ASSETS / name).read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+    for path in PAGE.iterdir():
+        text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert not re.search(
             r"https?:|//[a-z]+\.|@import|\binnerHTML\b|insertAdjacentHTML|\beval\(|document\.write", text
         )
-    page = (ASSETS / "index.html").read_text(encoding="utf-8")
+    page = (PAGE / "index.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in page
     assert "unsafe" not in page
     assert not re.search(r"<script(?![^>]*\ssrc=)|\son\w+=|\sstyle=", page)
@@ -336,7 +336,7 @@ def test_few_vectors_have_places_too(number: int, dimensions: int, are_equal: bo
 def test_rows_without_a_vector_are_not_on_the_map(tmp_path: Path) -> None:
     records = [record("/a", [1, 0]), record("/b"), record("/c", [1, 0.01])]
     make_report(write_csv(tmp_path / "a.csv", records), tmp_path / "site")
-    plan = values_of(tmp_path / "site", "map.js")
+    plan = values_of(tmp_path / "site", "data-map.js")
     assert plan["x"][1] == plan["y"][1] == -1
     assert min(plan["x"][0], plan["x"][2]) >= 0
     assert plan["group"] == [1, 0, 1]

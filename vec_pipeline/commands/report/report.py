@@ -34,7 +34,7 @@ def make_report(csv_path: Path, folder: Path, duplicate_cosine: float) -> str:
     with contextlib.closing(Thumbnails(site.thumbnails)) as thumbnails:
         summary, vectors = write_rows(rows, site, thumbnails)
         plan = plan_of(vectors, duplicate_cosine)
-        site.write("map.js", "addMap", plan)
+        site.write("data-map.js", "addMap", plan)
         head = {
             "name": csv_path.name,
             "made": datetime.now().isoformat(timespec="seconds"),
@@ -44,7 +44,7 @@ def make_report(csv_path: Path, folder: Path, duplicate_cosine: float) -> str:
             "duplicate_cosine": duplicate_cosine,
             "stages": stage_seconds(csv_path.parent / "run.log"),
         }
-        site.write("head.js", "start", head | summary.as_dict())
+        site.write("data-head.js", "start", head | summary.as_dict())
         site.publish()
         thumbnails.remove_unused()
     seconds = time.monotonic() - start_s
@@ -57,7 +57,7 @@ def write_rows(rows: Iterator[Values], site: Site, thumbnails: Thumbnails) -> tu
     with tqdm(unit=" images", desc="thumbnails", disable=None) as bar:
         for index, piece in enumerate(iter(lambda: list(islice(rows, ROWS_PER_PIECE)), [])):
             pictures = thumbnails.of(row["image_path"] for row in piece)
-            site.write(f"rows-{index}.js", "addRows", index, columns(piece, pictures))
+            site.write(f"data-rows-{index}.js", "addRows", index, columns(piece, pictures))
             for row in piece:
                 summary.add(row)
                 vectors.append(row["image_vector"])

@@ -1,7 +1,7 @@
 """The report's folder: its data in script files, and an index.html that is put in place when all else is there.
 
     DIR/index.html                   names one data folder
-    DIR/gallery/data-N/              gallery.css, gallery.js and the rows in pieces: one report
+    DIR/gallery/data-N/              one report: what is in page/, and the rows in pieces
     DIR/gallery/thumbnails/          shared by all reports
 
 A browser lets a page from the disk load scripts, but not read files, so the data are scripts that call a function.
@@ -16,7 +16,7 @@ from typing import Any
 
 from vec_pipeline.record import UserError
 
-ASSETS = Path(__file__).parent
+PAGE = Path(__file__).parent / "page"
 GENERATOR = '<meta name="generator" content="vec_pipeline report">'
 DATA_PLACE = "{data}"
 
@@ -39,14 +39,15 @@ class Site:
             raise UserError(f"{folder} cannot be written ({error.strerror}): name another with --out") from None
 
     def write(self, name: str, function: str, *values: Any) -> None:
-        """Write a script that hands values to a function of gallery.js."""
+        """Write a script that hands values to a function of page/gallery.js."""
         (self.data / name).write_text(call(function, *values), encoding="utf-8", errors="backslashreplace")
 
     def publish(self) -> None:
         """Make the new data the ones that index.html shows, in one step, and remove those of earlier reports."""
-        for name in ("gallery.css", "gallery.js"):
-            shutil.copyfile(ASSETS / name, self.data / name)
-        page = (ASSETS / "index.html").read_text(encoding="utf-8")
+        for path in PAGE.iterdir():
+            if path.suffix in (".css", ".js"):
+                shutil.copyfile(path, self.data / path.name)
+        page = (PAGE / "index.html").read_text(encoding="utf-8")
         new = self.index.with_suffix(".new")
         new.write_text(page.replace(DATA_PLACE, f"gallery/{self.data.name}"), encoding="utf-8")
         os.replace(new, self.index)
