@@ -195,7 +195,9 @@ def page(driver: webdriver.Chrome, site: Path) -> Iterator[Page]:
     """The gallery; when a test ends, nothing may stand in the console, and no network may have been asked."""
     yield Page(driver, site)
     assert [entry["message"] for entry in driver.get_log("browser")] == []
-    assert [address for address in requested(driver) if not address.startswith(("file://", "data:", "about:"))] == []
+    assert [
+        address for address in requested(driver) if not address.startswith(("file://", "data:", "about:", "chrome://"))
+    ] == []
     assert driver.execute_script("return window.hacked") is None
 
 
@@ -291,7 +293,9 @@ def test_sort(page: Page) -> None:
 
 def test_one_image_by_keyboard(page: Page) -> None:
     page.open()
-    page.find("#skip").send_keys(Keys.ENTER)
+    page.press(Keys.TAB)
+    assert page.focused() == "skip"
+    page.press(Keys.ENTER)
     assert page.focused() == "red 00.jpg"
     page.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_LEFT)
     assert page.focused() == "green 01.jpg"
@@ -427,11 +431,9 @@ def test_summary(page: Page) -> None:
     assert page.texts("[aria-label='Categories'] li")[:2] == ["other1,167", "red8"]
     assert page.texts("[aria-label='Seconds per stage'] li") == ["describe90.0\u00a0s + 10.0\u00a0s"]
     plot = page.find("svg[role=img]").get_attribute("aria-label")
-    assert plot.startswith("Confidence of the text. 0.50 to 0.55: 3; 0.55 to 0.60: 2;")
-    page.find("[aria-label='Errors'] a").click()
-    page.until_equal(page.names, ["broken.jpg"]) if "OSError" in page.hash else page.until_equal(
-        page.count, f"{len(HOSTILE)} of 1,200 images"
-    )
+    assert plot.startswith("Confidence of the text. 0.50 to 0.55: 3; 0.55 to 0.60: 2; 0.60 to 0.65: 3;")
+    next(link for link in page.driver.find_elements(By.CSS_SELECTOR, ".bars a") if "OSError" in link.text).click()
+    page.until_equal(page.names, ["broken.jpg"])
 
 
 @pytest.mark.parametrize("view", ["grid", "groups", "map", "summary"])

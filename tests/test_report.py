@@ -216,7 +216,8 @@ def test_summary_counts(tmp_path: Path) -> None:
     records = [
         record("/a", categories="animal", keywords="cat, red", image_text="SALE", text_confidence="0.91", flags="x y"),
         record("/b", categories="animal", keywords="cat", text_confidence="0.94", flags="x", clip_score="-0.02"),
-        record("/c", categories="plant", text_confidence="0.81", clip_score="0.31"),
+        record("/c", categories="plant", text_confidence="0.85", clip_score="0.31"),  # 0.85 // 0.05 is 16
+        record("/f", text_confidence="1.0"),
         record("/d", error="open_image: OSError: truncated: at byte 7"),
         record("/e", error="open_image: OSError: no such file"),
     ]
@@ -227,11 +228,11 @@ def test_summary_counts(tmp_path: Path) -> None:
     assert head["flags"] == [["x", 2], ["y", 1]]
     assert head["errors"] == [["open_image: OSError", 2]]
     assert head["with_text"] == 1
-    assert head["scores"]["text_confidence"] == [[0.8, 1], [0.85, 0], [0.9, 2]]
+    assert head["scores"]["text_confidence"] == [[0.85, 1], [0.9, 2], [0.95, 1]]
     assert head["scores"]["clip_score"][0] == [-0.05, 1]
     assert sum(number for _, number in head["scores"]["clip_score"]) == 2
     rows = values_of(tmp_path / "site", "data-rows-0.js")
-    assert rows["text_confidence"] == [0.91, 0.94, 0.81, None, None]
+    assert rows["text_confidence"] == [0.91, 0.94, 0.85, 1, None, None]
 
 
 def test_seconds_per_stage_are_summed_over_the_runs_of_a_log(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Counts what the summary page shows, row by row, and reads the seconds per stage from the log."""
 
+import math
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -36,7 +37,7 @@ class Summary:
             self.errors[error_kind(row["error"])] += 1
         for name, bins in self.scores.items():
             if (score := row.get(name)) is not None:
-                bins[int(score // BIN)] += 1
+                bins[bin_of(score)] += 1
 
     def as_dict(self) -> dict[str, Any]:
         """Pairs of a value and its number, most frequent first; scores as pairs of a bin's lower end and its number."""
@@ -58,6 +59,11 @@ def split_keywords(text: str) -> list[str]:
 
 def error_kind(error: str) -> str:
     return ": ".join(error.split(": ")[:2])
+
+
+def bin_of(score: float) -> int:
+    """The number of the bin that a score of at most 1 falls into; 1 itself belongs to the last."""
+    return min(math.floor(round(score / BIN, 6)), round(1 / BIN) - 1)  # 0.85 / 0.05 is a little under 17
 
 
 def histogram(bins: Counter[int]) -> list[tuple[float, int]]:
