@@ -4,10 +4,13 @@ import argparse
 import os
 from pathlib import Path
 
+from vec_pipeline.commands import add_csv_argument
+
 DEFAULT_COSINE = 0.97
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_csv_argument(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder; index.html in it is opened")
     parser.add_argument(
         "--duplicate-cosine",
