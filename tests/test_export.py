@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -189,6 +190,20 @@ def test_what_cannot_be_done_is_said(path: Path, capsys: pytest.CaptureFixture[s
     assert export(path.with_name("none.csv"), "jsonl", "--out", path.with_name("a")) == 2
     assert "none.csv is not there" in capsys.readouterr().err
     assert set(path.parent.iterdir()) == before
+
+
+def test_a_terminal_shows_how_far_it_is(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported(path, "jsonl")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("vec_pipeline.annotations.BLOCK_BYTES", 300)
+    monkeypatch.setenv("TQDM_MININTERVAL", "0")
+    exported(path, "jsonl")
+    shares = [int(share) for share in re.findall(r"(\d+)%\|", capsys.readouterr().err)]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0, 100)
 
 
 PROGRAM = """
