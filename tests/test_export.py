@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import tqdm
 from pyarrow import parquet
 
 from tests.conftest import PROJECT, Run
@@ -199,7 +201,7 @@ def test_a_terminal_shows_how_far_it_is(
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setattr("vec_pipeline.annotations.BLOCK_BYTES", 300)
-    monkeypatch.setenv("TQDM_MININTERVAL", "0")
+    monkeypatch.setattr("tqdm.tqdm", partial(tqdm.tqdm, mininterval=0))
     exported(path, "jsonl")
     shares = [int(share) for share in re.findall(r"(\d+)%\|", capsys.readouterr().err)]
     assert shares == sorted(shares)
