@@ -1,6 +1,7 @@
 """The report's folder, without a browser: thumbnails, data, map, groups, and what it does to what was there."""
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from tests.conftest import Run
 from vec_pipeline.commands import report
 from vec_pipeline.commands.report import report as make
 from vec_pipeline.commands.report import similarity
-from vec_pipeline.commands.report.site import PAGE, call
+from vec_pipeline.commands.report.site import PAGE, Site, call
 from vec_pipeline.commands.report.summary import stage_seconds
 from vec_pipeline.commands.report.thumbnails import SIDE_PX, file_of
 from vec_pipeline.record import COLUMNS, Record, UserError
@@ -203,6 +204,29 @@ def test_unusable_csv_makes_no_folder(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=csv.name):
             make_report(csv, tmp_path / "site")
     assert not (tmp_path / "site").exists()
+
+
+def test_full_disk_is_told_and_leaves_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Site, "write", write)
+    csv = write_csv(tmp_path / "a.csv", [record("/a.jpg")])
+    with pytest.raises(UserError, match=r"site cannot be written \(No space left on device"):
+        make_report(csv, tmp_path / "site")
+    assert not (tmp_path / "site" / "index.html").exists()
+
+
+def test_vectors_of_two_models_are_refused(tmp_path: Path) -> None:
+    csv = write_csv(tmp_path / "a.csv", [record("/a.jpg", [1, 0]), record("/b.jpg", [1, 0, 0])])
+    with pytest.raises(UserError, match="2 and 3 numbers"):
+        make_report(csv, tmp_path / "site")
+
+
+def test_two_rows_of_one_image_share_a_thumbnail(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.png")
+    make_report(write_csv(tmp_path / "a.csv", [record(path)] * 50), tmp_path / "site")
+    assert set(values_of(tmp_path / "site", "data-rows-0.js")["thumbnail"]) == set(thumbnails(tmp_path / "site"))
 
 
 def test_no_rows(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 "use strict";
 
-const THUMBNAILS_ON_MAP = 160; // with as many images in view or fewer, dots become pictures
 const THUMBNAIL_PX = 64;
+const MOST_COVERED = 0.4; // of the map: with fewer images in view, dots become pictures
+const IMAGES_KEPT = 1000;
 const LISTED = 18;
 let mapCamera = null; // x and y of the middle, within 0..1, and the zoom
 let mapHeight = 1; // its width is 1
@@ -30,6 +31,10 @@ function mapUnit() {
   const { clientWidth, clientHeight } = $("map");
   return 0.9 * Math.min(clientWidth, clientHeight / Math.max(mapHeight, 0.05)) * mapCamera.zoom;
 }
+
+/** Whether so few images are in view that they can be shown as pictures. */
+const hasRoom = () =>
+  mapDots.length * THUMBNAIL_PX ** 2 <= MOST_COVERED * $("map").clientWidth * $("map").clientHeight;
 
 /** A function from a row to its place on the canvas. */
 function projection() {
@@ -125,14 +130,13 @@ function drawMap() {
     if (x > -THUMBNAIL_PX && y > -THUMBNAIL_PX && x < width + THUMBNAIL_PX && y < height + THUMBNAIL_PX)
       mapDots.push({ row, x, y });
   }
-  const isClose = mapDots.length <= THUMBNAILS_ON_MAP;
   for (const { row, x, y } of mapDots) {
     context.fillStyle = colourOf(data.categories[row]);
     context.beginPath();
     context.arc(x, y, size / 2, 0, 7);
     context.fill();
   }
-  if (isClose) for (const dot of mapDots) drawThumbnail(context, dot, style);
+  if (hasRoom()) for (const dot of mapDots) drawThumbnail(context, dot, style);
 }
 
 function drawThumbnail(context, { row, x, y }, style) {
@@ -142,7 +146,7 @@ function drawThumbnail(context, { row, x, y }, style) {
     image.onload = renderSoon;
     image.src = thumbnailOf(row);
     mapImages.set(row, image);
-    if (mapImages.size > 4 * THUMBNAILS_ON_MAP) mapImages.delete(mapImages.keys().next().value);
+    if (mapImages.size > IMAGES_KEPT) mapImages.delete(mapImages.keys().next().value);
   }
   if (!image?.naturalWidth) return;
   const scale = THUMBNAIL_PX / Math.max(image.naturalWidth, image.naturalHeight);
@@ -200,7 +204,7 @@ function zoomMap(factor, x = $("map").clientWidth / 2, y = $("map").clientHeight
 }
 
 function nearestDot(x, y) {
-  const reach = mapDots.length <= THUMBNAILS_ON_MAP ? THUMBNAIL_PX / 2 : 14;
+  const reach = hasRoom() ? THUMBNAIL_PX / 2 : 14;
   let best = null,
     least = reach ** 2;
   for (const dot of mapDots) {
