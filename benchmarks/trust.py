@@ -221,10 +221,9 @@ def print_mismatches(rng: random.Random, number: int) -> None:
     is_wrong = np.array([own != word for own, (_, word) in zip(found, spoken, strict=True)])
     is_lost = np.array([own == "" for own in found])
     raised = np.array([not words(own) <= words(text) for own, (text, _) in zip(found, spoken, strict=True)])
-    print(
-        f"image_text of {len(spoken)} reworded descriptions: {is_wrong.sum()} wrong, {is_lost.sum()} of these empty; "
-        f"text_mismatch catches {raised[is_wrong].mean():.0%}, and flags {raised[~is_wrong].mean():.0%} of the right\n"
-    )
+    caught, flagged = raised[is_wrong].mean(), raised[~is_wrong].mean()
+    print(f"image_text of {len(spoken)} reworded descriptions: {is_wrong.sum()} wrong, {is_lost.sum()} of these empty;")
+    print(f"text_mismatch catches {caught:.0%} of the wrong ones and flags {flagged:.0%} of the right ones\n")
 
 
 def print_kinds(results: Results) -> None:

@@ -368,3 +368,12 @@ def test_turns_are_free_until_they_begin() -> None:
     turns.give()
     thread.join(20)
     assert order == ["first", "other"]
+
+
+def test_a_stage_without_a_model_takes_no_place(journal: Journal, free_gb: dict[str, float]) -> None:
+    describe, _, _ = stages_of(journal)
+    cache = ModelCache(1, 1.0)
+    load(cache, describe)
+    with cache.use(Stage()) as model:
+        assert model is None
+    assert journal.closes == []

@@ -1,6 +1,7 @@
 """The rows of a CSV, of a finished run or of one still appending: a pandas table, or blocks in constant memory."""
 
 import csv
+import io
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -104,6 +105,15 @@ def column_names(path: str | Path) -> tuple[str, ...]:
     """The columns of a CSV: the twelve of the contract, and any others. Raises UserError as `read_blocks` does."""
     with opened(path) as file:
         return read_header(file, path)[0]
+
+
+def read_row(path: str | Path, start: int, end: int) -> dict[str, str]:
+    """Read the cells of the row between two bytes of the file, as text."""
+    with opened(path) as file:
+        names, _ = read_header(file, path)
+        file.seek(start)
+        text = file.read(end - start).decode("utf-8", "replace")
+    return dict(zip(names, next(csv.reader(io.StringIO(text, newline=""))), strict=False))
 
 
 def schema(names: Iterable[str], *, vectors_as_text: bool = False) -> "pa.Schema":

@@ -59,6 +59,9 @@ class ModelCache:
     @contextlib.contextmanager
     def use(self, stage: Stage) -> Iterator[Any]:
         """The stage's model, loaded if need be; it cannot be evicted inside the block. Raises LoadError."""
+        if type(stage).load is Stage.load:  # it has none, and must not take the place of one
+            yield None
+            return
         with self._changed:
             if stage not in self._models:
                 self._make_room(stage)

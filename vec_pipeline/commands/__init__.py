@@ -6,17 +6,34 @@ heavy libraries are imported in it, so that `--help` answers at once.
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vec_pipeline.record import UserError
+
+if TYPE_CHECKING:
+    from vec_pipeline.annotations import Block
 
 
 def add_csv_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--csv", type=Path, default=Path("output/annotations.csv"), metavar="FILE", help="default: %(default)s"
     )
+
+
+def read_with_bar(csv_path: Path, columns: Sequence[str] = (), **options: Any) -> Iterator["Block"]:
+    """Yield from `read_blocks`, with a progress bar where there is a terminal to show it."""
+    from tqdm import tqdm
+
+    from vec_pipeline.annotations import column_names, read_blocks
+
+    column_names(csv_path)  # raises where there is no such file
+    with tqdm(total=csv_path.stat().st_size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
+        for block in read_blocks(csv_path, columns, **options):
+            yield block
+            bar.update(int(block.ends[-1]) - bar.n)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
-from vec_pipeline.commands import add_csv_argument
+from vec_pipeline.commands import add_csv_argument, read_with_bar
 from vec_pipeline.progress import duration
 
 COLUMNS = ("text", "description", "categories", "keywords", "image_text", "timestamp", "error")
@@ -61,10 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from vec_pipeline.annotations import read_blocks
-
     counts = Counts()
-    for block in read_blocks(options.csv, (*COLUMNS, *TRUST_COLUMNS)):
+    for block in read_with_bar(options.csv, (*COLUMNS, *TRUST_COLUMNS)):
         for row in block.table.to_pylist():
             counts.add(row)
     found = statistics(counts)

@@ -18,8 +18,10 @@ class Answer:
     text: the answer, without end-of-turn tokens.
     is_complete: the model or its grammar closed the answer; False where max_tokens or the context cut it short.
     tokens: how many tokens were generated.
+    confidence: mean probability of the generated tokens, the one that ends the turn included; None where not recorded.
     """
 
     text: str
     is_complete: bool
     tokens: int
+    confidence: float | None = None

@@ -1,38 +1,48 @@
 """image -> text, by a vision-language model of transformers (Qwen2-VL and others)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vec_pipeline import device, weights
 from vec_pipeline.prompts import PROMPTS
 from vec_pipeline.record import Need, UserError, Values
 from vec_pipeline.weights import ModelStage
 
+if TYPE_CHECKING:
+    from vec_pipeline.engines.batched_generate import BatchedGenerate
+    from vec_pipeline.engines.qwen_slots import QwenSlots
+
 SHARE_OF_BF16 = {"nf4": 0.42, "int8": 0.61, "none": 1.0}  # of the 7B: the vision tower stays in bf16
-
-
-class Describer(NamedTuple):
-    """A vision-language model with the processor that prepares its input."""
-
-    model: Any
-    processor: Any
+MOST_AT_ONCE = {"cuda": 256, "cpu": 16}  # beyond, more rows gain next to nothing (benchmarks/describe.py)
+SHARE_OF_FREE = 0.7  # of the memory that is free: the rest is for larger images than usual, and for fragments
 
 
 @dataclass(frozen=True, kw_only=True)
 class Describe(ModelStage):
-    """Asks one question about each image; greedy decoding, so the same image gets the same answer."""
+    """Asks one question about each image; greedy decoding, so the same image gets the same answer.
+
+    engine: slots (Qwen2-VL and Qwen2.5-VL: a finished row is refilled at once), generate (any model, in batches), or
+    auto (slots where it can). They give the same answers.
+    batch_size: images decoded at once.
+    trust_remote_code: run the Python files that a model brings along, of which most have none.
+    """
 
     reads: ClassVar[tuple[str, ...]] = ("image",)
-    writes: ClassVar[tuple[str, ...]] = ("text",)
+    writes: ClassVar[tuple[str, ...]] = ("text", "text_confidence")
+    makes: ClassVar[tuple[str, ...]] = ("is_truncated",)
+    tuning: ClassVar[tuple[str, ...]] = (*ModelStage.tuning, "engine", "trust_remote_code")
+    window: ClassVar[int] = 4
     required: ClassVar[str] = "config.json"
-    files: ClassVar[tuple[str, ...]] = ("*.json", "*.safetensors", "*.txt", "*.jinja")
+    files: ClassVar[tuple[str, ...]] = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.py")
 
     quantization: Literal["none", "int8", "nf4"] = "none"
     prompt: str = ""  # empty: the one of the language
     language: Literal["en", "ru"] = "en"
     max_new_tokens: int = 256
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    batch_size: int = 16
+    engine: Literal["auto", "slots", "generate"] = "auto"
+    batch_size: int | Literal["auto"] = "auto"
+    trust_remote_code: bool = False
 
     def need(self) -> Need:
         bf16_gb = weights.size_gb(self.model)
@@ -50,42 +60,71 @@ class Describe(ModelStage):
     def question(self) -> str:
         return self.prompt or PROMPTS[self.language].describe
 
-    def load(self) -> Describer:
+    def load(self) -> "QwenSlots | BatchedGenerate":
+        from vec_pipeline.engines.batched_generate import BatchedGenerate
+        from vec_pipeline.engines.qwen_slots import QwenSlots, supports
+
+        model, processor = self._load_weights()
+        if self.engine == "slots" and not supports(model):
+            kind = model.config.model_type
+            raise UserError(
+                f"describe.engine: slots is for Qwen2-VL and Qwen2.5-VL, and {self.model} is {kind}: set auto"
+            )
+        uses_slots = self.engine != "generate" and supports(model)
+        return (QwenSlots if uses_slots else BatchedGenerate)(model, processor, self.question(), self.max_new_tokens)
+
+    def _load_weights(self) -> tuple[Any, Any]:
+        """The model, set to greedy decoding, and its processor."""
         import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
         from transformers.utils.logging import disable_progress_bar
 
+        from vec_pipeline.engines.qwen_slots import supports
+
         disable_progress_bar()  # of reading files, in the middle of the worker's own; downloads have theirs
-        where = device.resolve(self.device)
-        path = self.path()
-        processor = AutoProcessor.from_pretrained(path)
-        processor.tokenizer.padding_side = "left"  # right padding would put pads between prompt and answer
-        model = AutoModelForImageTextToText.from_pretrained(
-            path,
-            dtype=torch.bfloat16 if where == "cuda" else torch.float32,
-            device_map=where,
-            quantization_config=quantization_config(self.quantization),
-        )
+        path, where = self.path(), device.resolve(self.device)
+        try:
+            processor = AutoProcessor.from_pretrained(path, trust_remote_code=self.trust_remote_code)
+            model = AutoModelForImageTextToText.from_pretrained(
+                path,
+                dtype=torch.bfloat16 if where == "cuda" else torch.float32,
+                device_map=where,
+                quantization_config=quantization_config(self.quantization),
+                use_safetensors=None if self.allow_pickle else True,
+                trust_remote_code=self.trust_remote_code,
+            )
+        except ValueError as error:
+            if "trust_remote_code" not in str(error):
+                raise
+            raise UserError(
+                f"{self.model} brings Python files of its own: read them, and set describe.trust_remote_code: true"
+            ) from None
+        if supports(model):  # both engines see the same pixels then, those that the family was made with
+            processor.image_processor = AutoImageProcessor.from_pretrained(path, backend="pil")
         model.eval()
         settings = model.generation_config  # the stock one may sample, at a tiny temperature
         settings.do_sample, settings.repetition_penalty = False, 1.0
         settings.temperature = settings.top_p = settings.top_k = None
-        return Describer(model, processor)
+        return model, processor
 
-    def run(self, model: Describer, rows: list[Values]) -> list[Values]:
-        import torch
+    def auto_batch_size(self, model: "QwenSlots | BatchedGenerate") -> int:
+        """As many images at once as the free memory holds, up to where more would gain nothing."""
+        where = device.resolve(self.device)
+        free_gb = device.gpu_free_gb() if where == "cuda" else device.host_free_gb()
+        fitting = int(SHARE_OF_FREE * (free_gb or 0.0) * device.GB / model.bytes_per_slot())
+        return max(1, min(fitting, MOST_AT_ONCE[where]))
 
-        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.question()}]}]
-        prompt = model.processor.apply_chat_template(messages, add_generation_prompt=True)
-        images = [row["image"] for row in rows]
-        # All that the processor returns goes in: without mm_token_type_ids positions are silently those of plain text.
-        inputs = model.processor(text=[prompt] * len(rows), images=images, return_tensors="pt", padding=True)
-        inputs = inputs.to(model.model.device, dtype=model.model.dtype)  # the dtype of the pixels; tokens stay whole
-        with torch.no_grad():
-            tokens = model.model.generate(**inputs, max_new_tokens=self.max_new_tokens)
-        answers = tokens[:, inputs["input_ids"].shape[1] :]
-        texts = model.processor.batch_decode(answers, skip_special_tokens=True)
-        return [{"text": text.strip()} for text in texts]
+    def run(self, model: "QwenSlots | BatchedGenerate", rows: list[Values]) -> list[Values]:
+        at_once = self.auto_batch_size(model) if self.batch_size == "auto" else self.batch_size
+        answers = model.generate([row["image"] for row in rows], at_once)
+        return [
+            {
+                "text": answer.text.strip(),
+                "text_confidence": round(answer.confidence or 0.0, 4),
+                "is_truncated": not answer.is_complete,
+            }
+            for answer in answers
+        ]
 
 
 def quantization_config(quantization: str) -> Any:

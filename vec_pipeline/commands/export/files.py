@@ -2,13 +2,13 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vec_pipeline.annotations import column_names, read_blocks, schema
-from vec_pipeline.commands import in_one_step
+from vec_pipeline.commands import in_one_step, read_with_bar
 from vec_pipeline.record import VECTOR_COLUMNS, UserError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def write_parquet(csv_path: Path, out: Path) -> int:
         in_one_step(out) as new,
         parquet.ParquetWriter(new, target, compression="zstd", use_dictionary=texts) as writer,
     ):
-        for table in regrouped(read_with_bar(csv_path)):
+        for table in regrouped(block.table for block in read_with_bar(csv_path)):
             try:
                 writer.write_table(table.cast(target))
             except pa.ArrowInvalid:
@@ -89,9 +89,9 @@ def write_json_lines(csv_path: Path, out: Path) -> int:
     """Write one JSON object a line; return their number. Vectors are lists, with the digits of the CSV, or null."""
     rows = 0
     with in_one_step(out) as new, new.open("w", encoding="utf-8") as file:
-        for table in read_with_bar(csv_path, vectors_as_text=True):
-            file.writelines(map(json_line, table.to_pylist()))
-            rows += len(table)
+        for block in read_with_bar(csv_path, vectors_as_text=True):
+            file.writelines(map(json_line, block.table.to_pylist()))
+            rows += len(block.table)
     return rows
 
 
@@ -116,26 +116,14 @@ def write_spreadsheet(csv_path: Path, out: Path) -> int:
     with in_one_step(out) as new, new.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(names)
-        for table in read_with_bar(csv_path, names):
-            writer.writerows([safe_cell(cell) for cell in row.values()] for row in table.to_pylist())
-            rows += len(table)
+        for block in read_with_bar(csv_path, names):
+            writer.writerows([safe_cell(cell) for cell in row.values()] for row in block.table.to_pylist())
+            rows += len(block.table)
     return rows
 
 
 def safe_cell(cell: Any) -> Any:
     return "'" + cell if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) else cell
-
-
-def read_with_bar(
-    csv_path: Path, columns: Sequence[str] = (), *, vectors_as_text: bool = False
-) -> Iterator["pa.Table"]:
-    """Yield the tables of `read_blocks`, with a progress bar where there is a terminal to show it."""
-    from tqdm import tqdm
-
-    with tqdm(total=csv_path.stat().st_size, unit="B", unit_scale=True, disable=None) as bar:
-        for block in read_blocks(csv_path, columns, vectors_as_text=vectors_as_text):
-            yield block.table
-            bar.update(int(block.ends[-1]) - bar.n)
 
 
 WRITERS: dict[str, Callable[[Path, Path], int]] = {

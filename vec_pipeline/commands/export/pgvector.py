@@ -11,7 +11,8 @@ import psycopg
 from psycopg.sql import SQL, Composable, Identifier
 
 from vec_pipeline.annotations import FLOAT_COLUMNS, column_names
-from vec_pipeline.commands.export.files import dimensions, read_with_bar
+from vec_pipeline.commands import read_with_bar
+from vec_pipeline.commands.export.files import dimensions
 from vec_pipeline.record import VECTOR_COLUMNS, UserError
 
 if TYPE_CHECKING:
@@ -81,12 +82,12 @@ def write(connection: Connection, csv_path: Path, names: Sequence[str], sizes: d
     }
     make_tables(connection, tables, types)
     rows = 0
-    for table in read_with_bar(csv_path, ["image_path", *chain(*tables.values())], vectors_as_text=True):
-        copy(connection, table)
+    for block in read_with_bar(csv_path, ["image_path", *chain(*tables.values())], vectors_as_text=True):
+        copy(connection, block.table)
         for name, columns in tables.items():
             upsert(connection, name, columns)
         connection.execute("TRUNCATE incoming")
-        rows += len(table)
+        rows += len(block.table)
     for column in sizes:  # after the rows: an index is built faster at once
         connection.execute(
             SQL("CREATE INDEX IF NOT EXISTS {} ON image_embeddings USING hnsw ({} vector_cosine_ops)").format(

@@ -1,0 +1,65 @@
+"""How long a search takes among a million vectors: the first, which makes the cache, and those after it.
+
+    .venv/bin/python benchmarks/search.py                            # 6 GB of CSV and 2 GB of cache, in /tmp
+    .venv/bin/python benchmarks/search.py --rows 100000
+
+A query here is a vector at hand, so the model is not in these times; the last line is what the bundled CLIP takes to
+load and to embed one text, in a process that has not imported torch before.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from benchmarks.load import write  # noqa: E402
+from vec_pipeline.commands.search.query import sight_query  # noqa: E402
+from vec_pipeline.commands.search.vector_cache import open_vectors  # noqa: E402
+from vec_pipeline.config import load_config, write_settings  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--dimensions", type=int, default=512)
+    parser.add_argument("--queries", type=int, default=11)
+    options = parser.parse_args()
+    generator = np.random.default_rng(1)
+    queries = generator.standard_normal((options.queries, options.dimensions)).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "annotations.csv"
+        write(path, options.rows, (0, 0, options.dimensions))
+        write_settings(path, load_config(PROJECT / "configs/demo.yaml").stages)
+        print(f"{options.rows:,} rows of {options.dimensions} floats, {path.stat().st_size / 1e9:.1f} GB", flush=True)
+        print(f"first search, which reads the CSV: {timed(search, path, queries[0]):.2f} s", flush=True)
+        seconds = [timed(search, path, query) for query in queries]
+        print(
+            f"searches after it: {statistics.median(seconds):.3f} s "
+            f"({min(seconds):.3f} to {max(seconds):.3f}, of {len(seconds)})"
+        )
+        print(f"loading the bundled CLIP and embedding a text: {timed(sight_query, path, 'a red car'):.1f} s")
+
+
+def search(path: Path, query: Any) -> None:
+    """All that a search does but for the query's vector and the printing."""
+    found = open_vectors(path, "image_vector").nearest(query / np.linalg.norm(query), 10)
+    assert len(found) == 10
+
+
+def timed(function: Callable[..., Any], *arguments: Any) -> float:
+    start_s = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start_s
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Slot decoding gives for every image what `generate` gives for that image alone, whatever shares the slots with it."""
+
+import gc
+import json
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import EXAMPLES, PROJECT
+from vec_pipeline.engines import Answer
+from vec_pipeline.engines.qwen_slots import QwenSlots, _Slots, prompt_positions, supports
+from vec_pipeline.engines.qwen_vision import Grid, ImageReader, VisionTower
+
+BUNDLED = PROJECT / "models" / "demo" / "vision_language"
+QUESTION = "Describe this image."
+MAX_NEW_TOKENS = 20
+SIZES = [(112, 112), (60, 140), (84, 84), (140, 60), (112, 112), (90, 200), (84, 84), (28, 28), (112, 84), (168, 168)]
+gpu = pytest.mark.gpu
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    """The bundled processor with PIL's image preparation, for images of 28 x 28 to 140 x 140 pixels."""
+    from transformers import AutoImageProcessor, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(BUNDLED)
+    size = {"shortest_edge": 56 * 56, "longest_edge": 140 * 140}
+    processor.image_processor = AutoImageProcessor.from_pretrained(BUNDLED, backend="pil", size=size)
+    return processor
+
+
+TEXT = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 736, "initializer_range": 0.4, "max_position_embeddings": 2048,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+}  # fmt: skip
+TOKENS = {"image_token_id": 721, "video_token_id": 722, "vision_start_token_id": 718, "vision_end_token_id": 719}
+VISION = {
+    "qwen2_vl": {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2},
+    "qwen2_5_vl": {
+        "depth": 3, "hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 48, "num_heads": 2,
+        "window_size": 56, "fullatt_block_indexes": [1],
+    },
+}  # fmt: skip
+
+
+def tiny_model(family: str, **text: Any) -> Any:
+    """A random model of the family. Every ninth token ends its answers, so their lengths differ."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    vision = VISION[family] | {"initializer_range": 0.4}
+    config = AutoConfig.for_model(family, text_config=TEXT | text, vision_config=vision, **TOKENS)
+    torch.manual_seed(1)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = list(range(0, 736, 9))
+    model.generation_config.pad_token_id = 710
+    return model
+
+
+@pytest.fixture(scope="module", params=list(VISION))
+def model(request: pytest.FixtureRequest) -> Any:
+    return tiny_model(request.param)
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    random = np.random.default_rng(0)
+    noise = [random.integers(0, 256, (height // 14 + 1, width // 14 + 1, 3), np.uint8) for width, height in SIZES]
+    return [Image.fromarray(small).resize(size) for small, size in zip(noise, SIZES, strict=True)]
+
+
+def alone(model: Any, processor: Any, image: Image.Image, max_new_tokens: int = MAX_NEW_TOKENS) -> Answer:
+    """The reference: `generate` on one image."""
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    inputs = processor(text=[prompt], images=[image], return_tensors="pt").to(model.device)
+    options = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    result = model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
+    tokens = result.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    probabilities = torch.cat(result.logits).float().softmax(-1).max(-1).values
+    is_complete = tokens[-1] in model.generation_config.eos_token_id
+    text = processor.decode(tokens, skip_special_tokens=True)
+    return Answer(text, is_complete, len(tokens) - is_complete, float(probabilities.mean()))
+
+
+def assert_equal(answers: list[Answer], expected: list[Answer]) -> None:
+    for answer, other in zip(answers, expected, strict=True):
+        assert (answer.text, answer.is_complete, answer.tokens) == (other.text, other.is_complete, other.tokens)
+        assert answer.confidence == pytest.approx(other.confidence, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def expected(model: Any, processor: Any, images: list[Image.Image]) -> list[Answer]:
+    return [alone(model, processor, image) for image in images]
+
+
+def test_the_reference_is_worth_comparing_with(expected: list[Answer]) -> None:
+    """Answers differ, some end by themselves after different lengths, and some at the limit."""
+    assert len({answer.text for answer in expected}) > 6
+    assert len({answer.tokens for answer in expected if answer.is_complete}) >= 3
+    assert not all(answer.is_complete for answer in expected)
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8, 16])
+def test_equals_generate_on_each_image_alone(
+    model: Any, processor: Any, images: list[Image.Image], expected: list[Answer], slots: int
+) -> None:
+    engine = QwenSlots(model, processor, QUESTION, MAX_NEW_TOKENS)
+    assert_equal(engine.generate(images, slots), expected)
+    assert_equal(engine.generate(images[:2], slots), expected[:2])
+
+
+def test_an_engine_is_used_again_and_its_cache_fits(
+    model: Any, processor: Any, images: list[Image.Image], expected: list[Answer]
+) -> None:
+    engine = QwenSlots(model, processor, QUESTION, MAX_NEW_TOKENS)
+    assert_equal(engine.generate(images, 4), expected)
+    first = engine._slots
+    assert_equal(engine.generate(images[::-1], 4), expected[::-1])
+    assert first is not None and engine._slots is first, "the same size is no reason to allocate anew"
+    longest = len(engine._before) + 25 + len(engine._after) + MAX_NEW_TOKENS
+    assert longest <= first.length < longest + 64
+    assert_equal(engine.generate(images[:3], 4), expected[:3])
+    assert engine._slots is not None and engine._slots.slots == 3, "three images need three rows"
+
+
+def test_one_token_and_no_image(model: Any, processor: Any, images: list[Image.Image]) -> None:
+    engine = QwenSlots(model, processor, QUESTION, 1)
+    assert engine.generate([], 4) == []
+    assert_equal(engine.generate(images, 4), [alone(model, processor, image, 1) for image in images])
+
+
+def test_the_model_stays_as_it_was(
+    model: Any, processor: Any, images: list[Image.Image], expected: list[Answer]
+) -> None:
+    before = {name: (id(module), type(module), module.forward.__func__) for name, module in model.named_modules()}
+    implementation = model.config.text_config._attn_implementation
+    QwenSlots(model, processor, QUESTION, MAX_NEW_TOKENS).generate(images, 4)
+    assert before == {name: (id(m), type(m), m.forward.__func__) for name, m in model.named_modules()}
+    assert model.config.text_config._attn_implementation == implementation
+    assert_equal([alone(model, processor, image) for image in images[:3]], expected[:3])
+
+
+@pytest.mark.parametrize("method", ["prefill", "decode", "move"])
+def test_a_failure_frees_the_cache_and_harms_no_later_call(
+    model: Any, processor: Any, images: list[Image.Image], expected: list[Answer], monkeypatch: pytest.MonkeyPatch,
+    method: str,
+) -> None:  # fmt: skip
+    engine = QwenSlots(model, processor, QUESTION, MAX_NEW_TOKENS)
+    original: Callable[..., Any] = getattr(_Slots, method)
+    caches: list[weakref.ref[torch.Tensor]] = []
+
+    def fail_the_third_time(self: _Slots, *arguments: Any) -> Any:
+        caches.append(weakref.ref(self._keys))
+        if len(caches) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Slots, method, fail_the_third_time)
+        with pytest.raises(torch.OutOfMemoryError):
+            engine.generate(images, 4)
+    gc.collect()
+    assert caches[0]() is None, "the cache is still in memory"
+    assert_equal(engine.generate(images, 2), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_patches_equal_those_of_the_pil_processor(processor: Any, mode: str) -> None:
+    levels = np.arange(256, dtype=np.uint8).repeat(3)
+    images = [Image.fromarray(np.resize(levels, (height, width, 3))).convert(mode) for width, height in SIZES]
+    stock = processor.image_processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
+    reader = ImageReader(processor.image_processor, torch.device("cpu"))
+    grids = [reader.grid(image) for image in images]
+    patches = reader.patches([reader.resize(image, grid) for image, grid in zip(images, grids, strict=True)])
+    assert [[1, *grid] for grid in grids] == stock["image_grid_thw"].tolist()
+    assert torch.equal(patches, stock["pixel_values"])
+
+
+@pytest.mark.parametrize("grids", [[(8, 8)] * 3, [(8, 8), (4, 10), (2, 2), (8, 8), (10, 6)]], ids=["equal", "mixed"])
+def test_the_vision_tower_equals_the_stock_one(model: Any, grids: list[tuple[int, int]]) -> None:
+    patches = torch.randn(sum(rows * columns for rows, columns in grids), 3 * 2 * 14 * 14)
+    with torch.inference_mode():
+        ours = VisionTower(model.model.visual)(patches, [Grid(*grid) for grid in grids])
+        stock = model.model.visual(patches, grid_thw=torch.tensor([[1, *grid] for grid in grids])).pooler_output
+    torch.testing.assert_close(ours, stock, rtol=1e-3, atol=1e-3 * float(stock.abs().max()))
+
+
+@pytest.mark.parametrize("image", [Grid(2, 2), Grid(1, 7), Grid(9, 3)])
+def test_positions_equal_those_of_transformers(model: Any, image: Grid) -> None:
+    types = torch.tensor([[0] * 5 + [1] * image.patches + [0] * 4], dtype=torch.int)
+    grid = torch.tensor([[1, 2 * image.rows, 2 * image.columns]])
+    stock, _ = model.model.get_rope_index(types.long(), types, image_grid_thw=grid)
+    assert torch.equal(prompt_positions(5, image, 4), stock[:, 0])
+
+
+def test_what_is_not_supported(model: Any, processor: Any) -> None:
+    assert supports(model)
+    sliding = {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 16}
+    assert not supports(tiny_model("qwen2_vl", **sliding))
+    scaled = TEXT["rope_parameters"] | {"rope_type": "linear", "factor": 2.0}
+    assert not supports(tiny_model("qwen2_vl", rope_parameters=scaled))
+    with pytest.raises(ValueError, match="2 places for an image"):
+        QwenSlots(model, processor, "What is <|image_pad|>?", MAX_NEW_TOKENS)
+    with pytest.raises(ValueError, match="max_new_tokens is 0"):
+        QwenSlots(model, processor, QUESTION, 0)
+
+
+def test_the_bundled_model_sees_what_is_in_the_pictures(processor: Any) -> None:
+    """By content, and equal to `generate`, at the sizes and with the question that the demo uses."""
+    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(BUNDLED)
+    processor.image_processor = AutoImageProcessor.from_pretrained(BUNDLED, backend="pil")
+    model = AutoModelForImageTextToText.from_pretrained(BUNDLED, dtype=torch.float32).eval()
+    paths = [path for path in sorted(EXAMPLES.iterdir()) if path.suffix in (".png", ".jpg")]
+    images = [Image.open(path).convert("RGB") for path in paths]
+    answers = QwenSlots(model, processor, QUESTION, 64).generate(images, 8)
+    things = [json.loads(path.with_suffix(".json").read_text())["things"] for path in paths]
+    right = [all(thing["colour"] in a.text for thing in truth) for a, truth in zip(answers, things, strict=True)]
+    assert sum(right) >= 0.9 * len(right)
+    assert all(answer.is_complete and answer.confidence and answer.confidence > 0.5 for answer in answers)
+    assert_equal(answers[:8], [alone(model, processor, image, 64) for image in images[:8]])
+
+
+@gpu
+@needs_gpu
+def test_a_gpu_replays_its_recorded_step(processor: Any, images: list[Image.Image]) -> None:
+    """In float32 as on the CPU; in bfloat16 every answer arrives, of the right length."""
+    model = tiny_model("qwen2_vl").cuda()
+    expected = [alone(model, processor, image) for image in images]
+    engine = QwenSlots(model, processor, QUESTION, MAX_NEW_TOKENS)
+    for slots in (3, 16):
+        assert_equal(engine.generate(images, slots), expected)
+        assert engine._slots is not None and engine._slots._graph is not None
+    answers = QwenSlots(model.bfloat16(), processor, QUESTION, MAX_NEW_TOKENS).generate(images, 4)
+    assert all(answer.is_complete or answer.tokens == MAX_NEW_TOKENS for answer in answers)

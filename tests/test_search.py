@@ -1,0 +1,365 @@
+"""Search: the picture that was meant comes first, and the cached vectors are those of the CSV whatever became of it."""
+
+import json
+import os
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.demo.draw import write_scene
+from models.demo.scenes import Scene, Thing
+from tests.conftest import PROJECT, Run
+from tests.rows import failed, finished, unit_vectors, write
+from vec_pipeline.__main__ import main
+from vec_pipeline.commands.search import vector_cache
+from vec_pipeline.commands.search.page import write_page
+from vec_pipeline.commands.search.query import meaning_query
+from vec_pipeline.commands.search.vector_cache import Cache, open_vectors
+from vec_pipeline.config import load_config, settings_path, write_settings
+from vec_pipeline.record import Record
+from vec_pipeline.stages.embed_text import EmbedText
+
+THINGS = ("red car", "blue car", "green car", "red house", "blue house", "yellow star", "purple cat", "green tree")
+SIZE = 16
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CSV of one drawn thing a picture, with the vectors of the bundled models, and its settings beside it."""
+    folder, rng = tmp_path_factory.mktemp("drawn"), random.Random(5)
+    stages = {stage.name: stage for stage in load_config(PROJECT / "configs/demo.yaml").stages}
+    opener, sight, meaning = (stages[name] for name in ("open_image", "embed_image", "embed_text"))
+    clip, sentences = sight.load(), meaning.load()
+    records = []
+    for colour, kind in map(str.split, THINGS):
+        scene = Scene((Thing(kind, colour),), 1, "in the centre", "white", "")
+        path = write_scene(scene, folder, rng, scale=2)
+        values = opener.run(None, [{"path": str(path)}])[0] | {"text": scene.caption(), "description": scene.objects()}
+        records.append(Record(str(path), values | sight.run(clip, [values])[0] | meaning.run(sentences, [values])[0]))
+    csv_path = write(folder / "annotations.csv", [*records[:3], failed(0), *records[3:]])
+    write_settings(csv_path, tuple(stages.values()))
+    return csv_path
+
+
+def search(capsys: pytest.CaptureFixture[str], csv_path: Path, *arguments: object) -> list[str]:
+    """The file names of what was found, without their ending, best first."""
+    assert main(["search", "--csv", str(csv_path), "--json", *map(str, arguments)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["score"] for row in found] == sorted((row["score"] for row in found), reverse=True)
+    assert [row["rank"] for row in found] == list(range(1, len(found) + 1))
+    return [Path(row["image_path"]).stem for row in found]
+
+
+# --- what is found
+
+
+@pytest.mark.parametrize("thing", THINGS)
+@pytest.mark.parametrize("where", ["image", "text"])
+def test_what_is_named_is_found_first(drawn: Path, thing: str, where: str, capsys: pytest.CaptureFixture[str]) -> None:
+    article = "an" if thing[0] in "aeiou" else "a"
+    best, *_ = search(capsys, drawn, f"{article} {thing} on a white background", "--in", where)
+    assert best == thing.replace(" ", "-")
+
+
+def test_a_red_car_is_found_among_cars_and_red_things(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search(capsys, drawn, "a red car", "--top", 1) == ["red-car"]
+
+
+def test_what_looks_like_an_image_is_found(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene = Scene((Thing("car", "blue"),), 1, "in the centre", "white", "")
+    other = write_scene(scene, tmp_path, random.Random(99), scale=3)
+    assert search(capsys, drawn, "--like", other, "--top", 1) == ["blue-car"]
+    assert (
+        search(capsys, drawn, "--like", drawn.with_name("purple-cat" + suffix(drawn, "purple-cat")))[0] == "purple-cat"
+    )
+
+
+def suffix(drawn: Path, stem: str) -> str:
+    return next(path.suffix for path in drawn.parent.glob(stem + ".*") if path.suffix != ".json")
+
+
+def test_a_real_run_is_searched(example_run: tuple[Run, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert search(capsys, example_run[1], "a yellow moon on a white background", "--top", 1) == ["yellow-moon"]
+    assert search(capsys, example_run[1], "a purple cat", "--in", "text", "--top", 1)[0].startswith("purple-cat")
+
+
+def test_the_table_has_rank_score_path_and_description(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "a red car", "--csv", str(drawn), "--top", "3"]) == 0
+    header, first, *others = capsys.readouterr().out.splitlines()
+    assert header.split() == ["rank", "score", "image_path", "description"]
+    assert re.fullmatch(r" +1 +0\.\d{3} +\S+/red-car\.(jpg|png) +A red car on a white background, in the centre", first)
+    assert len(others) == 2
+
+
+def test_more_than_there_is_gives_all_rows_with_a_vector(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = search(capsys, drawn, "a red car", "--top", 1000)
+    assert sorted(names) == sorted(thing.replace(" ", "-") for thing in THINGS)
+
+
+def test_a_model_that_tells_queries_from_passages_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    settings_path(path).write_text("embed_text: {model: models/demo/sentences, prefix: 'passage: '}")
+    monkeypatch.setattr(EmbedText, "load", lambda self: asked.append(self.prefix))
+    monkeypatch.setattr(EmbedText, "run", lambda self, model, rows: [{"text_vector": rows}])
+    assert meaning_query(path, "a red car") == [{"text": "a red car"}]  # type: ignore[comparison-overlap]
+    assert asked == ["query: "]
+
+
+# --- the page
+
+
+class Reader(HTMLParser):
+    """Collects what a browser would make of the page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_the_page_shows_thumbnails_and_needs_nothing_else(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "new" / "found.html"
+    names = search(capsys, drawn, "a red car", "--top", 4, "--html", page)
+    reader = Reader(page.read_text(encoding="utf-8"))
+    images = [attributes for tag, attributes in reader.tags if tag == "img"]
+    assert len(images) == 4
+    assert images[0]["alt"] == "A red car on a white background, in the centre"
+    assert all(str(image["src"]).startswith("data:image/jpeg;base64,/9j/") for image in images)
+    links = [str(attributes["href"]) for tag, attributes in reader.tags if tag == "a"]
+    assert [Path(link).stem for link in links] == names
+    assert all(link.startswith("file:///") for link in links)
+    assert not re.search(r"https?:", page.read_text(encoding="utf-8"))
+
+
+def test_text_is_never_taken_for_html(tmp_path: Path) -> None:
+    """Nor is a missing image an obstacle."""
+    evil = '<script>alert("1")</script>" onerror="alert(1)'
+    row = {"rank": 1, "score": 0.5, "image_path": f"/photos/{evil}.jpg", "description": evil}
+    write_page(tmp_path / "found.html", evil, [row])
+    reader = Reader((tmp_path / "found.html").read_text(encoding="utf-8"))
+    assert "script" not in {tag for tag, _ in reader.tags}
+    assert not any(name.startswith("on") for _, attributes in reader.tags for name in attributes)
+    text = "".join(reader.texts)
+    assert text.count(evil) == 4  # title, heading, description, path
+    assert "FileNotFoundError" in text
+
+
+# --- the cache
+
+
+def rows(numbers: range) -> list[Record]:
+    """Records whose image vectors are `unit_vectors` of the number."""
+    return [failed(n) if n % 5 == 4 else finished(n, image_vector=vector(n)) for n in numbers]
+
+
+def vector(number: int) -> Any:
+    return unit_vectors(1, SIZE, seed=number)[0]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write(tmp_path / "annotations.csv", rows(range(12)))
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Where in the CSV each reading for the cache began."""
+    starts = []
+    read = vector_cache.read_with_bar
+
+    def noted(csv_path: Path, columns: Any, *, start: int) -> Any:
+        starts.append(start)
+        return read(csv_path, columns, start=start)
+
+    monkeypatch.setattr(vector_cache, "read_with_bar", noted)
+    return starts
+
+
+def assert_current(path: Path, numbers: range) -> None:
+    """The opened vectors are those of the CSV, each beside the place of its row."""
+    vectors = open_vectors(path, "image_vector")
+    expected = [n for n in numbers if n % 5 != 4]
+    np.testing.assert_array_equal(vectors.matrix, np.stack([vector(n) for n in expected]))
+    for n in expected:
+        found = vectors.nearest(vector(n), 1)
+        assert [(row["image_path"], row["description"]) for row in found] == [
+            (finished(n).key, finished(n).values["description"])
+        ]
+
+
+def test_the_cache_follows_the_csv_and_reads_only_what_is_new(path: Path, reads: list[int]) -> None:
+    assert_current(path, range(12))
+    assert_current(path, range(12))
+    size = path.stat().st_size
+    write(path, rows(range(12, 30)))
+    assert_current(path, range(30))
+    assert reads == [0, size]
+
+
+def test_a_torn_last_row_is_read_once_it_is_whole(path: Path, reads: list[int]) -> None:
+    whole = write(path, rows(range(12, 13))).read_bytes()
+    os.truncate(path, len(whole) - 20)
+    assert_current(path, range(12))
+    with path.open("ab") as file:
+        file.write(whole[-20:])
+    assert_current(path, range(13))
+
+
+def test_a_csv_put_in_its_place_is_read_anew(path: Path) -> None:
+    assert_current(path, range(12))
+    other = write(path.with_name("other.csv"), rows(range(20, 60)))
+    other.replace(path)
+    assert_current(path, range(20, 60))
+
+
+def test_a_csv_written_over_is_read_anew(path: Path) -> None:
+    assert_current(path, range(12))
+    other = write(path.with_name("other.csv"), rows(range(20, 60)))
+    path.write_bytes(other.read_bytes())
+    assert_current(path, range(20, 60))
+
+
+@pytest.mark.parametrize("name", ["image_vector.float32", "image_vector.places", "image_vector.json"])
+@pytest.mark.parametrize("damage", ["deleted", "emptied", "cut", "overwritten"])
+def test_a_damaged_cache_is_made_anew(path: Path, name: str, damage: str) -> None:
+    assert_current(path, range(12))
+    file = path.with_suffix(".vectors") / name
+    if damage == "deleted":
+        file.unlink()
+    elif damage == "emptied":
+        file.write_bytes(b"")
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:-9])
+    else:
+        file.write_text('{"rows": "many"}')
+    assert_current(path, range(12))
+
+
+def test_what_a_killed_search_left_is_overwritten(path: Path) -> None:
+    assert_current(path, range(12))
+    for name in ("image_vector.float32", "image_vector.places"):
+        with (path.with_suffix(".vectors") / name).open("ab") as file:
+            file.write(b"half a row")
+    write(path, rows(range(12, 20)))
+    assert_current(path, range(20))
+
+
+def test_an_interrupted_search_keeps_what_it_read(
+    path: Path, reads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vec_pipeline.annotations.BLOCK_BYTES", 1000)
+    read = Cache._vectors_of
+    blocks = []
+
+    def interrupted(self: Cache, block: Any, state: Any) -> Any:
+        blocks.append(block)
+        if len(blocks) == 4:
+            raise KeyboardInterrupt
+        return read(self, block, state)
+
+    monkeypatch.setattr(Cache, "_vectors_of", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        open_vectors(path, "image_vector")
+    assert_current(path, range(12))
+    assert reads == [0, int(blocks[2].ends[-1])]
+
+
+def test_where_the_folder_cannot_be_written_a_search_still_works(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path.with_suffix(".vectors").write_text("a file in the way")
+    assert_current(path, range(12))
+    assert "cannot be used (" in capsys.readouterr().err
+
+
+def test_a_current_cache_in_a_read_only_folder_is_used(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_vectors(path, "image_vector")
+
+    def refused(*arguments: Any, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(vector_cache, "locked", refused)
+    monkeypatch.setattr(Path, "mkdir", refused)
+    assert_current(path, range(12))
+
+
+def test_two_columns_are_cached_apart(path: Path) -> None:
+    assert open_vectors(path, "text_vector").matrix.shape == (10, 5)
+    assert_current(path, range(12))
+
+
+def test_scores_are_cosines_and_exact(path: Path) -> None:
+    write(path, rows(range(12, 400)))
+    vectors = open_vectors(path, "image_vector")
+    query = vector(1234)
+    found = vectors.nearest(query, 25)
+    scores = {finished(n).key: float(vector(n) @ query) for n in range(400) if n % 5 != 4}
+    best = sorted(scores, key=lambda key: -scores[key])[:25]
+    assert [row["image_path"] for row in found] == best
+    np.testing.assert_allclose([row["score"] for row in found], [scores[key] for key in best], atol=1e-4)
+
+
+# --- what is refused
+
+
+def test_what_cannot_be_searched_is_said_in_one_sentence(
+    drawn: Path, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = write(tmp_path / "empty.csv", [failed(0)])
+    mixed = write(tmp_path / "mixed.csv", [finished(0), finished(1, image_vector=np.ones(7, np.float32))])
+    text = tmp_path / "text.jpg"
+    text.write_text("no image")
+    for csv_path, arguments, sentence in (
+        (drawn, [], "needs either a text"),
+        (drawn, ["a car", "--like", text], "needs either a text"),
+        (drawn, ["--like", text, "--in", "text"], "without --in text"),
+        (drawn, ["--like", text], f"{text} cannot be opened"),
+        (drawn, ["--like", tmp_path / "none.jpg"], "none.jpg cannot be opened"),
+        (tmp_path / "none.csv", ["a car"], "none.csv is not there: name the CSV of a run"),
+        (empty, ["a car"], "has no image_vector in any row"),
+        (mixed, ["a car"], "holds image_vectors of different lengths"),
+        (path, ["a car"], "annotations.settings.yaml is not there"),
+    ):
+        assert main(["search", "--csv", str(csv_path), *map(str, arguments)]) == 2
+        error = capsys.readouterr().err
+        assert sentence in error
+        assert error.startswith("vec_pipeline: ")
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ("embed_text: {model: models/demo/sentences}", "was made without embed_image"),
+        ("embed_image: 3", "is damaged"),
+        ("[", "is damaged"),
+        ("embed_image: {model: models/demo/clop}", "did you mean models/demo/clip?"),
+        ("embed_image: {model: models/demo/clip}", "was made with another model than its settings name"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(
+    path: Path, settings: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings_path(path).write_text(settings)
+    assert main(["search", "a car", "--csv", str(path)]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("top", ["0", "-1", "many"])
+def test_top_is_a_number_above_zero(path: Path, top: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["search", "a car", "--csv", str(path), "--top", top])

@@ -1,0 +1,86 @@
+"""Rows to a gallery: one pass over the CSV for pieces, counts and thumbnails, then the map and the groups."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from vec_pipeline.commands.report import similarity
+from vec_pipeline.commands.report.rows import read_rows
+from vec_pipeline.commands.report.site import Site
+from vec_pipeline.commands.report.summary import SCORES, Summary, stage_seconds
+from vec_pipeline.commands.report.thumbnails import Picture, Thumbnails
+from vec_pipeline.record import Values
+
+ROWS_PER_PIECE = 1_000
+COLUMNS = ("image_path", "text", "description", "categories", "keywords", "image_text", "error", "flags", *SCORES)
+MAP_STEPS = 10_000  # places are written as whole numbers
+
+Vectors = list[np.ndarray[Any, Any] | None]
+Plan = dict[str, list[int]]
+
+
+def make_report(csv_path: Path, folder: Path, duplicate_cosine: float) -> str:
+    """Write the gallery of a CSV, and return what to say of it. Raises UserError as read_rows and Site do."""
+    start_s = time.monotonic()
+    rows = read_rows(csv_path)
+    site = Site(folder)
+    with contextlib.closing(Thumbnails(site.thumbnails)) as thumbnails:
+        summary, vectors = write_rows(rows, site, thumbnails)
+        plan = plan_of(vectors, duplicate_cosine)
+        site.write("data-map.js", "addMap", plan)
+        head = {
+            "name": csv_path.name,
+            "made": datetime.now().isoformat(timespec="seconds"),
+            "rows_per_piece": ROWS_PER_PIECE,
+            "map_steps": MAP_STEPS,
+            "groups": max(plan["group"], default=0),
+            "duplicate_cosine": duplicate_cosine,
+            "stages": stage_seconds(csv_path.parent / "run.log"),
+        }
+        site.write("data-head.js", "start", head | summary.as_dict())
+        site.publish()
+        thumbnails.remove_unused()
+    seconds = time.monotonic() - start_s
+    return f"{summary.rows:,} images, {thumbnails.made:,} new thumbnails, {seconds:.0f} s: open {site.index}"
+
+
+def write_rows(rows: Iterator[Values], site: Site, thumbnails: Thumbnails) -> tuple[Summary, Vectors]:
+    """Write the rows in pieces, with their thumbnails; return their counts and their image vectors."""
+    summary, vectors = Summary(), Vectors()
+    with tqdm(unit=" images", desc="thumbnails", disable=None) as bar:
+        for index, piece in enumerate(iter(lambda: list(islice(rows, ROWS_PER_PIECE)), [])):
+            pictures = thumbnails.of(row["image_path"] for row in piece)
+            site.write(f"data-rows-{index}.js", "addRows", index, columns(piece, pictures))
+            for row in piece:
+                summary.add(row)
+                vectors.append(row["image_vector"])
+            bar.update(len(piece))
+    return summary, vectors
+
+
+def columns(rows: Sequence[Values], pictures: Sequence[Picture]) -> dict[str, list[Any]]:
+    """What the page knows of some rows, column by column; a column the CSV lacks is left out."""
+    found: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in COLUMNS if name in rows[0]}
+    found["timestamp"] = [row["timestamp"] and row["timestamp"].isoformat() for row in rows]
+    found["thumbnail"] = [picture.thumbnail for picture in pictures]
+    found["link"] = [picture.link for picture in pictures]
+    return found
+
+
+def plan_of(vectors: Vectors, duplicate_cosine: float) -> Plan:
+    """Place and group of each row by its image vector: x and y up to MAP_STEPS, or -1 for a row that has none."""
+    has_vector = np.array([vector is not None for vector in vectors], bool)
+    places = np.full((len(vectors), 2), -1)
+    groups = np.zeros(len(vectors), int)
+    if has_vector.any():
+        known = np.stack([vector for vector in vectors if vector is not None])
+        places[has_vector] = np.rint(similarity.place(known) * MAP_STEPS)
+        groups[has_vector] = similarity.group(known, duplicate_cosine)
+    return {"x": places[:, 0].tolist(), "y": places[:, 1].tolist(), "group": groups.tolist()}

@@ -1,0 +1,87 @@
+"""The report's folder: its data in script files, and an index.html that is put in place when all else is there.
+
+    DIR/index.html                   names one data folder
+    DIR/gallery/data-N/              one report: what is in page/, and the rows in pieces
+    DIR/gallery/thumbnails/          shared by all reports
+
+A browser lets a page from the disk load scripts, but not read files, so the data are scripts that call a function.
+"""
+
+import json
+import os
+import shutil
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from vec_pipeline.record import UserError
+
+PAGE = Path(__file__).parent / "page"
+GENERATOR = '<meta name="generator" content="vec_pipeline report">'
+DATA_PLACE = "{data}"
+
+
+class Site:
+    """A folder that is made, or that holds an earlier report, which stays whole until `publish`.
+
+    Raises UserError where it holds something else, or cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.index = folder / "index.html"
+        self.thumbnails = folder / "gallery" / "thumbnails"
+        try:
+            refuse_what_is_not_ours(folder)
+            self.thumbnails.mkdir(parents=True, exist_ok=True)
+            self.data = new_folder(folder / "gallery")
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written ({error.strerror}): name another with --out") from None
+
+    def write(self, name: str, function: str, *values: Any) -> None:
+        """Write a script that hands values to a function of page/gallery.js."""
+        (self.data / name).write_text(call(function, *values), encoding="utf-8", errors="backslashreplace")
+
+    def publish(self) -> None:
+        """Make the new data the ones that index.html shows, in one step, and remove those of earlier reports."""
+        for path in PAGE.iterdir():
+            if path.suffix in (".css", ".js"):
+                shutil.copyfile(path, self.data / path.name)
+        page = (PAGE / "index.html").read_text(encoding="utf-8")
+        new = self.index.with_suffix(".new")
+        new.write_text(page.replace(DATA_PLACE, f"gallery/{self.data.name}"), encoding="utf-8")
+        os.replace(new, self.index)
+        for old in self.data.parent.glob("data-*"):
+            if old != self.data:
+                shutil.rmtree(old)
+
+
+def refuse_what_is_not_ours(folder: Path) -> None:
+    """Raise UserError for a file, and for a folder of other things: only a report may be written over."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: name a folder with --out")
+    index = folder / "index.html"
+    if index.exists():
+        is_ours = GENERATOR in index.read_text(encoding="utf-8", errors="replace")
+    else:
+        is_ours = not folder.exists() or not any(folder.iterdir()) or (folder / "gallery" / "thumbnails").is_dir()
+    if not is_ours:
+        raise UserError(f"{folder} holds other things than a report: name a new folder with --out")
+
+
+def new_folder(parent: Path) -> Path:
+    """Make data-N with a number that no other has."""
+    for number in count(1):
+        folder = parent / f"data-{number}"
+        if not folder.exists():
+            folder.mkdir()
+            return folder
+    raise AssertionError
+
+
+def call(function: str, *values: Any) -> str:
+    """A script that calls a function with values as JSON that no HTML or script reader takes for anything else."""
+    arguments = ", ".join(json.dumps(value, ensure_ascii=False, separators=(",", ":")) for value in values)
+    for character in "<\u2028\u2029":  # </script> and <!-- must not end a script; the others end lines in old ones
+        arguments = arguments.replace(character, f"\\u{ord(character):04x}")
+    return f"gallery.{function}({arguments});\n"

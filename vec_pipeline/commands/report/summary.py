@@ -1,0 +1,85 @@
+"""Counts what the summary page shows, row by row, and reads the seconds per stage from the log."""
+
+import math
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+from vec_pipeline.record import Values
+
+TOP_KEYWORDS = 500  # suggested while typing; the page plots the first of them
+BIN = 0.05
+SCORES = ("text_confidence", "clip_score")
+STAGE_SECONDS = re.compile(r"^  (\w[\w.]*) +([\d.]+) s, and ([\d.]+) s to load its model$", re.MULTILINE)
+
+
+class Summary:
+    """Distributions over all rows."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.with_text = 0
+        self.categories: Counter[str] = Counter()
+        self.keywords: Counter[str] = Counter()
+        self.flags: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()  # by kind: "stage: ExceptionName"
+        self.scores = {name: Counter[int]() for name in SCORES}
+
+    def add(self, row: Values) -> None:
+        self.rows += 1
+        self.with_text += bool(row["image_text"])
+        if row["categories"]:
+            self.categories[row["categories"]] += 1
+        self.keywords.update(split_keywords(row["keywords"]))
+        self.flags.update(row.get("flags", "").split())
+        if row["error"]:
+            self.errors[error_kind(row["error"])] += 1
+        for name, bins in self.scores.items():
+            if (score := row.get(name)) is not None:
+                bins[bin_of(score)] += 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """Pairs of a value and its number, most frequent first; scores as pairs of a bin's lower end and its number."""
+        return {
+            "rows": self.rows,
+            "with_text": self.with_text,
+            "categories": self.categories.most_common(),
+            "keywords": self.keywords.most_common(TOP_KEYWORDS),
+            "flags": self.flags.most_common(),
+            "errors": self.errors.most_common(),
+            "bin": BIN,
+            "scores": {name: histogram(bins) for name, bins in self.scores.items() if bins},
+        }
+
+
+def split_keywords(text: str) -> list[str]:
+    return [word for word in text.split(", ") if word]
+
+
+def error_kind(error: str) -> str:
+    return ": ".join(error.split(": ")[:2])
+
+
+def bin_of(score: float) -> int:
+    """The number of the bin that a score of at most 1 falls into; 1 itself belongs to the last."""
+    return min(math.floor(round(score / BIN, 6)), round(1 / BIN) - 1)  # 0.85 / 0.05 is a little under 17
+
+
+def histogram(bins: Counter[int]) -> list[tuple[float, int]]:
+    """Every bin from the lowest to the highest that holds something."""
+    return [(round(index * BIN, 2), bins[index]) for index in range(min(bins), max(bins) + 1)]
+
+
+def stage_seconds(log: Path) -> list[tuple[str, float, float]]:
+    """Sum, over the runs a log tells of, each stage's seconds of work and of loading; empty where there is no log."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    work: defaultdict[str, float] = defaultdict(float)
+    loading: defaultdict[str, float] = defaultdict(float)
+    for name, work_s, load_s in STAGE_SECONDS.findall(text):
+        work[name] += float(work_s)
+        loading[name] += float(load_s)
+    return [(name, round(work[name], 1), round(loading[name], 1)) for name in work]

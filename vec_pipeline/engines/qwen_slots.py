@@ -1,0 +1,324 @@
+"""Decodes many images at once with a model of the Qwen2-VL family, each in a slot of its own (continuous batching).
+
+A slot is a row of the key-value cache with a position of its own. Rows in use stay dense: the last one moves into the
+place of one that is finished, and waiting images are prefilled, a few at a time, behind it. Greedy output equals that
+of `generate` on each image alone, in float32 row by row. The model itself stays as it is.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
+
+from vec_pipeline.engines import Answer
+from vec_pipeline.engines.batched_generate import bytes_per_row, ends_of_turn, image_prompt
+from vec_pipeline.engines.qwen_vision import Grid, ImageReader, Rotation, VisionTower, feed_forward, linear, normed
+
+FAMILY = ("qwen2_vl", "qwen2_5_vl")
+_GROUPS = 8  # images are prefilled slots / 8 at a time: more would leave slots idle, fewer the arithmetic units
+_LENGTH_STEP = 64  # of the cache, in tokens: the alignment that attention kernels want
+_BLIND_STEPS = 4  # decode steps on a GPU between two looks at what has finished, because each look waits for it
+
+Tokens = list[int]
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+def supports(model: Any) -> bool:
+    """Whether `model` is of the family and has none of what this engine lacks: sliding windows, scaled positions."""
+    if model.config.model_type not in FAMILY or model.device.type not in ("cpu", "cuda"):
+        return False
+    text = model.config.text_config
+    return text.rope_parameters["rope_type"] == "default" and set(text.layer_types) == {"full_attention"}
+
+
+class _Waiting(NamedTuple):
+    """An image before its turn, with its place in the call."""
+
+    number: int
+    image: Image
+    grid: Grid
+
+
+class QwenSlots:
+    """One model and one question, asked of many images at once.
+
+    model: Qwen2VLForConditionalGeneration or Qwen2_5_VLForConditionalGeneration, one that `supports` agrees to.
+    processor: the model's own; images are prepared as by its PIL backend.
+    max_new_tokens: of one answer, the end-of-turn token included.
+
+    Raises ValueError where the chat template does not put exactly one image into the prompt.
+    """
+
+    def __init__(self, model: Any, processor: Any, question: str, max_new_tokens: int) -> None:
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}: it must be 1 or more")
+        self._model = model
+        self._tokenizer = processor.tokenizer
+        self._max_new_tokens = max_new_tokens
+        self._before, self._after = prompt_round_image(processor, question, model.config.image_token_id)
+        self._merge: int = processor.image_processor.merge_size
+        self._reader = ImageReader(processor.image_processor, model.device)
+        self._tower = VisionTower(model.model.visual)
+        self._slots: _Slots | None = None  # kept for the next call
+
+    @torch.inference_mode()
+    def generate(self, images: Sequence[Image], slots: int) -> list[Answer]:
+        """Answer the question about each image, in order, with at most `slots` images in the cache at once.
+
+        Whatever is raised (out of memory, say), the cache is freed, and the next call starts afresh.
+        """
+        queue = [_Waiting(number, image, self._reader.grid(image)) for number, image in enumerate(images)]
+        # By size: a group's prompts are of similar length then, and images of one size share attention calls.
+        queue.sort(key=lambda waiting: (waiting.grid.patches, waiting.grid), reverse=True)
+        try:
+            answers = dict(self._run(queue, min(slots, len(queue)))) if queue else {}
+        except BaseException:
+            self.close()
+            raise
+        return [answers[number] for number in range(len(images))]
+
+    def close(self) -> None:
+        """Free the cache. The engine stays usable."""
+        self._slots = None
+
+    def bytes_per_slot(self) -> int:
+        """Roughly what one more slot takes beside the weights, for an image of moderate size."""
+        return bytes_per_row(self._model, self._max_new_tokens, prefilled_share=1 / _GROUPS)
+
+    def _run(self, queue: list[_Waiting], slots: int) -> Iterator[tuple[int, Answer]]:
+        """The loop: admit, decode, retire. Yields each answer with its image's place in the call."""
+        cache = self._slots_of(slots, self._prompt_tokens(queue[0].grid))
+        running: list[int] = []  # the image in each row, by its place in the call
+        groups = self._groups(iter(queue), max(1, slots // _GROUPS))
+        group = next(groups, None)
+        while group or running:
+            while group and len(running) + len(group.numbers) <= slots:
+                self._prefill(cache, group, len(running))
+                running += group.numbers
+                group = next(groups, None)  # resized while the GPU works
+            for row, tokens, probability in cache.decode(len(running)):
+                yield running[row], self._answer(tokens, probability)
+                cache.move(len(running) - 1, row)
+                running[row] = running[-1]
+                running.pop()
+
+    def _slots_of(self, slots: int, prompt_tokens: int) -> "_Slots":
+        """A cache of that size, the one of the last call where it fits."""
+        length = -(-(prompt_tokens + self._max_new_tokens) // _LENGTH_STEP) * _LENGTH_STEP
+        if self._slots is None or (self._slots.slots, self._slots.length) != (slots, length):
+            self.close()  # first: the two must not be in memory together
+            self._slots = _Slots(self._model, slots, length, self._max_new_tokens)
+        return self._slots
+
+    def _groups(self, queue: Iterator[_Waiting], size: int) -> Iterator["_Group"]:
+        while chosen := list(islice(queue, size)):
+            pixels = [self._reader.resize(waiting.image, waiting.grid) for waiting in chosen]
+            yield _Group([waiting.number for waiting in chosen], [waiting.grid for waiting in chosen], pixels)
+
+    def _image_tokens(self, grid: Grid) -> int:
+        return grid.patches // self._merge**2
+
+    def _prompt_tokens(self, grid: Grid) -> int:
+        return len(self._before) + self._image_tokens(grid) + len(self._after)
+
+    def _prefill(self, cache: "_Slots", group: "_Group", row: int) -> None:
+        """Evaluate the prompts of a group into the rows of the cache from `row` on."""
+        features = self._tower(self._reader.patches(group.pixels), group.grids)
+        embed = self._model.get_input_embeddings()
+        before, after = (embed(torch.tensor(ids, device=features.device)) for ids in (self._before, self._after))
+        images = torch.split(features.to(before.dtype), [self._image_tokens(grid) for grid in group.grids])
+        prompts = [torch.cat([before, image, after]) for image in images]
+        cells = [Grid(grid.rows // self._merge, grid.columns // self._merge) for grid in group.grids]
+        cache.prefill(row, prompts, [prompt_positions(len(self._before), each, len(self._after)) for each in cells])
+
+    def _answer(self, tokens: Tokens, probability: float) -> Answer:
+        is_complete = tokens[-1] in ends_of_turn(self._model)
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return Answer(text, is_complete, len(tokens) - is_complete, probability)
+
+
+class _Group(NamedTuple):
+    """Images prefilled together, with their places in the call."""
+
+    numbers: list[int]
+    grids: list[Grid]
+    pixels: list[Tensor]
+
+
+class _Slots:
+    """The key-value cache and the decoder that works on its rows.
+
+    slots: rows. length: tokens that each of them has room for, a multiple of 64.
+    """
+
+    def __init__(self, model: Any, slots: int, length: int, max_new_tokens: int) -> None:
+        self.slots, self.length = slots, length
+        self._model, self._decoder = model, model.model.language_model
+        self._max_new_tokens = max_new_tokens
+        device, text = model.device, model.config.text_config
+        self._head_size: int = self._decoder.layers[0].self_attn.head_dim
+        self._inverse_frequencies: Tensor = self._decoder.rotary_emb.inv_freq.float()
+        self._axes = rotated_axes(text.rope_parameters["mrope_section"]).to(device)
+        self._ends = torch.tensor(sorted(ends_of_turn(model)), dtype=torch.long, device=device)
+        self._range = torch.arange(max(slots, length), device=device)
+
+        shape = (text.num_hidden_layers, slots, text.num_key_value_heads, length, self._head_size)
+        self._keys = torch.zeros(shape, dtype=model.dtype, device=device)
+        self._values = torch.zeros_like(self._keys)
+        self._token = torch.zeros(slots, dtype=torch.long, device=device)  # to be evaluated next
+        self._place = torch.zeros_like(self._token)  # where in the cache
+        self._offset = torch.zeros_like(self._token)  # from there to its position: an image's tokens share positions
+        self._count = torch.zeros_like(self._token)  # of tokens generated
+        self._tokens = torch.zeros(slots, max_new_tokens + 1, dtype=torch.long, device=device)  # one for idle rows
+        self._probability = torch.zeros(slots, device=device)  # sum over the tokens generated
+        self._is_running = torch.zeros(slots, dtype=torch.bool, device=device)
+        is_static = device.type == "cuda" and not getattr(model, "is_quantized", False)  # quantised layers may wait
+        self._graph = self._capture() if is_static else None
+
+    def prefill(self, row: int, prompts: list[Tensor], positions: list[Tensor]) -> None:
+        """Evaluate prompts into the rows from `row` on, and choose the first token of each answer.
+
+        prompts: embeddings, each of shape (tokens, hidden). positions: of their tokens, each of shape (3, tokens).
+        Padded on the right, where causal attention never looks, so no mask is needed.
+        """
+        rows = slice(row, row + len(prompts))
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        hidden = pad_sequence(prompts, batch_first=True)
+        padded = pad_sequence([each.T for each in positions], batch_first=True).to(hidden.device)
+        angles = padded[:, None, :, self._axes] * self._inverse_frequencies
+
+        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            self._keys[layer, rows, :, : keys.shape[2]] = keys
+            self._values[layer, rows, :, : keys.shape[2]] = values
+            return scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=True)
+
+        last = (self._range[: len(prompts)], lengths.to(hidden.device) - 1)
+        hidden = self._evaluate(hidden, Rotation(angles, hidden.dtype), attend, last)
+        ends = torch.tensor([int(each.max()) + 1 for each in positions])
+        self._place[rows] = lengths.to(hidden.device)
+        self._offset[rows] = (ends - lengths).to(hidden.device)
+        self._count[rows], self._probability[rows], self._is_running[rows] = 0, 0.0, True
+        self._choose(hidden, rows)
+
+    def decode(self, count: int) -> list[tuple[int, Tokens, float]]:
+        """Take a few steps with the first `count` rows.
+
+        Returns the rows that have finished by then, the last first, with their tokens and the mean probability.
+        """
+        for _ in range(1 if self._keys.device.type == "cpu" else _BLIND_STEPS):
+            if self._graph is not None:
+                self._graph.replay()
+            else:
+                self._step(count)
+        is_running = self._is_running[:count].tolist()  # waits for the GPU
+        rows = [row for row in reversed(range(count)) if not is_running[row]]
+        counts = self._count[rows].tolist()
+        tokens = [tokens[:n] for tokens, n in zip(self._tokens[rows].tolist(), counts, strict=True)]
+        means = (self._probability[rows] / self._count[rows]).tolist()
+        return list(zip(rows, tokens, means, strict=True))
+
+    def move(self, source: int, target: int) -> None:
+        """Copy a row over another one."""
+        if source != target:
+            for each in (self._keys, self._values):
+                each[:, target] = each[:, source]
+            for each in (self._token, self._place, self._offset, self._count, self._tokens, self._probability):
+                each[target] = each[source]
+            self._is_running[target] = self._is_running[source]
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """Record one step of all rows, to be replayed without Python; no row is in use yet."""
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # kernels choose their algorithms and allocate workspaces
+                self._step(self.slots)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
+            self._step(self.slots)
+        return graph
+
+    def _step(self, count: int) -> None:
+        """Evaluate the waiting token of the first `count` rows and choose the next; nothing here waits for a GPU."""
+        place, rows = self._place[:count], self._range[:count]
+        length = int(place.max()) + 1 if place.device.type == "cpu" else self.length
+        angles = (place + self._offset[:count])[:, None, None, None] * self._inverse_frequencies
+        is_past = self._range[:length] <= place[:, None, None, None]
+        mask = torch.where(is_past, 0.0, -torch.inf).to(self._keys.dtype)
+
+        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            cached_keys, cached_values = self._keys[layer, :count], self._values[layer, :count]
+            cached_keys[rows, :, place], cached_values[rows, :, place] = keys[:, :, 0], values[:, :, 0]
+            # The queries that share a key head stand as if in a row, so that keys are read once and not repeated.
+            packed = queries.reshape(count, cached_keys.shape[1], -1, self._head_size)
+            cached = (cached_keys[:, :, :length], cached_values[:, :, :length])
+            return scaled_dot_product_attention(packed, *cached, attn_mask=mask).reshape(queries.shape)
+
+        hidden = self._model.get_input_embeddings()(self._token[:count, None])
+        hidden = self._evaluate(hidden, Rotation(angles, hidden.dtype), attend, (rows, 0))
+        place += self._is_running[:count]
+        self._choose(hidden, slice(count))
+
+    def _evaluate(self, hidden: Tensor, rotation: Rotation, attend: Attend, last: tuple[Any, Any]) -> Tensor:
+        """Run the decoder's layers; of the last one all but attention only for the tokens that `last` selects.
+
+        hidden: shape (rows, tokens, hidden). Returns shape (rows, hidden).
+        """
+        layers = self._decoder.layers
+        for index, layer in enumerate(layers):
+            attention, x = layer.self_attn, normed(layer.input_layernorm, hidden)
+            projected = (linear(each, x) for each in (attention.q_proj, attention.k_proj, attention.v_proj))
+            heads = (each.view(*hidden.shape[:2], -1, self._head_size).transpose(1, 2) for each in projected)
+            queries, keys, values = heads
+            attended = attend(index, rotation(queries), rotation(keys), values).transpose(1, 2).flatten(2)
+            if index == len(layers) - 1:
+                hidden, attended = hidden[last], attended[last]
+            hidden = hidden + linear(attention.o_proj, attended)
+            hidden = hidden + feed_forward(layer.mlp, normed(layer.post_attention_layernorm, hidden))
+        return normed(self._decoder.norm, hidden)
+
+    def _choose(self, hidden: Tensor, rows: slice) -> None:
+        """Append the best token of each row; rows that are idle write into a column that nobody reads."""
+        logits = linear(self._model.lm_head, hidden).float()
+        best, token = logits.max(-1)
+        count, is_running = self._count[rows], self._is_running[rows]
+        self._tokens[rows].scatter_(1, count[:, None], token[:, None])
+        self._token[rows] = token
+        self._probability[rows] += (best - logits.logsumexp(-1)).exp() * is_running
+        count += is_running
+        is_running &= (token[:, None] != self._ends).all(-1) & (count < self._max_new_tokens)
+
+
+def prompt_round_image(processor: Any, question: str, image_token: int) -> tuple[Tokens, Tokens]:
+    """The tokens of the prompt before and after those of the image. Raises ValueError where there is not one image."""
+    prompt = image_prompt(processor, question)
+    tokens: Tokens = processor.tokenizer(prompt)["input_ids"]
+    if tokens.count(image_token) != 1:
+        raise ValueError(f"the prompt has {tokens.count(image_token)} places for an image instead of one: {prompt!r}")
+    place = tokens.index(image_token)
+    return tokens[:place], tokens[place + 1 :]
+
+
+@lru_cache(maxsize=256)
+def prompt_positions(before: int, image: Grid, after: int) -> Tensor:
+    """Position of each prompt token in time, height and width; shape (3, tokens).
+
+    before, after: text tokens round the image. image: its size in tokens.
+    Source: get_rope_index in transformers/models/qwen2_vl/modeling_qwen2_vl.py
+    """
+    cells = torch.cartesian_prod(torch.arange(1), torch.arange(image.rows), torch.arange(image.columns)).T
+    text_before = torch.arange(before).expand(3, -1)
+    text_after = torch.arange(after).expand(3, -1) + before + max(image)
+    return torch.cat([text_before, cells + before, text_after], 1)
+
+
+def rotated_axes(sections: Sequence[int]) -> Tensor:
+    """Which of time, height and width turns each value of the first half of a head; shape (head size / 2,)."""
+    return torch.tensor([index % 3 for index, size in enumerate(sections) for _ in range(size)])
