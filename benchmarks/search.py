@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/search.py                            # 6 GB of CSV and 2 GB of cache, in /tmp
     .venv/bin/python benchmarks/search.py --rows 100000
 
-A query here is a vector at hand, so no model is in these times; the last line is what the bundled CLIP takes to load and
-to embed one text, the import of torch included.
+A query here is a vector at hand, so no model is in these times; the last line is what the bundled CLIP takes to load
+and to embed one text, the import of torch included.
 """
 
 import argparse
