@@ -76,13 +76,8 @@ def test_the_example_pictures(example_run: tuple[Run, Path], example_rows: pd.Da
     assert rows["description"] == list(example_rows["description"])
     assert head["rows"] == 25
     assert dict(head["categories"]) == example_rows["categories"].value_counts().to_dict()
-    assert {name for name, work_s, load_s in head["stages"] if work_s >= 0 and load_s >= 0} == {
-        "describe",
-        "embed_text",
-        "embed_words",
-        "embed_image",
-        "structure",
-    }
+    stages = {name for name, work_s, load_s in head["stages"] if work_s > 0 and load_s > 0}
+    assert stages >= {"describe", "embed_text", "embed_words", "embed_image", "structure"}
     shown = thumbnails(tmp_path / "site")
     for path, name in zip(rows["image_path"], rows["thumbnail"], strict=True):
         with Image.open(path) as full, Image.open(shown[name]) as small:
@@ -267,11 +262,12 @@ def test_seconds_per_stage_are_summed_over_the_runs_of_a_log(tmp_path: Path) -> 
     assert stage_seconds(tmp_path / "none.log") == []
 
 
-def test_rows_are_split_into_pieces(tmp_path: Path) -> None:
-    records = [record(f"/photos/{number}.jpg", [1, number]) for number in range(2_001)]
+def test_rows_are_split_into_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make, "ROWS_PER_PIECE", 10)
+    records = [record(f"/photos/{number}.jpg") for number in range(21)]
     make_report(write_csv(tmp_path / "a.csv", records), tmp_path / "site")
     pieces = [values_of(tmp_path / "site", f"data-rows-{index}.js")["image_path"] for index in range(3)]
-    assert [len(piece) for piece in pieces] == [1_000, 1_000, 1]
+    assert [len(piece) for piece in pieces] == [10, 10, 1]
     assert [path for piece in pieces for path in piece] == [record.key for record in records]
 
 

@@ -10,7 +10,7 @@ Array = np.ndarray[Any, Any]
 COMPONENTS = 50
 LANDMARKS = 2_000
 NEIGHBOURS = 3
-BLOCK_CELLS = 1 << 23  # cosines computed at a time: 34 MB, and at worst 130 MB of pairs
+BLOCK_CELLS = 1 << 22  # cosines computed at a time: 17 MB, and pairs of at worst 250 MB
 
 
 def unit(vectors: Array) -> Array:

@@ -33,8 +33,7 @@ function mapUnit() {
 }
 
 /** Whether so few images are in view that they can be shown as pictures. */
-const hasRoom = () =>
-  mapDots.length * THUMBNAIL_PX ** 2 <= MOST_COVERED * $("map").clientWidth * $("map").clientHeight;
+const hasRoom = () => mapDots.length * THUMBNAIL_PX ** 2 <= MOST_COVERED * $("map").clientWidth * $("map").clientHeight;
 
 /** A function from a row to its place on the canvas. */
 function projection() {
