@@ -37,12 +37,6 @@ KINDS = {  # and how often each, of a hundred
     "SIGKILL of the llama.cpp child": 13,
     "SIGABRT of the llama.cpp child": 12,
 }
-    "SIGKILL": 66,
-    "SIGKILL at start-up": 10,
-    "SIGTERM": 12,
-    "SIGKILL of the llama.cpp child": 6,
-    "SIGABRT of it": 6,
-}
 ENDS_BY_ITSELF_S = 600  # a worker that takes longer hangs
 CHILD_GONE_S = 15
 HEADER_BYTES = 500  # more than a header has
