@@ -30,15 +30,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported,
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 PROJECT = Path(__file__).resolve().parent.parent
-KINDS = {
-    "SIGKILL": 66,
-    "SIGKILL at start-up": 10,
-    "SIGTERM": 12,
-    "SIGKILL of the llama.cpp child": 6,
-    "SIGABRT of it": 6,
+KINDS = {  # and how often each, of a hundred
+    "SIGKILL": 53,
+    "SIGKILL at start-up": 12,
+    "SIGTERM": 10,
+    "SIGKILL of the llama.cpp child": 13,
+    "SIGABRT of the llama.cpp child": 12,
 }
 ENDS_BY_ITSELF_S = 600  # a worker that takes longer hangs
 CHILD_GONE_S = 15
+HEADER_BYTES = 500  # more than a header has
 FINISHED, INTERRUPTED = (0, 1), 130
 LIBRARIES = (
     *("pandas", "gensim.models.fasttext", "open_clip", "sentence_transformers"),
@@ -106,11 +107,11 @@ class Soak:
                 if kind == "SIGKILL at start-up":
                     time.sleep(self.chance.uniform(0, 4))
                 else:
-                    wait_for_work(output, pid)
-                    time.sleep(self.chance.uniform(0, 3))
+                    wait_for_work(output, pid, self.chance.choice(("batch", "row")))
+                    time.sleep(self.chance.uniform(0, 2))
                 if (status := poll(pid)) is not None:
                     return check_status(status, output)
-                if "it" in kind.split() or "child" in kind:
+                if "child" in kind:
                     for child in llama_children(pid):
                         child.send_signal(signal.SIGABRT if kind.startswith("SIGABRT") else signal.SIGKILL)
                         self.tally.kills[kind] += 1
@@ -239,12 +240,12 @@ def wait(pid: int) -> int:
     return status
 
 
-def wait_for_work(output: Path, pid: int) -> None:
-    """Wait until the worker has finished one more batch of a model, or has ended."""
-    log, limit_s = output.parent / "run.log", time.monotonic() + ENDS_BY_ITSELF_S
-    seen_bytes = log.stat().st_size if log.exists() else 0
+def wait_for_work(output: Path, pid: int, what: str) -> None:
+    """Wait until the worker has finished one more batch of a model, or saved one more row, or has ended."""
+    file, sign = (output, b"\n") if what == "row" else (output.parent / "run.log", b": a batch of ")
+    seen_bytes, limit_s = file.stat().st_size if file.exists() else HEADER_BYTES, time.monotonic() + ENDS_BY_ITSELF_S
     while poll(pid) is None:
-        if log.exists() and b": a batch of " in read_from(log, seen_bytes):
+        if file.exists() and sign in read_from(file, seen_bytes):
             return
         if time.monotonic() > limit_s:
             raise BrokenPromise(f"a worker did nothing for {ENDS_BY_ITSELF_S} s")
