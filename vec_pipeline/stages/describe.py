@@ -120,7 +120,7 @@ class Describe(ModelStage):
         return [
             {
                 "text": answer.text.strip(),
-                "text_confidence": round(answer.confidence or 0.0, 4),
+                "text_confidence": "" if answer.confidence is None else round(answer.confidence, 4),
                 "is_truncated": not answer.is_complete,
             }
             for answer in answers
