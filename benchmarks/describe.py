@@ -182,6 +182,7 @@ def random_model(text: dict[str, Any], vision: dict[str, Any], dtype: torch.dtyp
 
     torch.manual_seed(0)
     tokens = {"image_token_id": 721, "video_token_id": 722, "vision_start_token_id": 718, "vision_end_token_id": 719}
+    text = text | {"bos_token_id": None, "eos_token_id": None}
     config = Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **tokens)
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
