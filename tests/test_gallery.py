@@ -197,9 +197,7 @@ def page(driver: webdriver.Chrome, site: Path) -> Iterator[Page]:
     """The gallery; when a test ends, nothing may stand in the console, and no network may have been asked."""
     yield Page(driver, site)
     assert [entry["message"] for entry in driver.get_log("browser")] == []
-    assert [
-        address for address in requested(driver) if not address.startswith(("file://", "data:", "about:"))
-    ] == []
+    assert [address for address in requested(driver) if not address.startswith(("file://", "data:", "about:"))] == []
     assert driver.execute_script("return window.hacked") is None
 
 
