@@ -197,9 +197,7 @@ def page(driver: webdriver.Chrome, site: Path) -> Iterator[Page]:
     """The gallery; when a test ends, nothing may stand in the console, and no network may have been asked."""
     yield Page(driver, site)
     assert [entry["message"] for entry in driver.get_log("browser")] == []
-    assert [
-        address for address in requested(driver) if not address.startswith(("file://", "data:", "about:"))
-    ] == []
+    assert [address for address in requested(driver) if not address.startswith(("file://", "data:", "about:"))] == []
     assert driver.execute_script("return window.hacked") is None
 
 
@@ -232,6 +230,15 @@ def test_only_tiles_near_the_window_exist(page: Page) -> None:
     position = page.until(lambda: page.hash.startswith("#at=") and page.hash)
     page.open(position.removeprefix("#"))
     assert "other 1166.jpg" in page.names()  # a bookmark leads back
+    page.open("category=red")  # as many as fit without a scroll bar
+    right = "return Math.max(...[...document.querySelectorAll('#grid li')].map(e => e.getBoundingClientRect().right))"
+    assert page.script(right) <= page.script(
+        "return document.getElementById('main').getBoundingClientRect().right - 20"
+    )
+    page.open()
+    assert page.script(right) <= page.script(
+        "return document.getElementById('main').getBoundingClientRect().right - 20"
+    )
     setsizes = page.script("return [...document.querySelectorAll('#grid li')].map(e => e.getAttribute('aria-setsize'))")
     assert set(setsizes) == {"1200"}
 
