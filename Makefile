@@ -6,11 +6,11 @@ ARGS ?=
 IS_SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,\
   $(if $(shell $(name) -c '$(IS_SUPPORTED)' 2>/dev/null && echo yes),$(name))) python3)
-GPU_BUILD := $(if $(and $(shell command -v nvidia-smi),$(shell command -v nvcc)),-DGGML_CUDA=on)
+GPU_BUILD := $(if $(and $(shell command -v nvidia-smi),$(shell command -v nvcc)),-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=native)
 LLAMA_CMAKE_ARGS ?= $(GPU_BUILD) -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/scripts/llama_build.cmake
 PIP = CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" CMAKE_BUILD_PARALLEL_LEVEL=$(shell getconf _NPROCESSORS_ONLN) .venv/bin/pip install
 
-.PHONY: help run test check venv demo-models clean clean-venv
+.PHONY: help run test check soak bench bench-gpu venv demo-models clean clean-venv
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,19 @@ check: .venv/dev  ## look for mistakes without running: ruff, mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+soak: .venv/dev  ## kill the worker hundreds of times and compare the end with an undisturbed run: half an hour
+	.venv/bin/python -m benchmarks.soak $(ARGS)
+
+bench: .venv/dev  ## the tables of docs/benchmarks.md on this machine's CPU, a quarter of an hour
+	.venv/bin/python benchmarks/pipeline.py
+	.venv/bin/python benchmarks/describe.py
+	.venv/bin/python benchmarks/structure.py
+	.venv/bin/python benchmarks/overhead.py
+
+bench-gpu: .venv/dev  ## the same on a GPU: true shapes, random weights
+	.venv/bin/python benchmarks/describe.py --gpu
+	.venv/bin/python benchmarks/structure.py --gpu
 
 venv: .venv/run  ## make the environment only
 

@@ -27,7 +27,7 @@ from PIL import Image
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from vec_pipeline.engines.batched_generate import BatchedGenerate  # noqa: E402
+from vec_pipeline.engines.batched_generate import BatchedGenerate, image_prompt  # noqa: E402
 from vec_pipeline.engines.qwen_slots import QwenSlots  # noqa: E402
 from vec_pipeline.prompts import PROMPTS  # noqa: E402
 
@@ -37,7 +37,7 @@ QUESTION = PROMPTS["en"].describe
 BATCH = 16
 H200_BYTES_PER_S, H200_FLOP_PER_S = 4.3e12, 790e12  # what one reaches: memory, and bf16 products
 
-TEXT_7B = {
+TEXT_7B: dict[str, Any] = {
     "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
     "num_key_value_heads": 4, "vocab_size": 152064,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
@@ -92,21 +92,17 @@ def compare(
     naive_images: int, rounds: int,
 ) -> list[Side]:  # fmt: skip
     """Let all sides take turns and print their table. naive_images: how many of them the slowest side gets a round."""
-    batched = BatchedGenerate(model, processor, QUESTION, new_tokens)
-    engine = QwenSlots(model, processor, QUESTION, new_tokens)
 
-    def with_batches(images: Sequence[Image.Image]) -> list[str]:
-        return [answer.text for answer in batched.generate(images, BATCH)]
+    def side(name: str, describe: Callable[[Sequence[Image.Image]], list[str]], at_once: int) -> Side:
+        return Side(name, describe, list(islice(cycle(pictures), max(at_once, naive_images))), [], [])
 
-    def with_slots(count: int) -> Callable[[Sequence[Image.Image]], list[str]]:
-        return lambda images: [answer.text for answer in engine.generate(images, count)]
+    def engine_side(name: str, kind: type[BatchedGenerate] | type[QwenSlots], at_once: int) -> Side:
+        engine = kind(model, processor, QUESTION, new_tokens)  # one a side, so that each keeps its cache
+        return side(name, lambda images: [answer.text for answer in engine.generate(images, at_once)], at_once)
 
-    def side(name: str, describe: Callable[[Sequence[Image.Image]], list[str]], count: int) -> Side:
-        return Side(name, describe, list(islice(cycle(pictures), count)), [], [])
-
-    sides = [side("`generate`, one by one", naive_loop(model, processor, new_tokens), naive_images)]
-    sides.append(side(f"`generate`, batches of {BATCH}", with_batches, max(BATCH, naive_images)))
-    sides += [side(f"{count} slots", with_slots(count), max(count, naive_images)) for count in slots]
+    sides = [side("`generate`, one by one", naive_loop(model, processor, new_tokens), 1)]
+    sides.append(engine_side(f"`generate`, batches of {BATCH}", BatchedGenerate, BATCH))
+    sides += [engine_side(f"{count} slots", QwenSlots, count) for count in slots]
     for each in sides:
         each.describe(each.images[:2])  # first calls allocate and choose kernels
     for _ in range(rounds):
@@ -182,6 +178,7 @@ def random_model(text: dict[str, Any], vision: dict[str, Any], dtype: torch.dtyp
 
     torch.manual_seed(0)
     tokens = {"image_token_id": 721, "video_token_id": 722, "vision_start_token_id": 718, "vision_end_token_id": 719}
+    text = text | {"bos_token_id": None, "eos_token_id": None}
     config = Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **tokens)
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
@@ -224,11 +221,11 @@ def times(
         engine.generate(images, slots)
         return time.perf_counter() - start_s
 
-    inputs = processor(text=[BatchedGenerate(model, processor, QUESTION, 1)._prompt], images=images[:1])
-    shortest = 5  # tokens; the engine takes four steps before it looks
+    shortest = 5  # tokens: the engine takes four steps before it looks
     short_s, long_s = seconds(shortest), seconds(new_tokens)
     step_s = (long_s - short_s) / (new_tokens - shortest)
-    return short_s - (shortest - 1) * step_s, step_s, len(inputs["input_ids"][0])
+    prompt = processor(text=[image_prompt(processor, QUESTION)], images=images[:1])["input_ids"][0]
+    return short_s - (shortest - 1) * step_s, step_s, len(prompt)
 
 
 def roofline(model: Any, rows: int, prompt_tokens: int, new_tokens: int, image_px: int) -> tuple[float, float]:

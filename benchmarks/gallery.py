@@ -119,11 +119,13 @@ def records(folder: Path, number: int) -> Iterator[Record]:
 
 
 def make(folder: Path, what: str) -> None:
-    start_s = time.perf_counter()
+    start_s, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "vec_pipeline", "report", "--csv", folder / "annotations.csv"]
     subprocess.run([*command, "--out", folder / "site"], check=True, cwd=PROJECT, stderr=subprocess.DEVNULL)
-    peak_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"{what} in {time.perf_counter() - start_s:.1f} s, peak memory {peak_mb:,.0f} MB", flush=True)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    seconds = time.perf_counter() - start_s
+    print(f"{what} in {seconds:.1f} s, {cpu_s:.1f} s of CPU, peak {used.ru_maxrss / 1024:,.0f} MB", flush=True)
 
 
 def measure_browser(site: Path) -> None:

@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/search.py                            # 6 GB of CSV and 2 GB of cache, in /tmp
     .venv/bin/python benchmarks/search.py --rows 100000
 
-A query here is a vector at hand, so the model is not in these times; the last line is what the bundled CLIP takes to
-load and to embed one text, in a process that has not imported torch before.
+A query here is a vector at hand, so no model is in these times; the last line is what the bundled CLIP takes to load
+and to embed one text, the import of torch included.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,9 @@ def main() -> None:
         write(path, options.rows, (0, 0, options.dimensions))
         write_settings(path, load_config(PROJECT / "configs/demo.yaml").stages)
         print(f"{options.rows:,} rows of {options.dimensions} floats, {path.stat().st_size / 1e9:.1f} GB", flush=True)
-        print(f"first search, which reads the CSV: {timed(search, path, queries[0]):.2f} s", flush=True)
-        seconds = [timed(search, path, query) for query in queries]
-        print(
-            f"searches after it: {statistics.median(seconds):.3f} s "
-            f"({min(seconds):.3f} to {max(seconds):.3f}, of {len(seconds)})"
-        )
-        print(f"loading the bundled CLIP and embedding a text: {timed(sight_query, path, 'a red car'):.1f} s")
+        print("first search, which reads the CSV:", shown([timed(search, path, queries[0])]), flush=True)
+        print("searches after it:", shown([timed(search, path, query) for query in queries]), flush=True)
+        print("loading the bundled CLIP and embedding a text:", shown([timed(sight_query, path, "a red car")]))
 
 
 def search(path: Path, query: Any) -> None:
@@ -55,10 +51,17 @@ def search(path: Path, query: Any) -> None:
     assert len(found) == 10
 
 
-def timed(function: Callable[..., Any], *arguments: Any) -> float:
-    start_s = time.perf_counter()
+def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, float]:
+    """Seconds, and seconds of CPU."""
+    start_s, start_cpu_s = time.perf_counter(), time.process_time()
     function(*arguments)
-    return time.perf_counter() - start_s
+    return time.perf_counter() - start_s, time.process_time() - start_cpu_s
+
+
+def shown(timings: Sequence[tuple[float, float]]) -> str:
+    seconds, cpu_s = zip(*timings, strict=True)
+    span = f" ({min(seconds):.3f} to {max(seconds):.3f}, of {len(seconds)})" if len(seconds) > 1 else ""
+    return f"{statistics.median(seconds):.3f} s{span}, {statistics.median(cpu_s):.3f} s of CPU"
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def test_auto_batch_size_follows_the_free_memory(monkeypatch: pytest.MonkeyPatch
     start_s = time.perf_counter()
     sizes = [stage.auto_batch_size(model) for _ in range(20)]
     assert (time.perf_counter() - start_s) / len(sizes) < 0.005
-    assert set(sizes) == {16}, "a CPU gains nothing beyond"
+    assert set(sizes) == {32}, "a CPU gains little beyond"
     monkeypatch.setattr(device, "host_free_gb", lambda: 0.0)
     assert stage.auto_batch_size(model) == 1
     monkeypatch.setattr(device, "host_free_gb", lambda: 10.1 * model.bytes_per_slot() / 1e9)

@@ -3,10 +3,12 @@
 import csv
 import json
 import math
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import tqdm
 from pyarrow import parquet
 
 from tests.conftest import PROJECT, Run
@@ -189,6 +192,20 @@ def test_what_cannot_be_done_is_said(path: Path, capsys: pytest.CaptureFixture[s
     assert export(path.with_name("none.csv"), "jsonl", "--out", path.with_name("a")) == 2
     assert "none.csv is not there" in capsys.readouterr().err
     assert set(path.parent.iterdir()) == before
+
+
+def test_a_terminal_shows_how_far_it_is(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported(path, "jsonl")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("vec_pipeline.annotations.BLOCK_BYTES", 300)
+    monkeypatch.setattr("tqdm.tqdm", partial(tqdm.tqdm, mininterval=0))
+    exported(path, "jsonl")
+    shares = [int(share) for share in re.findall(r"(\d+)%\|", capsys.readouterr().err)]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0, 100)
 
 
 PROGRAM = """

@@ -186,6 +186,8 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(chromedriver))
+    driver.get("about:blank")
+    requested(driver)  # what the browser's own first page asked for is none of ours
     yield driver
     driver.quit()
 
@@ -195,9 +197,7 @@ def page(driver: webdriver.Chrome, site: Path) -> Iterator[Page]:
     """The gallery; when a test ends, nothing may stand in the console, and no network may have been asked."""
     yield Page(driver, site)
     assert [entry["message"] for entry in driver.get_log("browser")] == []
-    assert [
-        address for address in requested(driver) if not address.startswith(("file://", "data:", "about:", "chrome://"))
-    ] == []
+    assert [address for address in requested(driver) if not address.startswith(("file://", "data:", "about:"))] == []
     assert driver.execute_script("return window.hacked") is None
 
 
@@ -377,11 +377,6 @@ def test_map(page: Page) -> None:
     page.open("view=map")
     dots = page.until(lambda: page.script("return mapDots.map(dot => [dot.row, dot.x, dot.y])"))
     assert {row for row, _, _ in dots} == set(range(24))
-    colours = page.script(
-        "const c = document.getElementById('map'), r = devicePixelRatio;"
-        "return mapDots.map(d => [...c.getContext('2d').getImageData(d.x * r, d.y * r, 1, 1).data].slice(0, 3))"
-    ) if page.script("return mapDots.length > THUMBNAILS_ON_MAP") else []  # fmt: skip
-    assert len({tuple(colour) for colour in colours}) in (0, 3)
     row, x, y = dots[0]
     canvas = page.find("#map")
     left, top = x - canvas.size["width"] / 2, y - canvas.size["height"] / 2

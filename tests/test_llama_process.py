@@ -21,7 +21,7 @@ from vec_pipeline.engines.llama_process import LlamaDied, LlamaProcess, supports
 from vec_pipeline.engines.llama_slots import LlamaSlots
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONS = {"context_tokens": 2048, "threads": 1}
+OPTIONS = {"tokens_per_slot": 2048, "threads": 1}
 CHATS: list[list[Message]] = [[{"role": "user", "content": text}] for text in ("a red car", "две кошки", "雨")]
 SHORT = to_gbnf({"type": "object", "properties": {"a": {"type": "string", "maxLength": 9}}})
 LONG = to_gbnf({"type": "string", "minLength": 1900, "maxLength": 1900})
@@ -33,7 +33,7 @@ import os, signal, time
 from vec_pipeline.engines.llama_process import LlamaProcess
 CHATS = [[{{"role": "user", "content": "a red car"}}]] * 40
 if __name__ == "__main__":
-    llama = LlamaProcess({path!r}, context_tokens=2048, threads=1)
+    llama = LlamaProcess({path!r}, tokens_per_slot=2048, threads=1)
     {body}
 """
 
@@ -113,7 +113,7 @@ def test_a_context_that_cannot_be_allocated_is_a_memory_error_here(path: Path, t
     enough_to_load = psutil.Process(llama._child._process.pid).memory_info().vms + (200 << 20)
     resource.setrlimit(resource.RLIMIT_AS, (enough_to_load, enough_to_load))
     try:
-        LlamaProcess({str(path)!r}, context_tokens=1 << 21, threads=1).generate(CHATS, max_tokens=2)
+        LlamaProcess({str(path)!r}, context_tokens=1 << 21, tokens_per_slot=0, threads=1).generate(CHATS, max_tokens=2)
     except MemoryError as error:
         print("MemoryError:", error)
     """

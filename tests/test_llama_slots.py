@@ -50,8 +50,18 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one_slot(path: Path) -> Iterator[LlamaSlots]:
-    with closing(LlamaSlots(path, context_tokens=1024, threads=1)) as llama:
+    with closing(LlamaSlots(path, **shared(1024), threads=1)) as llama:
         yield llama
+
+
+def shared(tokens: int) -> dict[str, int]:
+    """Options: room of that many tokens, which all sequences share."""
+    return {"context_tokens": tokens, "tokens_per_slot": 0}
+
+
+def own(tokens: int) -> dict[str, int]:
+    """Options: room of that many tokens for each sequence alone."""
+    return {"context_tokens": 0, "tokens_per_slot": tokens}
 
 
 def one_by_one(one_slot: LlamaSlots, prompts: list[list[Message]], **options: Any) -> list[Answer]:
@@ -61,7 +71,7 @@ def one_by_one(one_slot: LlamaSlots, prompts: list[list[Message]], **options: An
 @pytest.mark.parametrize("seed", range(3))
 def test_every_answer_is_valid_whatever_the_model(tmp_path: Path, seed: int) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", seed=seed)
-    with closing(LlamaSlots(path, context_tokens=4096, threads=1)) as llama:
+    with closing(LlamaSlots(path, **shared(4096), threads=1)) as llama:
         answers = llama.generate(conversations(24), GBNF, max_tokens=max_bytes(SCHEMA), slots=8)
     assert len(answers) == 24
     assert all(answer.is_complete and 0 < answer.tokens <= max_bytes(SCHEMA) for answer in answers)
@@ -70,16 +80,19 @@ def test_every_answer_is_valid_whatever_the_model(tmp_path: Path, seed: int) -> 
 
 
 @pytest.mark.parametrize("batch_tokens", [5, 512])
-def test_slots_do_not_change_the_answers(path: Path, one_slot: LlamaSlots, batch_tokens: int) -> None:
+@pytest.mark.parametrize("room", [shared(2048), own(512)], ids=["shared", "own"])
+def test_slots_do_not_change_the_answers(
+    path: Path, one_slot: LlamaSlots, room: dict[str, int], batch_tokens: int
+) -> None:
     prompts = conversations(11)
-    with closing(LlamaSlots(path, context_tokens=2048, batch_tokens=batch_tokens, threads=1)) as llama:
+    with closing(LlamaSlots(path, **room, batch_tokens=batch_tokens, threads=1)) as llama:
         together = llama.generate(prompts, GBNF, max_tokens=150, slots=4)
     assert together == one_by_one(one_slot, prompts, gbnf=GBNF, max_tokens=150)
 
 
 def test_free_text_is_the_same_in_slots_too(path: Path, one_slot: LlamaSlots) -> None:
     prompts = conversations(6)
-    with closing(LlamaSlots(path, context_tokens=2048, threads=1)) as llama:
+    with closing(LlamaSlots(path, **shared(2048), threads=1)) as llama:
         together = llama.generate(prompts, max_tokens=40, slots=3)
     assert together == one_by_one(one_slot, prompts, max_tokens=40)
 
@@ -95,7 +108,7 @@ def test_never_more_at_once_than_asked_for(path: Path, one_slot: LlamaSlots, mon
             at_once.clear()
             assert llama.generate(prompts, GBNF, max_tokens=150, slots=slots) == expected
             assert max(at_once) == slots
-            assert llama._context_tokens == context_tokens
+            assert int(llama_cpp.llama_n_ctx(llama._context)) == context_tokens
 
 
 def test_memory_of_a_token_is_what_its_keys_and_values_take(one_slot: LlamaSlots) -> None:
@@ -103,7 +116,8 @@ def test_memory_of_a_token_is_what_its_keys_and_values_take(one_slot: LlamaSlots
     assert one_slot.kv_bytes_per_token == 2 * layers * kv_heads * head_length * float16_bytes
 
 
-def test_every_answer_of_the_bundled_model_is_that_of_the_serial_call() -> None:
+@pytest.mark.parametrize("room", [shared(4096), own(512)], ids=["shared", "own"])
+def test_every_answer_of_the_bundled_model_is_that_of_the_serial_call(room: dict[str, int]) -> None:
     """Weights in float16. The oracle answers one conversation after the other through llama-cpp-python's chat call."""
     rng = random.Random("serial")
     descriptions = [random_scene(rng, held_out=True).caption() for _ in range(16)]
@@ -118,16 +132,32 @@ def test_every_answer_of_the_bundled_model_is_that_of_the_serial_call() -> None:
         for prompt in prompts
     ]
     oracle.close()
-    with closing(LlamaSlots(BUNDLED, context_tokens=4096, threads=1)) as llama:
+    with closing(LlamaSlots(BUNDLED, **room, threads=1)) as llama:
         for slots in (1, 8, 16):
             answers = llama.generate(prompts, gbnf, max_tokens=500, slots=slots)
             assert [answer.text for answer in answers] == [s["choices"][0]["message"]["content"] for s in serial]
 
 
+def test_the_last_sequences_are_evaluated_together(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of very different lengths: those still running move to where the finished ones were."""
+    slots: list[list[int]] = []
+    decode = LlamaSlots._decode
+
+    def noted(self: LlamaSlots) -> bool:
+        slots.append(sorted(sequence.slot for sequence in self._running))
+        return decode(self)
+
+    monkeypatch.setattr(LlamaSlots, "_decode", noted)
+    with closing(LlamaSlots(path, **own(512), threads=1)) as llama:
+        llama.generate(conversations(8), GBNF, max_tokens=150, slots=8)
+    assert all(numbers == list(range(len(numbers))) for numbers in slots)
+    assert {8, 4, 1} <= {len(numbers) for numbers in slots}
+
+
 def test_quantised_weights_give_the_serial_answer_in_one_slot_and_valid_json_in_many(tmp_path: Path) -> None:
     path = quantised(write_tiny_gguf(tmp_path / "float32.gguf", width=256), tmp_path / "q4.gguf")
     prompts = conversations(12)
-    with closing(LlamaSlots(path, context_tokens=4096, threads=1)) as llama:
+    with closing(LlamaSlots(path, **shared(4096), threads=1)) as llama:
         single = llama.generate(prompts, GBNF, max_tokens=max_bytes(SCHEMA), slots=1)
         many = llama.generate(prompts, GBNF, max_tokens=max_bytes(SCHEMA), slots=6)
         serial = [serial_answer(path, llama, prompt) for prompt in prompts]
@@ -149,15 +179,16 @@ def test_a_full_cache_sends_sequences_back_and_loses_nothing(
     preempt = LlamaSlots._preempt
     monkeypatch.setattr(LlamaSlots, "_preempt", lambda self: (preempted.append(len(self._running)), preempt(self)))
     prompts = conversations(6)
-    with closing(LlamaSlots(path, context_tokens=256, threads=1)) as llama:
+    with closing(LlamaSlots(path, **shared(256), threads=1)) as llama:
         together = llama.generate(prompts, LONG_GBNF, max_tokens=130, slots=4)
     assert max(preempted) > 1
     assert together == one_by_one(one_slot, prompts, gbnf=LONG_GBNF, max_tokens=130)
 
 
-def test_a_prompt_beyond_the_context_harms_no_other(path: Path, one_slot: LlamaSlots) -> None:
+@pytest.mark.parametrize("room", [shared(512), own(512)], ids=["shared", "own"])
+def test_a_prompt_beyond_its_room_harms_no_other(path: Path, one_slot: LlamaSlots, room: dict[str, int]) -> None:
     prompts = [conversation("a"), conversation("much too long " * 100), conversation("b")]
-    with closing(LlamaSlots(path, context_tokens=512, threads=1)) as llama:
+    with closing(LlamaSlots(path, **room, threads=1)) as llama:
         first, oversize, last = llama.generate(prompts, GBNF, max_tokens=150, slots=2)
         assert oversize == Answer(text="", is_complete=False, tokens=0)
         assert [first, last] == one_by_one(one_slot, [prompts[0], prompts[2]], gbnf=GBNF, max_tokens=150)
@@ -165,9 +196,10 @@ def test_a_prompt_beyond_the_context_harms_no_other(path: Path, one_slot: LlamaS
         assert llama.generate([], slots=2) == []
 
 
-def test_an_answer_that_outgrows_the_context_is_incomplete(path: Path) -> None:
+@pytest.mark.parametrize("room", [shared(256), own(256)], ids=["shared", "own"])
+def test_an_answer_that_outgrows_its_room_is_incomplete(path: Path, room: dict[str, int]) -> None:
     endless = to_gbnf({"type": "string", "minLength": 1000, "maxLength": 1000})
-    with closing(LlamaSlots(path, context_tokens=256, threads=1)) as llama:
+    with closing(LlamaSlots(path, **room, threads=1)) as llama:
         answers = llama.generate([conversation("a"), conversation("b")], endless, max_tokens=2000, slots=2)
     assert [answer.is_complete for answer in answers] == [False, False]
     assert all(0 < answer.tokens < 256 and answer.text for answer in answers)
@@ -231,7 +263,7 @@ def test_special_tokens_in_a_text_are_plain_letters(one_slot: LlamaSlots, inject
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, CHAT_TEMPLATE.replace("{{- bos_token }}", "")])
 def test_a_prompt_begins_with_one_beginning_of_text(tmp_path: Path, template: str) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", chat_template=template)
-    with closing(LlamaSlots(path, context_tokens=256, threads=1)) as llama:
+    with closing(LlamaSlots(path, **shared(256), threads=1)) as llama:
         tokens = llama._model.tokenize_chat(conversation("x"))
     names = [llama_name(path, token) for token in tokens[:2]]
     assert names == ["<|begin_of_text|>", "<|start_header_id|>"]
@@ -264,7 +296,7 @@ def test_a_call_that_fails_leaves_nothing_behind(
             raise KeyboardInterrupt
         sample(self, sequence)
 
-    with closing(LlamaSlots(path, context_tokens=1024, threads=1)) as llama:
+    with closing(LlamaSlots(path, **shared(1024), threads=1)) as llama:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(LlamaSlots, "_sample", interrupted)
             llama.generate(prompts, GBNF, max_tokens=150, slots=3)
@@ -287,7 +319,7 @@ def test_a_template_that_does_not_compile_is_refused(tmp_path: Path) -> None:
 def test_a_conversation_the_template_refuses_is_named(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", chat_template="{{ raise_exception('no system role') }}")
     with (
-        closing(LlamaSlots(path, context_tokens=256, threads=1)) as llama,
+        closing(LlamaSlots(path, **shared(256), threads=1)) as llama,
         pytest.raises(ValueError, match="no system role"),
     ):
         llama.generate([conversation("x")], slots=1)
@@ -309,14 +341,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("slots", "batch_tokens"), [(0, 512), (MAX_SLOTS + 1, 512), (8, 8)])
 def test_a_number_of_slots_that_cannot_work_is_refused(path: Path, slots: int, batch_tokens: int) -> None:
     with (
-        closing(LlamaSlots(path, context_tokens=256, batch_tokens=batch_tokens, threads=1)) as llama,
+        closing(LlamaSlots(path, **shared(256), batch_tokens=batch_tokens, threads=1)) as llama,
         pytest.raises(ValueError, match=f"slots is {slots}"),
     ):
         llama.generate([conversation("x")], slots=slots)
 
 
 def test_the_most_slots_there_can_be(path: Path) -> None:
-    with closing(LlamaSlots(path, context_tokens=256, threads=1)) as llama:
+    with closing(LlamaSlots(path, **shared(256), threads=1)) as llama:
         (answer,) = llama.generate([conversation("x")], GBNF, max_tokens=5, slots=MAX_SLOTS)
     assert answer.tokens == 5
 
@@ -334,7 +366,7 @@ def test_no_tokens_at_all_is_refused(one_slot: LlamaSlots) -> None:
 
 
 def test_closed_is_closed(path: Path) -> None:
-    llama = LlamaSlots(path, context_tokens=256, threads=1)
+    llama = LlamaSlots(path, **shared(256), threads=1)
     llama.close()
     llama.close()
     with pytest.raises(RuntimeError, match="closed"):

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -265,17 +266,27 @@ def test_an_interrupted_search_keeps_what_it_read(
     read = Cache._vectors_of
     blocks = []
 
-    def interrupted(self: Cache, block: Any, state: Any) -> Any:
+    def interrupted(self: Cache, block: Any, dimensions: int) -> Any:
         blocks.append(block)
         if len(blocks) == 4:
             raise KeyboardInterrupt
-        return read(self, block, state)
+        return read(self, block, dimensions)
 
     monkeypatch.setattr(Cache, "_vectors_of", interrupted)
     with pytest.raises(KeyboardInterrupt):
         open_vectors(path, "image_vector")
     assert_current(path, range(12))
     assert reads == [0, int(blocks[2].ends[-1])]
+
+
+def test_searches_at_the_same_time_append_each_row_once(path: Path, reads: list[int]) -> None:
+    write(path, rows(range(12, 200)))
+    with ThreadPoolExecutor(4) as pool:
+        for opened in [pool.submit(assert_current, path, range(200)) for _ in range(4)]:
+            opened.result()
+    assert (path.with_suffix(".vectors") / "image_vector.float32").stat().st_size == 160 * 4 * SIZE
+    assert reads[0] == 0
+    assert set(reads[1:]) <= {path.stat().st_size}
 
 
 def test_where_the_folder_cannot_be_written_a_search_still_works(

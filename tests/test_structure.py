@@ -113,7 +113,7 @@ class ChildOf:
     ("free_gb", "kv_bytes_per_token", "expected"),
     [
         (100.0, 131_072, 16),  # more would hardly be faster on a CPU
-        (2.0, 131_072, 9),  # 1 GB is left alone, 4096 tokens are for a long answer, and 384 for each row
+        (2.0, 131_072, 3),  # 1 GB is left alone, and each row may take 2048 tokens
         (0.5, 131_072, 1),
         (1.01, 256, 16),
     ],
@@ -123,13 +123,19 @@ def test_rows_at_once_follow_from_free_memory(
 ) -> None:
     monkeypatch.setattr(device, "host_free_gb", lambda: free_gb)
     stage = Structure(model="m", device="cpu")
+    monkeypatch.setattr(device, "gpu_free_gb", lambda: 0.1)
     assert stage.auto_batch_size(ChildOf(kv_bytes_per_token)) == expected
     assert stage.auto_batch_size(ChildOf(kv_bytes_per_token, slots=20)) == 20, "what it holds already is no longer free"
 
 
-def test_a_fixed_context_bounds_the_rows_at_once() -> None:
-    assert Structure(model="m", device="cpu", context_tokens=2048).auto_batch_size(ChildOf(1)) == 5
-    assert Structure(model="m", device="cpu", context_tokens=100).auto_batch_size(ChildOf(1)) == 1
+def test_rows_share_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were one: 1 GB is left alone, 2048 tokens are for a long row, and 384 for each."""
+    monkeypatch.setattr(Structure, "_on_gpu", lambda self: True)
+    monkeypatch.setattr(device, "has_gpu", lambda: True)
+    stage = Structure(model="m", device="cuda")
+    for free_gb, expected in ((80.0, 64), (2.0, 14), (1.2, 1)):
+        monkeypatch.setattr(device, "gpu_free_gb", lambda free_gb=free_gb: free_gb)
+        assert stage.auto_batch_size(ChildOf(131_072)) == expected
 
 
 def test_rows_at_once_are_those_of_the_option() -> None:

@@ -9,6 +9,7 @@ Some failures in here end the process; `llama_process` keeps them away from the 
 
 import ctypes
 import datetime
+import heapq
 import math
 import os
 import re
@@ -55,8 +56,9 @@ def free_cores() -> int:
 class LlamaSlots:
     """One GGUF model and one context, shared by as many sequences as a call to `generate` asks for.
 
-    context_tokens: room for all sequences together; llama.cpp rounds it up to a multiple of 256.
-    tokens_per_slot: more room for each sequence.
+    context_tokens: room that the sequences share, so that a long one may take much of it; 0 for none, which is faster
+        on a CPU, where each one's attention then passes over its own tokens only.
+    tokens_per_slot: room for each sequence, more of what is shared, or its own. llama.cpp rounds both up to 256.
     batch_tokens: tokens of one step; more than there are sequences.
     gpu_layers: layers to keep on the GPU, -1 for all.
     threads: CPU threads, 0 for as many as pay.
@@ -67,15 +69,15 @@ class LlamaSlots:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        context_tokens: int = 8192,
-        tokens_per_slot: int = 0,
+        context_tokens: int = 0,
+        tokens_per_slot: int = 2048,
         batch_tokens: int = 512,
         gpu_layers: int = -1,
         threads: int = 0,
     ) -> None:
         self._model = _Model(path, gpu_layers)
         self._is_closed = False
-        self._base_tokens, self._tokens_per_slot = context_tokens, tokens_per_slot
+        self._shared_tokens, self._tokens_per_slot = context_tokens, tokens_per_slot
         self._batch_tokens = batch_tokens
         self._threads = threads or self._model.best_threads()
         self._context: Any = None
@@ -145,15 +147,32 @@ class LlamaSlots:
         if slots <= self._context_slots:
             return
         self._close_context()
-        tokens = self._base_tokens + self._tokens_per_slot * slots
-        self._context = _new_context(self._model, slots, tokens, self._batch_tokens, self._threads)
+        self._context = self._new_context(slots)
         self._context_slots = slots
         self._memory = c.llama_get_memory(self._context)
-        self._context_tokens = int(c.llama_n_ctx(self._context))
+        self._sequence_tokens = int(c.llama_n_ctx_seq(self._context))  # the most that one sequence can hold
         self._batch = _Batch(int(c.llama_n_batch(self._context)))  # never more than the context
         self._prefix_slot = slots
         self._prefix: Tokens = []  # what the prefix slot holds; kept for the next call
-        self._free_slots = list(range(slots))
+        self._free_slots = list(range(slots))  # a heap
+
+    def _new_context(self, slots: int) -> Any:
+        parameters = c.llama_context_default_params()
+        parameters.n_seq_max = slots + 1  # one holds the common prefix
+        parameters.kv_unified = self._shared_tokens > 0
+        parameters.n_ctx = self._shared_tokens + self._tokens_per_slot * (slots + (not parameters.kv_unified))
+        parameters.n_batch = parameters.n_ubatch = self._batch_tokens
+        parameters.n_threads = parameters.n_threads_batch = self._threads
+        if (
+            not self._model.is_on_gpu
+        ):  # there it is slower, and less exact: results would depend on what shares the batch
+            parameters.flash_attn_type = c.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        context = c.llama_init_from_model(self._model.handle, parameters)
+        if not context:
+            raise MemoryError(
+                f"llama.cpp cannot allocate a context of {parameters.n_ctx} tokens for {slots} slots. {_last_errors()}"
+            )
+        return context
 
     def _close_context(self) -> None:
         if self._context is not None:
@@ -174,7 +193,7 @@ class LlamaSlots:
 
     def _enqueue(self, sequences: list["_Sequence"], grammar: "_Grammar | None") -> None:
         """Lines up the sequences that fit, and evaluates what their prompts begin with in common."""
-        fitting = [sequence for sequence in sequences if len(sequence.prompt) < self._context_tokens]
+        fitting = [sequence for sequence in sequences if len(sequence.prompt) < self._sequence_tokens]
         for sequence in fitting:
             sequence.grammar = grammar.clone() if grammar is not None else None
         if fitting:
@@ -195,23 +214,27 @@ class LlamaSlots:
             self._batch.clear()
             self._batch.add(prefix[start : start + self._batch.capacity], start, self._prefix_slot, False)
             if not self._decode():
-                raise RuntimeError(f"a prefix of {len(prefix)} tokens does not fit {self._context_tokens}")
+                raise RuntimeError(f"a prefix of {len(prefix)} tokens does not fit {self._sequence_tokens}")
         self._prefix = prefix
 
     def _admit(self) -> None:
         """Gives free slots to those that wait, the common prefix included."""
         while self._waiting and len(self._running) < self._slots and not self._is_held:
             sequence = self._waiting.popleft()
-            sequence.slot = self._free_slots.pop()
+            sequence.slot = heapq.heappop(self._free_slots)
             sequence.position = len(self._prefix)
-            c.llama_memory_seq_cp(self._memory, self._prefix_slot, sequence.slot, 0, sequence.position)
+            c.llama_memory_seq_cp(self._memory, self._prefix_slot, sequence.slot, -1, -1)
             self._running.append(sequence)
 
     def _fill_batch(self) -> None:
         """One token of every sequence that decodes, then as much of the new prompts as there is room for."""
         self._batch.clear()
+        room = self._batch.capacity
         for sequence in sorted(self._running, key=lambda sequence: len(sequence.pending) > 1):
-            sequence.scheduled = sequence.pending[: self._batch.room]
+            sequence.scheduled = sequence.pending[:room]
+            room -= len(sequence.scheduled)
+        # With room of their own, llama.cpp evaluates sequences together only where their numbers follow each other.
+        for sequence in sorted(self._running, key=lambda sequence: sequence.slot):
             is_last = len(sequence.scheduled) == len(sequence.pending)
             sequence.row = self._batch.add(sequence.scheduled, sequence.position, sequence.slot, is_last)
 
@@ -254,7 +277,7 @@ class LlamaSlots:
 
     def _look_for_end(self, sequence: "_Sequence", token: int) -> None:
         """Ends the sequence at its limit, or where the grammar closed: that saves the step that says so."""
-        is_cut = len(sequence.generated) >= sequence.max_tokens
+        is_cut = len(sequence.generated) >= min(sequence.max_tokens, self._sequence_tokens - len(sequence.prompt))
         if sequence.grammar is not None and (is_cut or b"}" in self._model.piece(token)):
             sequence.is_complete = sequence.grammar.permits(self._model.end_of_turn)
         sequence.is_over = is_cut or sequence.is_complete
@@ -265,10 +288,21 @@ class LlamaSlots:
             self._running.remove(sequence)
             self._release(sequence)
             self._is_held = False
+        if not self._waiting:
+            self._close_gaps()
+
+    def _close_gaps(self) -> None:
+        """Moves the last sequences into free slots before them, so that all are evaluated together to the end."""
+        for sequence in sorted(self._running, key=lambda sequence: -sequence.slot):
+            if self._free_slots and self._free_slots[0] < sequence.slot:
+                source, sequence.slot = sequence.slot, heapq.heappop(self._free_slots)
+                c.llama_memory_seq_cp(self._memory, source, sequence.slot, -1, -1)
+                c.llama_memory_seq_rm(self._memory, source, -1, -1)
+                heapq.heappush(self._free_slots, source)
 
     def _release(self, sequence: "_Sequence") -> None:
         c.llama_memory_seq_rm(self._memory, sequence.slot, -1, -1)
-        self._free_slots.append(sequence.slot)
+        heapq.heappush(self._free_slots, sequence.slot)
 
     def _forget(self) -> None:
         """Empties the cache and the queues, after a failure in the middle of a call."""
@@ -333,10 +367,6 @@ class _Batch:
             logits=_pointer(self._wants_logits, ctypes.c_int8),
         )
 
-    @property
-    def room(self) -> int:
-        return self.capacity - int(self.struct.n_tokens)
-
     def clear(self) -> None:
         self.struct.n_tokens = 0
 
@@ -387,16 +417,27 @@ class _Grammar:
         return bool(candidate.logit == 0.0)
 
     def _second_choice(self, logits: npt.NDArray[np.float32]) -> int | None:
-        """The best token allowed, looked for among the best 128 and then in the whole vocabulary."""
-        for count in (_BEST, len(logits)):
-            best = _best(logits, count)
-            candidates = np.zeros(len(best), _TOKEN_DATA)
-            candidates["id"], candidates["logit"] = best, logits[best]
-            self._filter(_pointer(candidates, c.llama_token_data), len(candidates))
-            allowed = best[candidates["logit"] > -np.inf]
-            if allowed.size:
-                return int(allowed[0])
-        return None
+        """The best token allowed: looked for among the best 128, then among all that begin with a byte allowed."""
+        likely = np.argpartition(logits, -min(_BEST, len(logits)))[-_BEST:]
+        token = self._best_allowed(np.sort(likely), logits)
+        if token is not None:
+            return token
+        bytes_allowed = np.zeros(len(self._model.byte_tokens) + 1, bool)
+        bytes_allowed[:-1] = self._allows(self._model.byte_tokens)
+        bytes_allowed[-1] = True  # of tokens whose first byte is not known
+        return self._best_allowed(np.flatnonzero(bytes_allowed[self._model.first_bytes]), logits)
+
+    def _best_allowed(self, tokens: npt.NDArray[np.intp], logits: npt.NDArray[np.float32]) -> int | None:
+        """Of `tokens`, in ascending order, the one allowed with the highest logit; of equals the first."""
+        allowed = tokens[self._allows(tokens) & (logits[tokens] > -np.inf)]
+        return int(allowed[logits[allowed].argmax()]) if allowed.size else None
+
+    def _allows(self, tokens: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+        """Which of `tokens` may come next: some 0.1 microseconds each."""
+        candidates = np.zeros(len(tokens), _TOKEN_DATA)
+        candidates["id"] = tokens
+        self._filter(_pointer(candidates, c.llama_token_data), len(candidates))
+        return candidates["logit"] == 0.0
 
     def _filter(self, candidates: Any, count: int) -> None:
         """Sets the logit of every candidate that may not come next to minus infinity."""
@@ -459,6 +500,18 @@ class _Model:
         tokens = range(self.vocabulary_tokens)
         controls = {token for token in tokens if c.llama_vocab_is_control(self.vocabulary, token)}
         return np.array(sorted(controls - self.ends_of_turn), np.intp)
+
+    @cached_property
+    def byte_tokens(self) -> npt.NDArray[np.intp]:
+        """The tokens that stand for one byte each, in the order of the vocabulary."""
+        return np.array([token for token in range(self.vocabulary_tokens) if len(self.piece(token)) == 1], np.intp)
+
+    @cached_property
+    def first_bytes(self) -> npt.NDArray[np.intp]:
+        """For each token the index in `byte_tokens` of its first byte; -1 where it has none, or one without token."""
+        index_of = {self.piece(int(token)): index for index, token in enumerate(self.byte_tokens)}
+        tokens = range(self.vocabulary_tokens)
+        return np.array([index_of.get(self.piece(token)[:1], -1) for token in tokens], np.intp)
 
     def piece(self, token: int) -> bytes:
         """The bytes that `token` stands for; none for a special token."""
@@ -547,31 +600,6 @@ def _load(path: str, gpu_layers: int) -> Any:
     if re.search("out of memory|allocate", errors):
         raise MemoryError(f"{path} does not fit into memory. {errors}")
     raise ValueError(f"{path} is no model that llama.cpp can load. {errors}")
-
-
-def _new_context(model: _Model, slots: int, context_tokens: int, batch_tokens: int, threads: int) -> Any:
-    parameters = c.llama_context_default_params()
-    parameters.n_ctx = context_tokens
-    parameters.n_batch = parameters.n_ubatch = batch_tokens
-    parameters.n_seq_max = slots + 1
-    parameters.n_threads = parameters.n_threads_batch = threads
-    parameters.kv_unified = True  # a shared prefix can only be copied within one cache
-    if not model.is_on_gpu:  # there it is slower, and less exact: results would depend on what shares the batch
-        parameters.flash_attn_type = c.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    context = c.llama_init_from_model(model.handle, parameters)
-    if not context:
-        raise MemoryError(
-            f"llama.cpp cannot allocate a context of {context_tokens} tokens for {slots} slots. {_last_errors()}"
-        )
-    return context
-
-
-def _best(logits: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.intp]:
-    """The `count` tokens with the highest logits, best first; of equals the one with the lower number."""
-    if count >= len(logits):
-        return np.argsort(-logits, kind="stable")
-    best = np.sort(np.argpartition(logits, -count)[-count:])
-    return best[np.argsort(-logits[best], kind="stable")]
 
 
 def _common_length(first: Tokens, second: Tokens) -> int:

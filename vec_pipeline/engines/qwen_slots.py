@@ -218,6 +218,8 @@ class _Slots:
                 self._step(count)
         is_running = self._is_running[:count].tolist()  # waits for the GPU
         rows = [row for row in reversed(range(count)) if not is_running[row]]
+        if not rows:
+            return []
         counts = self._count[rows].tolist()
         tokens = [tokens[:n] for tokens, n in zip(self._tokens[rows].tolist(), counts, strict=True)]
         means = (self._probability[rows] / self._count[rows]).tolist()
@@ -250,8 +252,8 @@ class _Slots:
         place, rows = self._place[:count], self._range[:count]
         length = int(place.max()) + 1 if place.device.type == "cpu" else self.length
         angles = (place + self._offset[:count])[:, None, None, None] * self._inverse_frequencies
-        is_past = self._range[:length] <= place[:, None, None, None]
-        mask = torch.where(is_past, 0.0, -torch.inf).to(self._keys.dtype)
+        is_future = self._range[:length] > place[:, None, None, None]
+        mask = torch.zeros_like(is_future, dtype=self._keys.dtype).masked_fill_(is_future, -torch.inf)
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             cached_keys, cached_values = self._keys[layer, :count], self._values[layer, :count]
@@ -262,7 +264,7 @@ class _Slots:
             return scaled_dot_product_attention(packed, *cached, attn_mask=mask).reshape(queries.shape)
 
         hidden = self._model.get_input_embeddings()(self._token[:count, None])
-        hidden = self._evaluate(hidden, Rotation(angles, hidden.dtype), attend, (rows, 0))
+        hidden = self._evaluate(hidden, Rotation(angles, hidden.dtype), attend, (slice(None), 0))
         place += self._is_running[:count]
         self._choose(hidden, slice(count))
 

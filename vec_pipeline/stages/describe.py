@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vec_pipeline.engines.qwen_slots import QwenSlots
 
 SHARE_OF_BF16 = {"nf4": 0.42, "int8": 0.61, "none": 1.0}  # of the 7B: the vision tower stays in bf16
-MOST_AT_ONCE = {"cuda": 256, "cpu": 16}  # beyond, more rows gain next to nothing (benchmarks/describe.py)
+MOST_AT_ONCE = {"cuda": 256, "cpu": 32}  # beyond, more rows gain little (benchmarks/describe.py)
 SHARE_OF_FREE = 0.7  # of the memory that is free: the rest is for larger images than usual, and for fragments
 
 
@@ -120,7 +120,7 @@ class Describe(ModelStage):
         return [
             {
                 "text": answer.text.strip(),
-                "text_confidence": round(answer.confidence or 0.0, 4),
+                "text_confidence": "" if answer.confidence is None else round(answer.confidence, 4),
                 "is_truncated": not answer.is_complete,
             }
             for answer in answers

@@ -32,7 +32,7 @@ class EmbedImage(ModelStage):
     may_read: ClassVar[tuple[str, ...]] = ("text",)
     writes: ClassVar[tuple[str, ...]] = ("image_vector", "clip_score")
     required: ClassVar[str] = "open_clip_config.json"
-    files: ClassVar[tuple[str, ...]] = ("open_clip_*", "tokenizer*", "vocab*", "merges*", "special_tokens*")
+    files: ClassVar[tuple[str, ...]] = ("open_clip_*", "tokenizer*", "vocab*", "merges*", "special_tokens*", "*.model")
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     batch_size: int | Literal["auto"] = "auto"

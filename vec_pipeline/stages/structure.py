@@ -12,9 +12,9 @@ from vec_pipeline.record import Need, UserError, Values
 from vec_pipeline.weights import ModelStage
 
 KV_GB_PER_TOKEN = 131_072 / 1e9  # Llama 3.1 8B in f16; smaller models need less
-LONG_ANSWER_TOKENS = 4096  # the common prompt, and what one row alone may take
-ROW_TOKENS = 384  # a description and its answer
+ROW_TOKENS = 384  # a usual description and its answer
 MOST_ROWS_ON_GPU, MOST_ROWS_ON_CPU = 64, 16  # answers at once; beyond that they hardly come faster
+FEW_ROWS = 8  # for which there should be room at least
 RESERVE_GB = 1.0  # free memory that is left to llama.cpp's buffers and to the other models
 
 
@@ -23,9 +23,9 @@ class Structure(ModelStage):
     """Turns a description into one JSON object, under a grammar that bounds every string and list.
 
     model: a GGUF file, or a hub repository with `file` naming one in it.
-    max_tokens: of one answer; 0 for as many as the grammar admits, so that no answer can be cut.
+    max_tokens: of one answer; 0 for as many as the grammar admits and `context_tokens` has room for.
     batch_size: answers decoded at once; a finished one makes place for the next.
-    context_tokens: shared by them; 0 for as many as `batch_size` answers need.
+    context_tokens: what prompt, description and answer of a row may take together.
     threads: 0 for as many as pay.
     """
 
@@ -39,7 +39,7 @@ class Structure(ModelStage):
     language: Literal["en", "ru"] = "en"
     categories: tuple[str, ...] = ()
     max_tokens: int = 0
-    context_tokens: int = 0
+    context_tokens: int = 2048
     threads: int = 0
     device: Literal["auto", "cuda", "cpu"] = "auto"
     batch_size: int | Literal["auto"] = "auto"
@@ -50,8 +50,8 @@ class Structure(ModelStage):
 
     def need(self) -> Need:
         gb = weights.size_gb(self.model)
-        context_tokens = self.context_tokens or LONG_ANSWER_TOKENS + MOST_ROWS_ON_CPU * ROW_TOKENS
-        gb += context_tokens * KV_GB_PER_TOKEN if gb > 1 else 0.0
+        shared_tokens, tokens_per_slot = self._room()
+        gb += (shared_tokens + FEW_ROWS * tokens_per_slot) * KV_GB_PER_TOKEN if gb > 1 else 0.0
         return Need(gpu_gb=gb) if self._on_gpu() else Need(host_gb=gb)
 
     def identity(self) -> str:
@@ -73,10 +73,11 @@ class Structure(ModelStage):
     def load(self) -> Any:
         from vec_pipeline.engines.llama_process import LlamaProcess
 
+        shared_tokens, tokens_per_slot = self._room()
         return LlamaProcess(
             self.path(),
-            context_tokens=self.context_tokens or LONG_ANSWER_TOKENS,
-            tokens_per_slot=0 if self.context_tokens else ROW_TOKENS,
+            context_tokens=shared_tokens,
+            tokens_per_slot=tokens_per_slot,
             gpu_layers=-1 if self._on_gpu() else 0,
             threads=self.threads,
         )
@@ -84,11 +85,15 @@ class Structure(ModelStage):
     def auto_batch_size(self, model: Any) -> int:
         """As many answers at once as pay, and as free memory has room for beside what the model holds by now."""
         on_gpu = self._on_gpu()
-        most = MOST_ROWS_ON_GPU if on_gpu else MOST_ROWS_ON_CPU
         free_gb = device.gpu_free_gb() if on_gpu and device.has_gpu() else device.host_free_gb()
-        free_tokens = self.context_tokens or ((free_gb or 0.0) - RESERVE_GB) * 1e9 / model.kv_bytes_per_token
-        shared_tokens = 0 if self.context_tokens else LONG_ANSWER_TOKENS
-        return max(1, int(model.slots), min(most, int((free_tokens - shared_tokens) / ROW_TOKENS)))
+        free_tokens = ((free_gb or 0.0) - RESERVE_GB) * 1e9 / model.kv_bytes_per_token
+        shared_tokens, tokens_per_slot = self._room()
+        fitting = int((free_tokens - shared_tokens) / tokens_per_slot)
+        return max(1, int(model.slots), min(MOST_ROWS_ON_GPU if on_gpu else MOST_ROWS_ON_CPU, fitting))
+
+    def _room(self) -> tuple[int, int]:
+        """Tokens that all rows share, and tokens for each: on a GPU memory is scarce, on a CPU sharing costs time."""
+        return (self.context_tokens, ROW_TOKENS) if self._on_gpu() else (0, self.context_tokens)
 
     def run(self, model: Any, rows: list[Values]) -> list[Values]:
         schema = self.schema()

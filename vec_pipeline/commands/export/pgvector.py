@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 IMAGE_COLUMNS = ("timestamp", "error")
-REMEDIES = {
+NO_PGVECTOR = "install pgvector on that server"
+REMEDIES = {  # the first that fits
+    psycopg.errors.FeatureNotSupported: NO_PGVECTOR,
+    psycopg.errors.UndefinedFile: NO_PGVECTOR,  # the same, of PostgreSQL 15 and older
+    psycopg.errors.InsufficientPrivilege: "have its administrator run CREATE EXTENSION vector, and let you make tables",
     psycopg.OperationalError: "check --dsn, and that the server runs",
-    psycopg.errors.FeatureNotSupported: "install pgvector on that server",
     psycopg.DataError: "its tables hold vectors of other models: give another database",
+    psycopg.Error: "mend that, or give another database",
 }
 
 
@@ -41,7 +45,7 @@ def export(csv_path: Path, dsn: str | None, folder: Path | None) -> str:
             with psycopg.connect(url) as connection:
                 rows = write(connection, csv_path, names, sizes)
         except psycopg.Error as error:
-            remedy = next((text for kind, text in REMEDIES.items() if isinstance(error, kind)), "give another database")
+            remedy = next(text for kind, text in REMEDIES.items() if isinstance(error, kind))
             raise UserError(f"PostgreSQL: {str(error).partition(chr(10))[0]}; nothing was changed: {remedy}") from None
     where = "the server" if dsn else f"{folder}; pgserver.get_server({str(folder)!r}).get_uri() opens it in Python"
     return f"{rows:,} rows in images, image_descriptions and image_embeddings of {where}"

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from vec_pipeline.commands import add_csv_argument
+from vec_pipeline.record import UserError
 
 DEFAULT_COSINE = 0.97
 
@@ -36,5 +37,8 @@ def run(options: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # t-SNE's threads, which spin otherwise
     from vec_pipeline.commands.report.report import make_report
 
-    print(make_report(options.csv, options.out, options.duplicate_cosine))
+    try:
+        print(make_report(options.csv, options.out, options.duplicate_cosine))
+    except OSError as error:
+        raise UserError(f"{options.out} cannot be written ({error.strerror}): make room, or name another") from None
     return 0

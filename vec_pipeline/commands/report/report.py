@@ -16,7 +16,7 @@ from vec_pipeline.commands.report.rows import read_rows
 from vec_pipeline.commands.report.site import Site
 from vec_pipeline.commands.report.summary import SCORES, Summary, stage_seconds
 from vec_pipeline.commands.report.thumbnails import Picture, Thumbnails
-from vec_pipeline.record import Values
+from vec_pipeline.record import UserError, Values
 
 ROWS_PER_PIECE = 1_000
 COLUMNS = ("image_path", "text", "description", "categories", "keywords", "image_text", "error", "flags", *SCORES)
@@ -27,7 +27,8 @@ Plan = dict[str, list[int]]
 
 
 def make_report(csv_path: Path, folder: Path, duplicate_cosine: float) -> str:
-    """Write the gallery of a CSV, and return what to say of it. Raises UserError as read_rows and Site do."""
+    """Write the gallery of a CSV, and return what to say of it. Raises UserError and OSError as read_rows
+    and Site do."""
     start_s = time.monotonic()
     rows = read_rows(csv_path)
     site = Site(folder)
@@ -80,7 +81,15 @@ def plan_of(vectors: Vectors, duplicate_cosine: float) -> Plan:
     places = np.full((len(vectors), 2), -1)
     groups = np.zeros(len(vectors), int)
     if has_vector.any():
-        known = np.stack([vector for vector in vectors if vector is not None])
+        known = matrix_of([vector for vector in vectors if vector is not None])
         places[has_vector] = np.rint(similarity.place(known) * MAP_STEPS)
         groups[has_vector] = similarity.group(known, duplicate_cosine)
     return {"x": places[:, 0].tolist(), "y": places[:, 1].tolist(), "group": groups.tolist()}
+
+
+def matrix_of(vectors: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    """Vectors as one matrix. Raises UserError where they are of several lengths."""
+    lengths = sorted({len(vector) for vector in vectors})
+    if len(lengths) > 1:
+        raise UserError(f"image_vector has {' and '.join(map(str, lengths))} numbers: keep one model's rows in a CSV")
+    return np.stack(vectors)

@@ -3,13 +3,14 @@
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 Array = np.ndarray[Any, Any]
 
 COMPONENTS = 50
 LANDMARKS = 2_000
 NEIGHBOURS = 3
-BLOCK_CELLS = 1 << 23  # cosines computed at a time: 34 MB, and at worst 130 MB of pairs
+BLOCK_CELLS = 1 << 22  # cosines computed at a time: 17 MB, and pairs of at worst 250 MB
 
 
 def unit(vectors: Array) -> Array:
@@ -78,7 +79,7 @@ def group(vectors: Array, threshold: float) -> Array:
     directions, number = unit(vectors), len(vectors)
     labels = np.arange(number)
     rows_at_once = max(1, BLOCK_CELLS // number)
-    for start in range(0, number, rows_at_once):
+    for start in tqdm(range(0, number, rows_at_once), desc="near-duplicates", unit=" blocks", disable=None):
         cosines = directions[start : start + rows_at_once] @ directions[start:].T
         first, second = np.nonzero(cosines >= threshold - 1e-6)  # a rounding error must not part equal vectors
         first, second = labels[first + start], labels[second + start]

@@ -24,19 +24,16 @@ DATA_PLACE = "{data}"
 class Site:
     """A folder that is made, or that holds an earlier report, which stays whole until `publish`.
 
-    Raises UserError where it holds something else, or cannot be written.
+    Raises UserError where it holds something else, and OSError where it cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.index = folder / "index.html"
         self.thumbnails = folder / "gallery" / "thumbnails"
-        try:
-            refuse_what_is_not_ours(folder)
-            self.thumbnails.mkdir(parents=True, exist_ok=True)
-            self.data = new_folder(folder / "gallery")
-        except OSError as error:
-            raise UserError(f"{folder} cannot be written ({error.strerror}): name another with --out") from None
+        refuse_what_is_not_ours(folder)
+        self.thumbnails.mkdir(parents=True, exist_ok=True)
+        self.data = new_folder(folder / "gallery")
 
     def write(self, name: str, function: str, *values: Any) -> None:
         """Write a script that hands values to a function of page/gallery.js."""

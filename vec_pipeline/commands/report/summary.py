@@ -8,7 +8,7 @@ from typing import Any
 
 from vec_pipeline.record import Values
 
-TOP_KEYWORDS = 500  # suggested while typing; the page plots the first of them
+MOST = 500  # categories to choose from, and keywords suggested while typing; the page plots the first of them
 BIN = 0.05
 SCORES = ("text_confidence", "clip_score")
 STAGE_SECONDS = re.compile(r"^  (\w[\w.]*) +([\d.]+) s, and ([\d.]+) s to load its model$", re.MULTILINE)
@@ -44,8 +44,9 @@ class Summary:
         return {
             "rows": self.rows,
             "with_text": self.with_text,
-            "categories": self.categories.most_common(),
-            "keywords": self.keywords.most_common(TOP_KEYWORDS),
+            "categories": self.categories.most_common(MOST),
+            "keywords": self.keywords.most_common(MOST),
+            "different": {"categories": len(self.categories), "keywords": len(self.keywords)},
             "flags": self.flags.most_common(),
             "errors": self.errors.most_common(),
             "bin": BIN,

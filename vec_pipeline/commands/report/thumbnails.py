@@ -39,10 +39,12 @@ class Thumbnails:
 
     def of(self, keys: Iterable[str]) -> list[Picture]:
         """Make what is missing for the images of some rows; a picture that cannot be read has no thumbnail."""
-        results = list(self._pool.map(self._of, keys))
-        self.made += sum(is_new for _, is_new in results)
-        self._used.update(picture.thumbnail for picture, _ in results)
-        return [picture for picture, _ in results]
+        keys = list(keys)
+        different = dict.fromkeys(keys)  # two threads must not write one file
+        found = dict(zip(different, self._pool.map(self._of, different), strict=True))
+        self.made += sum(is_new for _, is_new in found.values())
+        self._used.update(picture.thumbnail for picture, _ in found.values())
+        return [found[key][0] for key in keys]
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -21,13 +21,11 @@ QUERY_PREFIXES = {"passage: ": "query: "}  # of the e5 models; any other prefix 
 def sight_query(csv_path: Path, text: str) -> Vector:
     """Embed a text with the text tower of the CLIP: float32 of shape (dimensions,), L2-normalised."""
     stage = stage_of(csv_path, EmbedImage)
-    import open_clip
     import torch
 
     clip = stage.load()
-    tokens = open_clip.get_tokenizer(f"local-dir:{stage.path().resolve()}")([text])
     with torch.inference_mode():
-        vectors = clip.model.encode_text(tokens.to(clip.device), normalize=True)
+        vectors = clip.model.encode_text(clip.tokenize([text]).to(clip.device), normalize=True)
     vector: Vector = vectors[0].float().cpu().numpy()
     return vector
 

@@ -143,11 +143,10 @@ class Cache:
             places.seek(16 * state.rows)
             try:
                 for block in read_with_bar(self.csv_path, (self.column,), start=state.csv_end):
-                    values, rows = self._vectors_of(block, state)
+                    values, rows, dimensions = self._vectors_of(block, state.dimensions)
                     vectors.write(values.tobytes())
                     places.write(rows.tobytes())
-                    state.rows += len(rows)
-                    state.csv_end = int(block.ends[-1])
+                    state = State(state.rows + len(rows), dimensions, int(block.ends[-1]))  # at once: Ctrl-C may come
             finally:
                 for file in (vectors, places):
                     file.flush()
@@ -157,20 +156,23 @@ class Cache:
                     new.write_text(json.dumps(asdict(state)))
         return state
 
-    def _vectors_of(self, block: Block, state: State) -> tuple[Any, Any]:
-        """The numbers of a block's vectors, one after the other, and the places of its rows that have one."""
+    def _vectors_of(self, block: Block, dimensions: int) -> tuple[Any, Any, int]:
+        """The numbers of a block's vectors, one after the other, the places of the rows that have one, and dimensions.
+
+        dimensions: those of the vectors before it, 0 where there were none.
+        """
         import pyarrow.compute as pc
 
         column = block.table[self.column]
         lengths = pc.list_value_length(column).fill_null(0).to_numpy()
         there = lengths > 0
-        state.dimensions = state.dimensions or int(max(lengths))
-        if not (lengths[there] == state.dimensions).all():
+        dimensions = dimensions or int(max(lengths))
+        if not (lengths[there] == dimensions).all():
             raise UserError(
                 f"{self.csv_path} holds {self.column}s of different lengths, of two models: annotate it again"
             )
         places = np.stack([block.starts[there], block.ends[there]], axis=1)
-        return pc.list_flatten(column).to_numpy(), places
+        return pc.list_flatten(column).to_numpy(), places, dimensions
 
 
 @contextmanager

@@ -54,8 +54,8 @@ function returnFocus(row) {
 }
 
 function showPicture(row) {
-  const small = thumbnailOf(row),
-    full = data.link[row];
+  const small = thumbnailOf(row);
+  const full = data.link[row];
   const say = (text) => element("figcaption", {}, text);
   const parts = [];
   if (small) parts.push(element("img", { src: small, alt: altOf(row) }));

@@ -19,7 +19,9 @@ const orders = new Map(); // sort -> all rows in that order
 
 const sortOf = () => {
   const name = state.sort.replace(/^-/, "");
-  return Object.hasOwn(SORTS, name) ? { name, isDescending: state.sort.startsWith("-") } : { name: "time", isDescending: false };
+  return Object.hasOwn(SORTS, name)
+    ? { name, isDescending: state.sort.startsWith("-") }
+    : { name: "time", isDescending: false };
 };
 const needsAll = () => state.sort !== "" || state.group !== "";
 

@@ -2,8 +2,10 @@
 
 "use strict";
 
-const THUMBNAILS_ON_MAP = 160; // with as many images in view or fewer, dots become pictures
-const THUMBNAIL_PX = 64;
+const LARGEST_PX = 72; // of a picture on the map
+const SMALLEST_PX = 32; // smaller, and dots are shown
+const COVERED = 0.4; // of the map by pictures
+const IMAGES_KEPT = 1000;
 const LISTED = 18;
 let mapCamera = null; // x and y of the middle, within 0..1, and the zoom
 let mapHeight = 1; // its width is 1
@@ -28,7 +30,16 @@ function heightOf(values) {
 /** Pixels that the map's whole width of 1 takes; at zoom 1 all of it is in view. */
 function mapUnit() {
   const { clientWidth, clientHeight } = $("map");
-  return 0.9 * Math.min(clientWidth, clientHeight / Math.max(mapHeight, 0.05)) * mapCamera.zoom;
+  return 0.87 * Math.min(clientWidth, clientHeight / Math.max(mapHeight, 0.05)) * mapCamera.zoom;
+}
+
+/** The side of the pictures on the map in pixels, as large as the number in view has room for; 0 where it has none. */
+function pictureSide() {
+  const side = Math.min(
+    LARGEST_PX,
+    Math.sqrt((COVERED * $("map").clientWidth * $("map").clientHeight) / mapDots.length),
+  );
+  return side < SMALLEST_PX ? 0 : side;
 }
 
 /** A function from a row to its place on the canvas. */
@@ -122,30 +133,30 @@ function drawMap() {
   mapDots = [];
   for (const row of placed) {
     const [x, y] = project(row);
-    if (x > -THUMBNAIL_PX && y > -THUMBNAIL_PX && x < width + THUMBNAIL_PX && y < height + THUMBNAIL_PX)
+    if (x > -LARGEST_PX && y > -LARGEST_PX && x < width + LARGEST_PX && y < height + LARGEST_PX)
       mapDots.push({ row, x, y });
   }
-  const isClose = mapDots.length <= THUMBNAILS_ON_MAP;
   for (const { row, x, y } of mapDots) {
     context.fillStyle = colourOf(data.categories[row]);
     context.beginPath();
     context.arc(x, y, size / 2, 0, 7);
     context.fill();
   }
-  if (isClose) for (const dot of mapDots) drawThumbnail(context, dot, style);
+  const side = pictureSide();
+  if (side) for (const dot of mapDots) drawThumbnail(context, dot, side);
 }
 
-function drawThumbnail(context, { row, x, y }, style) {
+function drawThumbnail(context, { row, x, y }, side) {
   let image = mapImages.get(row);
   if (!image && thumbnailOf(row)) {
     image = new Image();
     image.onload = renderSoon;
     image.src = thumbnailOf(row);
     mapImages.set(row, image);
-    if (mapImages.size > 4 * THUMBNAILS_ON_MAP) mapImages.delete(mapImages.keys().next().value);
+    if (mapImages.size > IMAGES_KEPT) mapImages.delete(mapImages.keys().next().value);
   }
   if (!image?.naturalWidth) return;
-  const scale = THUMBNAIL_PX / Math.max(image.naturalWidth, image.naturalHeight);
+  const scale = side / Math.max(image.naturalWidth, image.naturalHeight);
   const width = image.naturalWidth * scale,
     height = image.naturalHeight * scale;
   context.fillStyle = colourOf(data.categories[row]);
@@ -200,7 +211,7 @@ function zoomMap(factor, x = $("map").clientWidth / 2, y = $("map").clientHeight
 }
 
 function nearestDot(x, y) {
-  const reach = mapDots.length <= THUMBNAILS_ON_MAP ? THUMBNAIL_PX / 2 : 14;
+  const reach = Math.max(14, pictureSide() / 2);
   let best = null,
     least = reach ** 2;
   for (const dot of mapDots) {

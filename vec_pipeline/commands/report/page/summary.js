@@ -19,16 +19,16 @@ function renderSummary() {
       card(head.rows, "images"),
       card(errors, `with an error${share(errors)}`),
       card(head.with_text, `with text on the image${share(head.with_text)}`),
-      card(head.categories.length, head.categories.length === 1 ? "category" : "categories"),
+      card(head.different.categories, head.different.categories === 1 ? "category" : "categories"),
       card(head.groups, "groups of near-duplicates"),
     ),
     element(
       "div",
       { class: "plots" },
       ...[
-        bars("Categories", head.categories, "category"),
+        bars("Categories", head.categories, "category", head.different.categories),
         histogram("Confidence of the text", "text_confidence", "Mean probability of the tokens of the text."),
-        bars("Keywords", head.keywords, "keyword"),
+        bars("Keywords", head.keywords, "keyword", head.different.keywords),
         histogram("Agreement of image and text", "clip_score", "Cosine of image and text in the space of CLIP."),
         bars("Errors", head.errors, "error") ||
           element("section", { class: "plot" }, element("h3", {}, "Errors"), element("p", { class: "muted" }, "None.")),
@@ -60,7 +60,8 @@ function barRow(name, parts, most, number, filter) {
   );
 }
 
-function bars(title, pairs, filter) {
+/** Bars of the most frequent values; each leads to its images. */
+function bars(title, pairs, filter, different = pairs.length) {
   if (!pairs.length) return null;
   const top = pairs.slice(0, BARS);
   const list = element(
@@ -69,19 +70,12 @@ function bars(title, pairs, filter) {
     ...top.map(([name, number]) => barRow(name, [number], top[0][1], count(number), filter)),
   );
   if (filter === "error") list.querySelectorAll(".name").forEach((name) => name.classList.add("wide"));
-  const rest = pairs.length - top.length;
   return element(
     "section",
     { class: "plot" },
     element("h3", {}, title),
     list,
-    rest > 0
-      ? element(
-          "p",
-          { class: "note" },
-          `The ${BARS} most frequent of ${pairs.length === 500 ? "500 or more" : count(pairs.length)}.`,
-        )
-      : null,
+    different > BARS ? element("p", { class: "note" }, `The ${BARS} most frequent of ${count(different)}.`) : null,
   );
 }
 

@@ -36,20 +36,21 @@ function picture(row) {
   );
 }
 
-function tile(row) {
-  const flags = flagsOf(row);
+/** What a tile says at its end: the error, or the first flag, or the confidence. */
+function badge(row) {
+  if (data.error[row]) return element("span", { class: "failed", title: data.error[row] }, errorKind(row));
+  const [first, ...more] = flagsOf(row);
+  if (first) {
+    const title = [first, ...more].join(", ");
+    return element("span", { class: "flag", title }, more.length ? `${first} +${more.length}` : first);
+  }
   const confidence = data.text_confidence[row];
-  const end = data.error[row]
-    ? element("span", { class: "failed", title: data.error[row] }, errorKind(row))
-    : flags.length
-      ? element(
-          "span",
-          { class: "flag", title: flags.join(", ") },
-          flags.length > 1 ? `${flags[0]} +${flags.length - 1}` : flags[0],
-        )
-      : confidence === null
-        ? null
-        : element("span", {}, element("span", { class: "unseen" }, "confidence "), percent(confidence));
+  if (confidence === null) return null;
+  return element("span", {}, element("span", { class: "unseen" }, "confidence "), percent(confidence));
+}
+
+function tile(row) {
+  const end = badge(row);
   const category = data.categories[row];
   const dot = element("span", { class: "dot" });
   dot.style.background = colourOf(category);
@@ -80,8 +81,8 @@ function onTileClick(event) {
 }
 
 const shown = new Map(); // position -> its list item
-let columns = 1,
-  rowHeight = 1;
+let columns = 1;
+let rowHeight = 1; // pixels, the gap included
 let current = 0; // the position that Tab leads to
 let toRestore = 0; // the position to scroll to once it has arrived
 
@@ -124,7 +125,8 @@ function renderGrid() {
     const item = shown.get(position) || addTile(position);
     item.style.width = `${tileWidth}px`;
     item.style.height = `${tileHeight}px`;
-    item.style.transform = `translate(${(position % columns) * (tileWidth + gap)}px, ${Math.floor(position / columns) * rowHeight}px)`;
+    const left = (position % columns) * (tileWidth + gap);
+    item.style.transform = `translate(${left}px, ${Math.floor(position / columns) * rowHeight}px)`;
     item.setAttribute("aria-setsize", results.length);
     item.firstChild.tabIndex = position === current ? 0 : -1;
     item.firstChild.setAttribute("href", hashOf({ image: results[position] }));
@@ -165,8 +167,8 @@ function scrollToGridTop() {
   current = 0;
 }
 
-let scrolled,
-  isScrollDue = false;
+let scrolled;
+let isScrollDue = false;
 function onScroll() {
   if (state.view !== "grid") return;
   if (!isScrollDue) {
@@ -222,8 +224,8 @@ function onGridKey(event) {
   if (!(event.key in steps)) return;
   event.preventDefault();
   const next = Math.max(0, Math.min(results.length - 1, current + steps[event.key]));
-  const isSideways = ["ArrowUp", "ArrowDown"].includes(event.key) && Math.abs(next - current) !== columns;
-  if (next !== current && !isSideways) focusPosition(next);
+  const leavesColumn = ["ArrowUp", "ArrowDown"].includes(event.key) && Math.abs(next - current) !== columns;
+  if (next !== current && !leavesColumn) focusPosition(next);
 }
 
 function listenToGrid() {
