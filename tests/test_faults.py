@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -346,3 +347,12 @@ def test_a_folder_that_vanishes_stops_the_run(photos: Path, config: Path, tmp_pa
     again = run(photos, config, output, "--retry-errors")
     assert again.returncode == 0, again.stderr
     assert_all_right(output, photos)
+
+
+def test_the_tests_that_the_document_names_exist() -> None:
+    text = (PROJECT / "docs" / "reliability.md").read_text()
+    named = set(re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", text))
+    assert len(named) > 25
+    for file, function in named:
+        content = (PROJECT / "tests" / file).read_text()
+        assert not function or f"def {function}(" in content, f"{file}::{function}"
