@@ -337,7 +337,7 @@ def make_photos(folder: Path, number: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--minutes", type=float, default=45.0, help="begin no kill after so many (default: %(default)s)"
+        "--minutes", type=float, default=30.0, help="begin no kill after so many (default: %(default)s)"
     )
     parser.add_argument("--kills", type=int, default=300, help="end after so many (default: %(default)s)")
     parser.add_argument("--images", type=int, default=240, help="scenes drawn (default: %(default)s)")

@@ -357,11 +357,16 @@ def write_settings(csv_path: Path, stages: Iterable[Stage]) -> None:
     """Write the settings beside the CSV."""
     text = yaml.safe_dump(settings(stages), allow_unicode=True, sort_keys=False)
     new = settings_path(csv_path).with_suffix(".new")  # a kill must not leave half a file
-    with new.open("w", encoding="utf-8") as file:
-        file.write("# The settings this CSV was made with.\n" + text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(settings_path(csv_path))
+    try:
+        with new.open("w", encoding="utf-8") as file:
+            file.write("# The settings this CSV was made with.\n" + text)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(settings_path(csv_path))
+    except OSError as error:
+        raise UserError(
+            f"{new} cannot be written ({error.strerror}): make room and run the same command again"
+        ) from None
 
 
 def settings_path(csv_path: Path) -> Path:

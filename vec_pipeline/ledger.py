@@ -41,7 +41,14 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.RLock()
-        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._open()
+        self.deaths: dict[str, int] = {}  # of suspects, by path
+        self.stages: dict[str, str] = {}  # which they were in
+        for image_path, stage, deaths in self._database.execute("SELECT image_path, stage, deaths FROM in_flight"):
+            self.deaths[image_path], self.stages[image_path] = deaths, stage
+
+    def _open(self) -> None:
+        self._database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         try:
             self._database.execute("PRAGMA journal_mode = WAL")
             # May lose the last batches with the power, never the file.
@@ -50,10 +57,6 @@ class Ledger:
         except BaseException:
             self._database.close()
             raise
-        self.deaths: dict[str, int] = {}  # of suspects, by path
-        self.stages: dict[str, str] = {}  # which they were in
-        for image_path, stage, deaths in self._database.execute("SELECT image_path, stage, deaths FROM in_flight"):
-            self.deaths[image_path], self.stages[image_path] = deaths, stage
 
     def _begin(self) -> None:
         (version,) = self._database.execute("PRAGMA user_version").fetchone()
@@ -70,7 +73,8 @@ class Ledger:
             some = images[start : start + QUERY_IMAGES]
             places = ",".join("?" * len(some))
             query = f"SELECT image, result, vectors FROM results WHERE settings = ? AND image IN ({places})"
-            with self._lock:
+            rows: list[tuple[str, str, bytes]] = []
+            with self._mended():
                 rows = self._database.execute(query, (settings, *some)).fetchall()
             found |= {image: decode(result, vectors) for image, result, vectors in rows}
         return found
@@ -121,11 +125,24 @@ class Ledger:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         try:
-            with self._lock, self._database:  # commits, or rolls back
+            with self._mended(), self._database:  # commits, or rolls back
                 self._database.execute("BEGIN IMMEDIATE")
                 yield
         except sqlite3.OperationalError as error:  # the disk is full: no image's fault
             raise UserError(f"{self._path}: {error}: make room and run the same command again") from None
+
+    @contextlib.contextmanager
+    def _mended(self) -> Iterator[None]:
+        """One thread at a time; a file that turns out to be damaged is set aside, and the block done with."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.DatabaseError as error:
+                if type(error) is not sqlite3.DatabaseError:  # its subclasses tell of other things
+                    raise
+                self._database.close()
+                set_aside(self._path, error)
+                self._open()
 
 
 class NoLedger(Ledger):
@@ -159,13 +176,18 @@ def open_ledger(path: Path) -> Ledger:
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError) and not path.is_dir():  # a full disk: the file is not to blame
             raise UserError(f"{path}: {error}: make room, or name another file with --output") from None
-        set_aside = path.with_suffix(".broken")
-        logger.warning("%s is broken (%s): it is now %s, and a new one is begun", path, error, set_aside)
-        print(f"{path} is damaged and was set aside as {set_aside.name}: what it held will be computed again")
-        path.replace(set_aside)
-        for suffix in ("-wal", "-shm"):  # of the broken one: they must not be taken for the new one's
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        set_aside(path, error)
         return Ledger(path)
+
+
+def set_aside(path: Path, error: sqlite3.Error) -> None:
+    """Rename a damaged ledger, and say so."""
+    aside = path.with_suffix(".broken")
+    logger.warning("%s is broken (%s): it is now %s, and a new one is begun", path, error, aside)
+    print(f"{path} is damaged and was set aside as {aside.name}: what it held will be computed again")
+    path.replace(aside)
+    for suffix in ("-wal", "-shm"):  # of the broken one: they must not be taken for the new one's
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def encode(values: Values) -> tuple[str, bytes]:
