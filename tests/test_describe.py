@@ -177,6 +177,6 @@ def test_a_models_own_code_and_pickles_stay_unread(tmp_path: Path) -> None:
     shutil.rmtree(folder)
     shutil.copytree(BUNDLED, folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"set describe.allow_pickle: true"):
+    with pytest.raises((OSError, UserError), match="safetensors"):
         dataclasses.replace(STAGE, model=str(folder)).load()
     assert not (tmp_path / "ran").exists()

@@ -234,6 +234,16 @@ def test_only_tiles_near_the_window_exist(page: Page) -> None:
     assert set(setsizes) == {"1200"}
 
 
+def test_grid_stays_within_the_page_when_a_scroll_bar_comes(page: Page) -> None:
+    page.open("category=red")
+    right = "return Math.max(...[...document.querySelectorAll('#grid li')].map(e => e.getBoundingClientRect().right))"
+    page.choose("category", "")
+    page.until_equal(page.count, "1,200 images")
+    assert page.script(right) <= page.script(
+        "return document.getElementById('main').getBoundingClientRect().right - 23"
+    )
+
+
 def test_filters(page: Page) -> None:
     page.open()
     page.choose("category", "green")

@@ -247,8 +247,9 @@ def test_summary_counts(tmp_path: Path) -> None:
     assert head["flags"] == [["x", 2], ["y", 1]]
     assert head["errors"] == [["open_image: OSError", 2]]
     assert head["with_text"] == 1
-    assert head["scores"]["text_confidence"] == [[0.85, 1], [0.9, 2], [0.95, 1]]
-    assert head["scores"]["clip_score"][0] == [-0.05, 1]
+    assert head["scores"]["text_confidence"][-4:] == [[0.8, 0], [0.85, 1], [0.9, 2], [0.95, 1]]
+    assert head["scores"]["text_confidence"][0] == [0.5, 0]
+    assert [low for low, number in head["scores"]["clip_score"] if number] == [-0.05, 0.3]
     assert sum(number for _, number in head["scores"]["clip_score"]) == 2
     rows = values_of(tmp_path / "site", "data-rows-0.js")
     assert rows["text_confidence"] == [0.91, 0.94, 0.85, 1, None, None]

@@ -32,7 +32,7 @@ from vec_pipeline.engines import Answer, Message
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an abort would start a debugger
 
 MAX_SLOTS = c.llama_max_parallel_sequences() - 1  # one sequence holds the common prefix
-SMALL_MODEL_BYTES = 30_000_000
+SMALL_MODEL_BYTES = 100_000_000  # of weights
 _BEST = 128  # how many of the best tokens are tried before the whole vocabulary
 _CACHE_FULL, _OUT_OF_MEMORY = 1, -2  # return codes of llama_decode
 

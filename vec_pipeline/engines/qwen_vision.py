@@ -70,9 +70,7 @@ class ImageReader:
         return torch.cat([self._cut(self._normalise(pixels.to(self._device))) for pixels in same])
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        scaled: Tensor = (
-            pixels.double() * self._processor.rescale_factor
-        )  # in double, as transformers does: the same bits
+        scaled: Tensor = pixels.double() * self._processor.rescale_factor  # in double as in transformers: the same bits
         return (scaled.float() - self._mean) / self._std
 
     def _cut(self, pixels: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from vec_pipeline.record import Values
 
 MOST = 500  # categories to choose from, and keywords suggested while typing; the page plots the first of them
 BIN = 0.05
+FEWEST_BINS = 10  # one bar alone would not look like a distribution
 SCORES = ("text_confidence", "clip_score")
 STAGE_SECONDS = re.compile(r"^  (\w[\w.]*) +([\d.]+) s, and ([\d.]+) s to load its model$", re.MULTILINE)
 
@@ -68,8 +69,9 @@ def bin_of(score: float) -> int:
 
 
 def histogram(bins: Counter[int]) -> list[tuple[float, int]]:
-    """Every bin from the lowest to the highest that holds something."""
-    return [(round(index * BIN, 2), bins[index]) for index in range(min(bins), max(bins) + 1)]
+    """Every bin from the lowest to the highest that holds something, and FEWEST_BINS at least."""
+    first = min(*bins, max(bins) + 1 - FEWEST_BINS)
+    return [(round(index * BIN, 2), bins[index]) for index in range(first, max(bins) + 1)]
 
 
 def stage_seconds(log: Path) -> list[tuple[str, float, float]]:

@@ -30,7 +30,7 @@ function heightOf(values) {
 /** Pixels that the map's whole width of 1 takes; at zoom 1 all of it is in view. */
 function mapUnit() {
   const { clientWidth, clientHeight } = $("map");
-  return 0.87 * Math.min(clientWidth, clientHeight / Math.max(mapHeight, 0.05)) * mapCamera.zoom;
+  return 0.85 * Math.min(clientWidth, clientHeight / Math.max(mapHeight, 0.05)) * mapCamera.zoom;
 }
 
 /** The side of the pictures on the map in pixels, as large as the number in view has room for; 0 where it has none. */

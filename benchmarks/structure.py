@@ -1,0 +1,183 @@
+"""How fast descriptions become JSON: `create_chat_completion` with a schema, one after another, against LlamaProcess.
+
+    .venv/bin/python benchmarks/structure.py          # the bundled Llama, and one of 150 M random weights, on the CPU
+    .venv/bin/python benchmarks/structure.py --gpu    # Llama 3.1 8B's shapes as Q4_K_M with random weights
+
+All sides get the same prompts, threads and number of tokens, and take turns in one command; printed are medians. The
+bundled model ends its answers itself; a random one makes exactly TOKENS, which its grammar leaves it no way to avoid.
+Threads wait passively on all sides: spinning, two of them took a second a token wherever a third process wanted a core.
+"""
+
+import argparse
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in a run
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from benchmarks.random_llama import LLAMA_8B, LLAMA_150M, write_random_llama  # noqa: E402
+from models.demo.scenes import random_scene  # noqa: E402
+from vec_pipeline.engines import grammar  # noqa: E402
+from vec_pipeline.engines.llama_process import LlamaProcess  # noqa: E402
+from vec_pipeline.stages.structure import Structure  # noqa: E402
+
+BUNDLED = PROJECT / "models" / "demo" / "llama" / "llama.gguf"
+STAGE = Structure(model=str(BUNDLED))
+TOKENS = 64
+ENDLESS = {"type": "object", "properties": {"text": {"type": "string", "minLength": 1500, "maxLength": 1900}}}
+OWN_ROOM = {"context_tokens": 0, "tokens_per_slot": 1024}
+SHARED_ROOM = {"context_tokens": 2048, "tokens_per_slot": 384}
+
+
+@dataclass
+class Side:
+    """One way to answer `answers` descriptions; it returns the tokens made. Rounds add their seconds and tokens."""
+
+    name: str
+    answers: int
+    run: Callable[[int], int]
+    seconds: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+    def measure(self) -> None:
+        start_s = time.perf_counter()
+        tokens = self.run(self.answers)
+        self.seconds.append(time.perf_counter() - start_s)
+        self.tokens.append(tokens)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return statistics.median(tokens / s for tokens, s in zip(self.tokens, self.seconds, strict=True))
+
+    @property
+    def answers_per_s(self) -> float:
+        return self.answers / statistics.median(self.seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu", action="store_true", help="the shapes of Llama 3.1 8B, on the GPU")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="of the 150 M model, on all sides")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        if options.gpu:
+            path = write_random_llama(Path(folder) / "8b.gguf", LLAMA_8B)
+            models = {"8B Q4_K_M, random weights": list(gpu_sides(path, stack))}
+        else:
+            path = write_random_llama(Path(folder) / "150m.gguf", LLAMA_150M)
+            models = {
+                "bundled, F16, threads: 1": list(cpu_sides(BUNDLED, STAGE.schema(), 400, 1, 64, stack)),
+                f"150 M F16, random weights, threads: {options.threads}": list(
+                    cpu_sides(path, ENDLESS, TOKENS, options.threads, 32, stack)
+                ),
+            }
+        for sides in models.values():
+            measure(sides, options.rounds)
+    print_table(models, options.rounds)
+
+
+def cpu_sides(
+    path: Path, schema: dict[str, Any], max_tokens: int, threads: int, answers: int, stack: ExitStack
+) -> Iterator[Side]:
+    """The serial call and 1 to 32 slots; of the slow ones fewer answers are asked for."""
+    yield Side(
+        "create_chat_completion", max(4, answers // 8), serial(path, schema, max_tokens, stack, n_threads=threads)
+    )
+    for slots in (1, 4, 8, 16, 32):
+        some = max(4, min(answers, answers // 16 * slots))
+        yield Side(
+            f"{count(slots)}", some, in_slots(path, schema, max_tokens, slots, stack, threads=threads, **OWN_ROOM)
+        )
+
+
+def gpu_sides(path: Path, stack: ExitStack) -> Iterator[Side]:
+    """The serial call, and slots in a context they share; of one number also with room of their own."""
+    yield Side("create_chat_completion", 4, serial(path, ENDLESS, 2 * TOKENS, stack, n_gpu_layers=-1))
+    for slots in (8, 32, 64):
+        yield Side(f"{count(slots)}", 2 * slots, in_slots(path, ENDLESS, 2 * TOKENS, slots, stack, **SHARED_ROOM))
+    yield Side("64 slots, room of their own", 128, in_slots(path, ENDLESS, 2 * TOKENS, 64, stack, **OWN_ROOM))
+
+
+def serial(
+    path: Path, schema: dict[str, Any], max_tokens: int, stack: ExitStack, **options: Any
+) -> Callable[[int], int]:
+    """The library's own example, one description after another."""
+    import llama_cpp
+
+    options |= {"n_threads_batch": options["n_threads"]} if "n_threads" in options else {}
+    llama = stack.enter_context(closing(llama_cpp.Llama(str(path), n_ctx=2048, verbose=False, **options)))
+    response_format = {"type": "json_object", "schema": required(schema)}
+
+    def run(answers: int) -> int:
+        return sum(
+            llama.create_chat_completion(
+                conversation, response_format=response_format, temperature=0.0, max_tokens=max_tokens
+            )["usage"]["completion_tokens"]
+            for conversation in conversations(answers)
+        )
+
+    return run
+
+
+def in_slots(
+    path: Path, schema: dict[str, Any], max_tokens: int, slots: int, stack: ExitStack, **options: Any
+) -> Callable[[int], int]:
+    """The engine, in its child process as in a run."""
+    llama = stack.enter_context(closing(LlamaProcess(path, **options)))
+    gbnf = grammar.to_gbnf(schema)
+    return lambda answers: sum(
+        answer.tokens for answer in llama.generate(conversations(answers), gbnf, max_tokens, slots)
+    )
+
+
+def count(slots: int) -> str:
+    return "1 slot" if slots == 1 else f"{slots} slots"
+
+
+def required(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with what the library's converter wants said: that no field may be left out, and none added."""
+    return {**schema, "required": list(schema["properties"]), "additionalProperties": False}
+
+
+def conversations(number: int) -> list[list[Any]]:
+    rng = random.Random(0)
+    captions = [random_scene(rng, held_out=True).caption() for _ in range(number)]
+    system = {"role": "system", "content": STAGE.system_prompt()}
+    return [[system, {"role": "user", "content": caption}] for caption in captions]
+
+
+def measure(sides: list[Side], rounds: int) -> None:
+    for side in sides:
+        side.run(1)  # what is made once: contexts, tables of the vocabulary
+    for number in range(rounds):
+        for side in sides:
+            side.measure()
+            print(f"round {number + 1}, {side.name}: {side.seconds[-1]:.1f} s", file=sys.stderr)
+
+
+def print_table(models: dict[str, list[Side]], rounds: int) -> None:
+    print(f"\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, ", end="")
+    print(f"llama-cpp-python {version('llama-cpp-python')}; medians of {rounds}\n")
+    print("| model | side | tokens/s | answers/s | ratio |\n|---|---|---|---|---|")
+    for model, sides in models.items():
+        for side in sides:
+            ratio = side.tokens_per_s / sides[0].tokens_per_s
+            print(f"| {model} | {side.name} | {side.tokens_per_s:.1f} | {side.answers_per_s:.2f} | {ratio:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
