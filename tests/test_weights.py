@@ -250,7 +250,7 @@ def config_with_code(folder: Path) -> None:
 def test_code_of_a_model_runs_only_where_it_is_asked_for(make: Callable[[Path], None], tmp_path: Path) -> None:
     folder = copy_of_demo("sentences", tmp_path)
     make(folder)
-    with pytest.raises(ValueError, match="trust_remote_code"):
+    with pytest.raises(UserError, match=r"Python files of its own: .* set embed_text\.trust_remote_code: true"):
         EmbedText(model=str(folder)).load()
     assert not (folder / "executed").exists()
     with pytest.raises(Exception, match=r"custom|Module|Config"):  # the file has no such class

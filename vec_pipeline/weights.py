@@ -1,8 +1,10 @@
 """A model's hub name or local path -> a local path. The only place that knows how weights get onto this machine."""
 
+import contextlib
 import errno
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -218,6 +220,18 @@ class ModelStage(Stage):
         if not missing.exists():
             raise UserError(f"{self.name}: {missing} is missing{nearest(missing)}")
         check_headers(path)
+
+    @contextlib.contextmanager
+    def refusing_code(self) -> Iterator[None]:
+        """A block that loads a model; UserError names the option where its libraries ask for `trust_remote_code`."""
+        try:
+            yield
+        except ValueError as error:
+            if "trust_remote_code" not in str(error):
+                raise
+            raise UserError(
+                f"{self.model} brings Python files of its own: read them, and set {self.name}.trust_remote_code: true"
+            ) from None
 
     def need(self) -> Need:
         return Need(host_gb=size_gb(self.model))

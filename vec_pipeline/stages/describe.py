@@ -83,7 +83,7 @@ class Describe(ModelStage):
 
         disable_progress_bar()  # of reading files, in the middle of the worker's own; downloads have theirs
         path, where = self.path(), device.resolve(self.device)
-        try:
+        with self.refusing_code():
             processor = AutoProcessor.from_pretrained(path, trust_remote_code=self.trust_remote_code)
             model = AutoModelForImageTextToText.from_pretrained(
                 path,
@@ -93,12 +93,6 @@ class Describe(ModelStage):
                 use_safetensors=None if self.allow_pickle else True,
                 trust_remote_code=self.trust_remote_code,
             )
-        except ValueError as error:
-            if "trust_remote_code" not in str(error):
-                raise
-            raise UserError(
-                f"{self.model} brings Python files of its own: read them, and set describe.trust_remote_code: true"
-            ) from None
         if supports(model):  # both engines see the same pixels then, those that the family was made with
             processor.image_processor = AutoImageProcessor.from_pretrained(path, backend="pil")
         model.eval()

@@ -39,12 +39,13 @@ class EmbedText(ModelStage):
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # as in describe
-        return SentenceTransformer(
-            str(self.path()),
-            device=device.resolve(self.device),
-            trust_remote_code=self.trust_remote_code,
-            model_kwargs={"use_safetensors": None if self.allow_pickle else True},
-        )
+        with self.refusing_code():
+            return SentenceTransformer(
+                str(self.path()),
+                device=device.resolve(self.device),
+                trust_remote_code=self.trust_remote_code,
+                model_kwargs={"use_safetensors": None if self.allow_pickle else True},
+            )
 
     def run(self, model: Any, rows: list[Values]) -> list[Values]:
         texts = [self.prefix + row["text"] for row in rows]
