@@ -15,6 +15,8 @@ from sentence_transformers import SentenceTransformer
 from models.demo.drawing import draw
 from models.demo.scenes import Scene, named, random_scene
 from models.demo.vector_training import DEMO, paraphrase
+from vec_pipeline import device
+from vec_pipeline.stages.embed_text import EmbedText
 
 Clip = tuple[torch.nn.Module, Callable[[Image.Image], torch.Tensor]]  # the model and its preprocessing
 CLIP_FOLDER = DEMO / "clip"
@@ -145,3 +147,13 @@ def test_clip_loads_as_float32_from_any_folder(monkeypatch: pytest.MonkeyPatch, 
         vectors = model.encode_text(tokens)
     assert vectors.dtype == torch.float32
     assert vectors.isfinite().all()
+
+
+@pytest.mark.parametrize(("free_gb", "expected"), [(100.0, 32), (0.01, 3), (0.0, 1)])
+def test_texts_at_once_follow_from_the_free_memory(
+    free_gb: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = EmbedText(model=str(DEMO / "sentences"), device="cpu")
+    model = stage.load()
+    monkeypatch.setattr(device, "host_free_gb", lambda: free_gb)
+    assert stage.auto_batch_size(model) == expected

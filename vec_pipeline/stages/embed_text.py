@@ -7,6 +7,11 @@ from vec_pipeline import device, weights
 from vec_pipeline.record import Need, Values
 from vec_pipeline.weights import ModelStage
 
+MOST_TEXTS = {"cuda": 256, "cpu": 32}  # at once; more are no faster
+LONGEST_TEXT_TOKENS = 512  # of models that do not say
+FLOATS_AT_WORK, HEADS = 16, 16  # per token and channel, and of attention per pair of tokens, in one block
+SHARE_OF_FREE = 0.25  # of the memory, left to one batch
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedText(ModelStage):
@@ -28,7 +33,7 @@ class EmbedText(ModelStage):
     prefix: str = ""  # put before each text, as some models want ("passage: ")
     trust_remote_code: bool = False  # run the Python files that some models come with
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    batch_size: int = 64
+    batch_size: int | Literal["auto"] = "auto"
 
     def need(self) -> Need:
         gb = weights.size_gb(self.model)
@@ -46,6 +51,14 @@ class EmbedText(ModelStage):
                 trust_remote_code=self.trust_remote_code,
                 model_kwargs={"use_safetensors": None if self.allow_pickle else True},
             )
+
+    def auto_batch_size(self, model: Any) -> int:
+        """As many of the longest texts as a share of the free memory holds at work, up to MOST_TEXTS."""
+        where = device.resolve(self.device)
+        free_gb = device.gpu_free_gb() if where == "cuda" else device.host_free_gb()
+        tokens, channels = model.max_seq_length or LONGEST_TEXT_TOKENS, model.get_embedding_dimension() or 1024
+        bytes_per_text = 4 * tokens * (FLOATS_AT_WORK * channels + HEADS * tokens)
+        return max(1, min(MOST_TEXTS[where], int(SHARE_OF_FREE * (free_gb or 0.0) * device.GB / bytes_per_text)))
 
     def run(self, model: Any, rows: list[Values]) -> list[Values]:
         texts = [self.prefix + row["text"] for row in rows]
