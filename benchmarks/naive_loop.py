@@ -63,7 +63,7 @@ class NaiveLoop:
     def annotate(self, path: Path) -> dict[str, Any]:
         image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
         image.thumbnail([self.stages["open_image"].max_size_px] * 2)
-        text = self.describe(image)
+        text, prefix = self.describe(image), self.stages["embed_text"].prefix
         answer = self.structure(text)
         extracted = json.loads(answer)
         return {
@@ -73,11 +73,9 @@ class NaiveLoop:
             "categories": extracted["category"],
             "keywords": ", ".join(extracted["keywords"]),
             "image_text": extracted["image_text"],
-            "text_vector": self.sentences.encode(
-                self.stages["embed_text"].prefix + text, normalize_embeddings=True, show_progress_bar=False
-            ),
-            "word2vec_vector": np.mean([self.words[word] for word in re.findall(r"\w+", text)], axis=0),
-            "image_vector": self.embed_image(image),
+            "text_vector": as_json(self.sentences.encode(prefix + text, normalize_embeddings=True)),
+            "word2vec_vector": as_json(np.mean([self.words[word] for word in re.findall(r"\w+", text)], axis=0)),
+            "image_vector": as_json(self.embed_image(image)),
             "timestamp": datetime.now().isoformat(timespec="seconds"),
             "error": "",
             "llama_extracted": answer,
@@ -114,6 +112,10 @@ class NaiveLoop:
         return str(completion["choices"][0]["message"]["content"])
 
 
+def as_json(vector: Any) -> str:
+    return json.dumps(vector.tolist(), separators=(",", ":"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path)
@@ -129,8 +131,7 @@ def main() -> None:
         writer.writerow(COLUMNS)
         for path in paths:
             row = loop.annotate(path)
-            cells = (row[name] for name in COLUMNS)
-            writer.writerow(json.dumps(cell.tolist()) if isinstance(cell, np.ndarray) else cell for cell in cells)
+            writer.writerow(row[name] for name in COLUMNS)
             file.flush()
     print(f"{len(paths)} images in {time.perf_counter() - start_s:.3f} s, without loading")
 
