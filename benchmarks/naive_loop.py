@@ -78,7 +78,7 @@ class NaiveLoop:
             ),
             "word2vec_vector": np.mean([self.words[word] for word in re.findall(r"\w+", text)], axis=0),
             "image_vector": self.embed_image(image),
-            "timestamp": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "timestamp": datetime.now().isoformat(timespec="seconds"),
             "error": "",
             "llama_extracted": answer,
         }
