@@ -437,8 +437,8 @@ class _Grammar:
         candidates = np.zeros(len(tokens), _TOKEN_DATA)
         candidates["id"] = tokens
         self._filter(_pointer(candidates, c.llama_token_data), len(candidates))
-        is_allowed: npt.NDArray[np.bool_] = candidates["logit"] == 0.0
-        return is_allowed
+        allowed: npt.NDArray[np.bool_] = candidates["logit"] == 0.0
+        return allowed
 
     def _filter(self, candidates: Any, count: int) -> None:
         """Sets the logit of every candidate that may not come next to minus infinity."""
