@@ -196,7 +196,7 @@ def work(
     config: "Config", source: Source, sink: "CsvFile", todo: int, options: argparse.Namespace, interrupt: Interrupt
 ) -> None:
     """Make the parts, run the loop, and take the parts down again however it ends."""
-    from vec_pipeline import pipeline
+    from vec_pipeline import device, pipeline
     from vec_pipeline.annotator import Annotator
     from vec_pipeline.config import fingerprints
     from vec_pipeline.ledger import NoLedger, open_ledger
@@ -212,6 +212,8 @@ def work(
         cache = stack.enter_context(contextlib.closing(ModelCache(config.model_cache_size, config.clear_threshold_gb)))
         chosen = plan(config)
         logging.getLogger("vec_pipeline").info("%s", chosen.reason)
+        if chosen.overlap and chosen.is_on_cpu:
+            device.leave_half_the_cores()
         annotator = Annotator(
             config.stages,
             cache,

@@ -76,7 +76,7 @@ def annotator_after(chunks: int, load_s: float, work_s: float) -> Annotator:
 
 def test_chunks_grow_until_loading_costs_little() -> None:
     """Four seconds to load for each chunk, and a tenth of a second of work for each image."""
-    chosen = Plan(overlap=False, chunk_images=10, largest_chunk_images=2000, is_fixed=False, reason="")
+    chosen = Plan(overlap=False, chunk_images=10, largest_chunk_images=2000, is_fixed=False, is_on_cpu=True, reason="")
     assert chosen.next_chunk_images(annotator_after(0, 0, 0)) == 10
     size = chosen.next_chunk_images(annotator_after(2, load_s=8.0, work_s=2.0))
     assert size == 800
@@ -84,7 +84,7 @@ def test_chunks_grow_until_loading_costs_little() -> None:
 
 
 def test_chunks_stay_small_where_nothing_is_loaded_and_within_memory() -> None:
-    chosen = Plan(overlap=False, chunk_images=10, largest_chunk_images=100, is_fixed=False, reason="")
+    chosen = Plan(overlap=False, chunk_images=10, largest_chunk_images=100, is_fixed=False, is_on_cpu=True, reason="")
     assert chosen.next_chunk_images(annotator_after(2, load_s=0.0, work_s=2.0)) == 10
     assert chosen.next_chunk_images(annotator_after(2, load_s=80.0, work_s=2.0)) == 100
 

@@ -80,9 +80,9 @@ def test_the_line_says_where_the_run_stands(
     shown = show(io.StringIO())
     shown.count(rows(*TEN))
     clock.now_s += 100
-    annotator.current = "embed_text"
+    annotator.at_work |= {1: "embed_text", 0: "describe"}  # by lane
     monkeypatch.setattr(progress, "gpu_free_gb", lambda: 3.21)
-    assert shown.line() == "10/40, 0.10 images/s, 5:00 left, 3 errors, 3.2 GB GPU free, embed_text"
+    assert shown.line() == "10/40, 0.10 images/s, 5:00 left, 3 errors, 3.2 GB GPU free, describe + embed_text"
 
 
 def test_the_line_before_the_first_row(show: Show) -> None:

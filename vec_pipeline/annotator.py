@@ -66,7 +66,7 @@ class Annotator:
         self.turns = Turns()
         self.proven_sizes: dict[Stage, int] = {}  # batch sizes that fitted last time
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by stage name, loading included
-        self._at_work: dict[int, str] = {}  # lane -> stage, at this moment
+        self.at_work: dict[int, str] = {}  # lane -> stage, at this moment
         self.chunks = self.images = 0  # that have gone through every stage
         self.is_stopping = threading.Event()
         self._unfinished: list[Chunk] = []  # being read or annotated
@@ -74,7 +74,7 @@ class Annotator:
     @property
     def current(self) -> str:
         """What is being done at this moment, for the progress bar."""
-        return " + ".join(name for _, name in sorted(self._at_work.items()))
+        return " + ".join(name for _, name in sorted(self.at_work.items()))
 
     def __call__(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Yield each chunk annotated; when interrupted, first the rows that are complete by then."""
@@ -148,12 +148,12 @@ class Annotator:
     def _annotate(self, lane: int, records: Chunk) -> None:
         for stage in self.lanes[lane]:  # stages outside, records inside: a model is swapped at most once a chunk
             start_s = time.monotonic()
-            self._at_work[lane] = stage.name
+            self.at_work[lane] = stage.name
             try:
                 self._run_stage(stage, [record for record in records if is_ready(stage, record)])
             finally:
                 self.seconds[stage.name] += time.monotonic() - start_s
-                self._at_work.pop(lane, None)
+                self.at_work.pop(lane, None)
 
     def _finished(self, records: Chunk) -> Chunk:
         """Working values, such as the pixels, end here; and so does the suspicion of images that have lived."""

@@ -1,5 +1,6 @@
 """Which GPU there is, and the memory that is free on it and on the host."""
 
+import os
 import sys
 
 import psutil
@@ -33,3 +34,11 @@ def gpu_free_gb() -> float | None:
 def host_free_gb() -> float:
     """Memory of the host that can be had without swapping."""
     return float(psutil.virtual_memory().available) / GB
+
+
+def leave_half_the_cores() -> None:
+    """Let torch compute on half of the cores, because another lane needs the others; OMP_NUM_THREADS wins."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // 2)))  # read when torch is imported
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(int(threads))

@@ -24,6 +24,7 @@ OUT_OF_MEMORY_SIGNS = {  # in the text of an exception, with its name -> who say
     "CUBLAS_STATUS_NOT_INITIALIZED": "cuBLAS, where there is no room for its handle",
     "CUDNN_STATUS_ALLOC_FAILED": "cuDNN",
     "MemoryError": "Python, numpy, llama.cpp's weights and context, and ModelCache where psutil sees too little",
+    "llama.cpp: decoding failed": "llama.cpp, where a decode fails for any other reason",
     "LlamaDied": "the process of llama.cpp, which ends where a decode cannot allocate, or is killed by the kernel",
 }
 BROKEN_GPU_SIGN = "CUDA error:"  # any but out of memory: every later call of this process fails too

@@ -20,6 +20,7 @@ class Plan:
     """What was decided, and the sentence that says why.
 
     overlap: the lanes of the annotator run side by side.
+    is_on_cpu: no stage uses a GPU.
     chunk_images: images of the first chunk, and of all where `is_fixed`.
     """
 
@@ -27,6 +28,7 @@ class Plan:
     chunk_images: int
     largest_chunk_images: int
     is_fixed: bool
+    is_on_cpu: bool
     reason: str
 
     def next_chunk_images(self, annotator: "Annotator") -> int:
@@ -66,7 +68,7 @@ def plan(config: Config) -> Plan:
         how = f"one stage after the other, over chunks of {first} images"
         how += "" if fits or is_fixed else f" at first, then of as many as keep loading under {LOADING_SHARE:.0%}"
     together = f"{'fit' if fits else 'do not fit'} together ({figures}; at most {config.model_cache_size} at once)"
-    return Plan(overlap, first, max(first, largest), is_fixed or fits, f"the models {together}: {how}")
+    return Plan(overlap, first, max(first, largest), is_fixed or fits, not gpu_gb, f"the models {together}: {how}")
 
 
 def bytes_per_image(config: Config) -> int:
