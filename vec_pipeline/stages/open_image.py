@@ -51,7 +51,7 @@ class OpenImage(Stage):
     def _open(self, path: Path) -> Values:
         content = path.read_bytes()
         image = open_image(content, self.max_size_px)
-        return {"image": image, "content_hash": hashlib.blake2b(content, digest_size=16).hexdigest()}
+        return {"image": image, "content_hash": hashlib.sha256(content).hexdigest()[:32]}
 
 
 def open_image(content: bytes, max_size_px: int) -> Image.Image:
@@ -73,7 +73,7 @@ def open_image(content: bytes, max_size_px: int) -> Image.Image:
     image.load()
     pixels = to_rgb(image)
     if pixels.size != target:
-        pixels = pixels.resize(target, Image.Resampling.LANCZOS, reducing_gap=2.0)
+        pixels = pixels.resize(target, Image.Resampling.BICUBIC, reducing_gap=1.3)  # the models' own filter
     turn = turn_upright(image)
     return padded(pixels if turn is None else pixels.transpose(turn))
 
