@@ -73,7 +73,7 @@ def test_the_notebook_snippet_runs(
     matplotlib.use("Agg")
     (tmp_path / "output").symlink_to(example_run[1].parent)
     monkeypatch.chdir(tmp_path)
-    lines = README[README.index("    import matplotlib") : README.index("## Search")].splitlines()
+    lines = README[README.index("    import matplotlib") : README.index("### Which rows to trust")].splitlines()
     names: dict[str, Any] = {}
     exec("\n".join(line[4:] for line in lines), names)
     assert len(names["nearest"]) == 5
