@@ -35,9 +35,11 @@ bench: .venv/dev  ## the tables of docs/benchmarks.md on this machine's CPU, a q
 	.venv/bin/python benchmarks/structure.py
 	.venv/bin/python benchmarks/overhead.py
 
-bench-gpu: .venv/dev  ## the same on a GPU: true shapes, random weights
-	.venv/bin/python benchmarks/describe.py --gpu
-	.venv/bin/python benchmarks/structure.py --gpu
+bench-gpu: .venv/dev  ## the same on a GPU: the production models' shapes with random weights; 25 GB of disk
+	.venv/bin/python benchmarks/describe.py --gpu > output/bench-gpu.md
+	.venv/bin/python benchmarks/structure.py --gpu >> output/bench-gpu.md
+	.venv/bin/python benchmarks/pipeline.py --gpu >> output/bench-gpu.md
+	@cat output/bench-gpu.md
 
 venv: .venv/run  ## make the environment only
 

@@ -9,7 +9,6 @@ medians, and how many answers equal those of the first side.
 
 import argparse
 import os
-import platform
 import statistics
 import sys
 import time
@@ -27,27 +26,24 @@ from PIL import Image
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+from benchmarks.machine import machine, require_gpu  # noqa: E402
+from benchmarks.random_models import (  # noqa: E402
+    DEMO,
+    TEXT_7B,
+    TEXT_150M,
+    VISION_7B,
+    VISION_150M,
+    qwen_processor,
+    random_qwen,
+)
 from vec_pipeline.engines.batched_generate import BatchedGenerate, image_prompt  # noqa: E402
 from vec_pipeline.engines.qwen_slots import QwenSlots  # noqa: E402
 from vec_pipeline.prompts import PROMPTS  # noqa: E402
 
-BUNDLED = PROJECT / "models" / "demo" / "vision_language"
 EXAMPLES = PROJECT / "examples" / "images"
 QUESTION = PROMPTS["en"].describe
 BATCH = 16
 H200_BYTES_PER_S, H200_FLOP_PER_S = 4.3e12, 790e12  # what one reaches: memory, and bf16 products
-
-TEXT_7B: dict[str, Any] = {
-    "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
-    "num_key_value_heads": 4, "vocab_size": 152064,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-}  # fmt: skip
-VISION_7B = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": 3584}
-TEXT_SMALL = TEXT_7B | {
-    "hidden_size": 768, "intermediate_size": 4096, "num_attention_heads": 12, "num_key_value_heads": 2,
-    "vocab_size": 16384, "rope_parameters": TEXT_7B["rope_parameters"] | {"mrope_section": [8, 12, 12]},
-}  # fmt: skip
-VISION_SMALL = {"depth": 6, "embed_dim": 384, "num_heads": 6, "mlp_ratio": 4, "hidden_size": 768}
 
 
 @dataclass
@@ -64,7 +60,6 @@ class Side:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", action="store_true", help="Qwen2-VL-7B's shapes on the GPU")
-    parser.add_argument("--parameters", type=int, default=150, help="millions of the random model (CPU)")
     parser.add_argument("--new-tokens", type=int, default=128, help="of every answer of a random model")
     parser.add_argument("--image-px", type=int, help="side of a random model's images (CPU: 112, GPU: 384)")
     parser.add_argument("--slots", type=int, nargs="+", help="(CPU: 8 16 32, GPU: 16 64 256)")
@@ -72,8 +67,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=["bundled", "random"], help="of the two CPU comparisons")
     options = parser.parse_args()
+    if options.gpu:
+        require_gpu()
     torch.set_num_threads(options.threads)
-    print(machine(options.gpu, options.threads))
+    print(f"{machine('torch', 'transformers')}, {options.threads} threads")
     if options.gpu:
         on_gpu(options)
         return
@@ -81,7 +78,8 @@ def main() -> None:
         model, processor = bundled_qwen()
         compare("bundled model", model, processor, 64, examples(), options.slots or [8, 16, 32], 25, options.rounds)
     if options.only != "bundled":
-        model, processor = random_qwen(options.parameters, options.image_px or 112)
+        model = random_qwen(TEXT_150M, VISION_150M, torch.float32)
+        processor = qwen_processor(options.image_px or 112)
         name = f"random weights, {sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters"
         slots = options.slots or [8, 16, 32]
         compare(name, model, processor, options.new_tokens, examples(), slots, 2, options.rounds)
@@ -147,43 +145,8 @@ def bundled_qwen() -> tuple[Any, Any]:
     """The demo's model and processor, in float32 on the CPU."""
     from transformers import AutoModelForImageTextToText
 
-    return AutoModelForImageTextToText.from_pretrained(BUNDLED, dtype=torch.float32).eval(), bundled_processor(112)
-
-
-def bundled_processor(image_px: int) -> Any:
-    """The demo's tokenizer and template, for images of `image_px` x `image_px` pixels at most."""
-    from transformers import AutoImageProcessor, AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(BUNDLED)
-    size = {"shortest_edge": 56 * 56, "longest_edge": (-(-image_px // 28) * 28) ** 2}
-    processor.image_processor = AutoImageProcessor.from_pretrained(BUNDLED, backend="pil", size=size)
-    return processor
-
-
-def random_qwen(parameters_millions: float, image_px: int = 112) -> tuple[Any, Any]:
-    """A Qwen2-VL of about that size with random weights, float32 on the CPU, and the demo's processor.
-
-    Proportions are those of the 7B. Nothing ends its answers, so they have exactly `max_new_tokens` tokens.
-    """
-    vision, embeddings = 12.0, 2 * 16384 * 768 / 1e6  # millions, as the layers: 768 wide, with a gated 4096
-    a_layer = 768 * (2 * 768 + 2 * 128 + 3 * 4096) / 1e6
-    layers = max(1, round((parameters_millions - vision - embeddings) / a_layer))
-    return random_model(TEXT_SMALL | {"num_hidden_layers": layers}, VISION_SMALL, torch.float32), bundled_processor(
-        image_px
-    )
-
-
-def random_model(text: dict[str, Any], vision: dict[str, Any], dtype: torch.dtype, device: str = "cpu") -> Any:
-    from transformers import AutoModelForImageTextToText, Qwen2VLConfig
-
-    torch.manual_seed(0)
-    tokens = {"image_token_id": 721, "video_token_id": 722, "vision_start_token_id": 718, "vision_end_token_id": 719}
-    text = text | {"bos_token_id": None, "eos_token_id": None}
-    config = Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **tokens)
-    with torch.device(device):
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 710
-    return model
+    model = AutoModelForImageTextToText.from_pretrained(DEMO / "vision_language", dtype=torch.float32)
+    return model.eval(), qwen_processor(112)
 
 
 def examples() -> list[Image.Image]:
@@ -194,8 +157,8 @@ def examples() -> list[Image.Image]:
 def on_gpu(options: argparse.Namespace) -> None:
     """The true shapes of Qwen2-VL-7B: images a second, then what a prefill and a step take beside what they must."""
     image_px = options.image_px or 384
-    model = random_model(TEXT_7B, VISION_7B, torch.bfloat16, "cuda")
-    processor = bundled_processor(image_px)
+    model = random_qwen(TEXT_7B, VISION_7B, torch.bfloat16, "cuda")
+    processor = qwen_processor(image_px)
     pictures = [image.resize((image_px, image_px)) for image in examples()]
     slots = options.slots or [16, 64, 256]
     name = f"Qwen2-VL-7B's shapes in bf16, random weights, {image_px} x {image_px} pixels"
@@ -239,14 +202,6 @@ def roofline(model: Any, rows: int, prompt_tokens: int, new_tokens: int, image_p
     cache = rows * (prompt_tokens + new_tokens / 2) * 2 * text.num_hidden_layers * text.num_key_value_heads * head_size
     step_bytes, step_flop = 2 * (decoder + head + cache), 2 * (decoder + head) * rows
     return prefill_flop / H200_FLOP_PER_S, max(step_bytes / H200_BYTES_PER_S, step_flop / H200_FLOP_PER_S)
-
-
-def machine(uses_gpu: bool, threads: int) -> str:
-    import transformers
-
-    where = torch.cuda.get_device_name() if uses_gpu else f"{platform.machine()}, {threads} threads"
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    return f"{where}, Python {platform.python_version()}, {versions}"
 
 
 if __name__ == "__main__":

@@ -1,73 +1,103 @@
-"""The whole worker against benchmarks/naive_loop.py, on drawn scenes and the bundled models, taking turns.
+"""The whole worker against benchmarks/naive_loop.py, on the same drawn scenes, taking turns.
 
-    .venv/bin/python benchmarks/pipeline.py
+    .venv/bin/python benchmarks/pipeline.py             # the bundled models, on the CPU
+    .venv/bin/python benchmarks/pipeline.py --random    # models of about 150 M random parameters each, on the CPU
+    .venv/bin/python benchmarks/pipeline.py --gpu       # the production models' shapes, 25 GB of disk and host memory
 
 Images/s are without loading: the naive loop times its loop, and of `run.py` the time for one image is taken off the
-time for all, both as processes of their own. The naive loop gets the first NAIVE of the same scenes.
+time for all, both as processes of their own. The naive loop gets the first few of the same scenes.
 """
 
 import argparse
 import os
-import platform
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+from benchmarks.machine import machine, require_gpu  # noqa: E402
+from benchmarks.random_models import OF_150M, PRODUCTION, Set, write_set  # noqa: E402
 from models.demo import draw  # noqa: E402
 from vec_pipeline import load_annotations  # noqa: E402
 
-CONFIG = PROJECT / "configs" / "demo.yaml"
 COMPARED = ["text", "description", "categories", "keywords", "image_text"]
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", **os.environ}  # the first is what run.py sets
 
 
+@dataclass(frozen=True)
+class Setting:
+    """The models, how many images each side gets in a round, and how many rounds."""
+
+    name: str
+    models: Set | None  # None: the bundled ones
+    images: int
+    naive_images: int
+    rounds: int
+
+
+BUNDLED = Setting("bundled models", None, 1000, 40, 5)
+RANDOM = Setting("150 M random parameters each", OF_150M, 32, 2, 3)
+GPU = Setting("production shapes, random weights", PRODUCTION, 1024, 3, 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--naive-images", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=5)
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--random", dest="setting", action="store_const", const=RANDOM, default=BUNDLED)
+    kind.add_argument("--gpu", dest="setting", action="store_const", const=GPU)
+    parser.add_argument("--images", type=int, help="for run.py (1000, --random 32, --gpu 1024)")
+    parser.add_argument("--naive-images", type=int, help="for the naive loop (40, --random 2, --gpu 3)")
+    parser.add_argument("--rounds", type=int, help="(5, --random 3, --gpu 1)")
     options = parser.parse_args()
-    naive, worker, whole_s = [], [], []
+    chosen = {name: value for name, value in vars(options).items() if name != "setting" and value}
+    setting = replace(options.setting, **chosen)
+    if options.setting is GPU:
+        require_gpu()
     with tempfile.TemporaryDirectory() as folder:
-        scenes, output = Path(folder) / "scenes", Path(folder) / "output"
-        draw.main(scenes, options.images, seed=5)
-        output.mkdir()
-        for number in range(options.rounds):
-            naive.append(naive_rate(scenes, output / "naive.csv", options.naive_images))
-            one_s = worker_s(scenes, output / f"one-{number}" / "annotations.csv", 1)
-            all_s = worker_s(scenes, output / f"all-{number}" / "annotations.csv", options.images)
-            worker.append((options.images - 1) / (all_s - one_s))
-            whole_s.append(all_s)
-            print(f"round {number + 1}: {naive[-1]:.2f} and {worker[-1]:.2f} images/s", file=sys.stderr)
-        equal = equal_rows(output / "naive.csv", output / "all-0" / "annotations.csv")
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "llama-cpp-python"))
-    print(f"\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {libraries}; ", end="")
-    print(f"medians of {options.rounds}, bundled models, {options.images} scenes\n")
+        compare(setting, Path(folder))
+
+
+def compare(setting: Setting, folder: Path) -> None:
+    """Let both sides take turns and print their table."""
+    naive, worker, whole_s = [], [], []
+    config = write_set(folder, setting.models) if setting.models else PROJECT / "configs" / "demo.yaml"
+    scenes, output = folder / "scenes", folder / "output"
+    draw.main(scenes, setting.images, seed=5)
+    output.mkdir()
+    for number in range(setting.rounds):
+        naive.append(naive_rate(scenes, config, output / "naive.csv", setting.naive_images))
+        one_s = worker_s(scenes, config, output / f"one-{number}" / "annotations.csv", 1)
+        all_s = worker_s(scenes, config, output / f"all-{number}" / "annotations.csv", setting.images)
+        worker.append((setting.images - 1) / (all_s - one_s))
+        whole_s.append(all_s)
+        print(f"round {number + 1}: {naive[-1]:.2f} and {worker[-1]:.2f} images/s", file=sys.stderr)
+    print(f"\n{machine('torch', 'transformers', 'llama-cpp-python')}")
+    print(f"\n{setting.name}, {setting.images} scenes, medians of {setting.rounds}:\n")
     print("| side | images/s | ratio |\n|---|---|---|")
     print(f"| naive loop | {statistics.median(naive):.2f} | 1.0 |")
     ratio = statistics.median(mine / theirs for mine, theirs in zip(worker, naive, strict=True))
     print(f"| run.py | {statistics.median(worker):.2f} | {ratio:.1f} |")
-    print(f"\nWith loading, run.py took {statistics.median(whole_s):.1f} s for all {options.images}. {equal}")
+    print(f"\nWith loading, run.py took {statistics.median(whole_s):.1f} s for all {setting.images}. ", end="")
+    print(equal_rows(output / "naive.csv", output / "all-0" / "annotations.csv"))
 
 
-def naive_rate(scenes: Path, output: Path, images: int) -> float:
-    said = run("benchmarks/naive_loop.py", scenes, "--config", CONFIG, "--output", output, "--limit", images)
+def naive_rate(scenes: Path, config: Path, output: Path, images: int) -> float:
+    said = run("benchmarks/naive_loop.py", scenes, "--config", config, "--output", output, "--limit", images)
     count, seconds = re.findall(r"(\d+) images in ([\d.]+) s", said)[-1]
     return int(count) / float(seconds)
 
 
-def worker_s(scenes: Path, output: Path, images: int) -> float:
+def worker_s(scenes: Path, config: Path, output: Path, images: int) -> float:
     output.parent.mkdir()
     start_s = time.perf_counter()
-    run("run.py", scenes, "--config", CONFIG, "--output", output, "--limit", images)
+    run("run.py", scenes, "--config", config, "--output", output, "--limit", images)
     return time.perf_counter() - start_s
 
 

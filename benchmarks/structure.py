@@ -10,7 +10,6 @@ Threads wait passively on all sides: spinning, two of them took a second a token
 
 import argparse
 import os
-import platform
 import random
 import statistics
 import sys
@@ -19,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in a run
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+from benchmarks.machine import machine, require_gpu  # noqa: E402
 from benchmarks.random_llama import LLAMA_8B, LLAMA_150M, write_random_llama  # noqa: E402
 from models.demo.scenes import random_scene  # noqa: E402
 from vec_pipeline.engines import grammar  # noqa: E402
@@ -86,6 +85,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of the 150 M model, on all sides")
     options = parser.parse_args()
+    if options.gpu:
+        require_gpu()
+    rounds = min(options.rounds, 3) if options.gpu else options.rounds
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         if options.gpu:
             path = write_random_llama(Path(folder) / "8b.gguf", LLAMA_8B)
@@ -99,8 +101,8 @@ def main() -> None:
                 ),
             }
         for sides in models.values():
-            measure(sides, options.rounds)
-    print_table(models, options.rounds)
+            measure(sides, rounds)
+    print_table(models, rounds)
 
 
 def cpu_sides(
@@ -183,8 +185,7 @@ def measure(sides: list[Side], rounds: int) -> None:
 
 
 def print_table(models: dict[str, list[Side]], rounds: int) -> None:
-    print(f"\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, ", end="")
-    print(f"llama-cpp-python {version('llama-cpp-python')}; medians of {rounds}\n")
+    print(f"\n{machine('llama-cpp-python')}; medians of {rounds}\n")
     print("| model | side | answers/s | tokens/s | ratio | tokens/CPU s | ratio |\n|---|---|---|---|---|---|---|")
     for model, (first, *others) in models.items():
         for side in (first, *others):

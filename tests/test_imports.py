@@ -23,10 +23,10 @@ MAY_IMPORT = {  # a package stands for each of its modules; what is missing here
     "pipeline": {"record"},
     "config": {"record", "weights"},
     "stages": {"record", "engines", "prompts", "weights", "device"},
-    "engines": {"engines"},
+    "engines": {"engines", "device"},
     "sources": {"record"},
     "sinks": {"record"},
-    "annotations": {"record", "sinks"},
+    "annotations": {"record", "sinks", "device"},
 }
 ENTRIES = {"run", "vec_pipeline.__main__"}
 HEAVY = {

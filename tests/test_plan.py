@@ -30,7 +30,7 @@ def test_models_that_fit_together_run_side_by_side(machine: Machine) -> None:
     chosen = plan_of()
     assert (chosen.overlap, chosen.chunk_images, chosen.is_fixed) == (True, 256, True)
     assert "of 79.0 GB GPU memory" in chosen.reason
-    assert "side" in chosen.reason or "beside" in chosen.reason
+    assert "run beside the image stages of the next" in chosen.reason
 
 
 @pytest.mark.parametrize(("gpu_gb", "host_gb"), [(20.0, 100.0), (79.0, 6.0)])

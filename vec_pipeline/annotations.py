@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from vec_pipeline.device import free_cores
 from vec_pipeline.record import COLUMNS, VECTOR_COLUMNS, UserError
 from vec_pipeline.sinks.csv_file import row_ends
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FLOAT_COLUMNS = ("text_confidence", "clip_score")
 BLOCK_BYTES = 1 << 23
-THREADS = min(4, os.cpu_count() or 1)  # pyarrow parses without the interpreter's lock
+THREADS = min(4, free_cores())  # pyarrow parses without the interpreter's lock
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -1,7 +1,9 @@
-"""Which GPU there is, and the memory that is free on it and on the host."""
+"""Which GPU and which cores there are, and the memory that is free on the GPU and on the host."""
 
+import math
 import os
 import sys
+from pathlib import Path
 
 import psutil
 
@@ -36,9 +38,24 @@ def host_free_gb() -> float:
     return float(psutil.virtual_memory().available) / GB
 
 
+def rows_that_fit(device: str, bytes_per_row: float, share: float, most: dict[str, int]) -> int:
+    """Rows at once that a share of the free memory holds: at least one, and at most `most` of the device."""
+    free_gb = gpu_free_gb() if device == "cuda" else host_free_gb()
+    return max(1, min(most[device], int(share * (free_gb or 0.0) * GB / bytes_per_row)))
+
+
+def free_cores() -> int:
+    """The CPU cores this process may use, by affinity and cgroup quota; more threads make a step 10 times slower."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return min(cores, max(1, math.floor(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup, or its quota is "max"
+        return cores
+
+
 def leave_half_the_cores() -> None:
     """Let torch compute on half of the cores, because another lane needs the others; OMP_NUM_THREADS wins."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // 2)))  # read when torch is imported
+    threads = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, free_cores() // 2)))  # read when torch is imported
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(int(threads))

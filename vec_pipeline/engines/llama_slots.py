@@ -10,7 +10,6 @@ Some failures in here end the process; `llama_process` keeps them away from the 
 import ctypes
 import datetime
 import heapq
-import math
 import os
 import re
 from collections import deque
@@ -27,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from vec_pipeline.device import free_cores
 from vec_pipeline.engines import Answer, Message
 
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an abort would start a debugger
@@ -41,16 +41,6 @@ _TOKEN_DATA = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)]
 _FIXED_DAY = datetime.date(2024, 7, 26)  # Llama 3.1's own default: an answer must not depend on the day it is made
 
 Tokens = list[int]
-
-
-def free_cores() -> int:
-    """The CPU cores this process may use, by affinity and cgroup quota; more threads make a step 10 times slower."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return min(cores, max(1, math.floor(int(quota) / int(period))))
-    except (OSError, ValueError):  # no cgroup, or its quota is "max"
-        return cores
 
 
 class LlamaSlots:

@@ -104,9 +104,7 @@ class Describe(ModelStage):
     def auto_batch_size(self, model: "QwenSlots | BatchedGenerate") -> int:
         """As many images at once as the free memory holds, up to where more would gain nothing."""
         where = device.resolve(self.device)
-        free_gb = device.gpu_free_gb() if where == "cuda" else device.host_free_gb()
-        fitting = int(SHARE_OF_FREE * (free_gb or 0.0) * device.GB / model.bytes_per_slot())
-        return max(1, min(fitting, MOST_AT_ONCE[where]))
+        return device.rows_that_fit(where, model.bytes_per_slot(), SHARE_OF_FREE, MOST_AT_ONCE)
 
     def run(self, model: "QwenSlots | BatchedGenerate", rows: list[Values]) -> list[Values]:
         at_once = self.auto_batch_size(model) if self.batch_size == "auto" else self.batch_size

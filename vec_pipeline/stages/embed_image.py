@@ -51,9 +51,7 @@ class EmbedImage(ModelStage):
 
     def auto_batch_size(self, model: Clip) -> int:
         """As many images as a share of the free memory holds at work, up to MOST_IMAGES."""
-        free_gb = device.gpu_free_gb() if model.device == "cuda" else device.host_free_gb()
-        fitting = SHARE_OF_FREE * (free_gb or 0.0) * 1e9 / bytes_per_image(model.model)
-        return max(1, min(MOST_IMAGES[model.device], int(fitting)))
+        return device.rows_that_fit(model.device, bytes_per_image(model.model), SHARE_OF_FREE, MOST_IMAGES)
 
     def run(self, model: Clip, rows: list[Values]) -> list[Values]:
         import torch

@@ -54,11 +54,9 @@ class EmbedText(ModelStage):
 
     def auto_batch_size(self, model: Any) -> int:
         """As many of the longest texts as a share of the free memory holds at work, up to MOST_TEXTS."""
-        where = device.resolve(self.device)
-        free_gb = device.gpu_free_gb() if where == "cuda" else device.host_free_gb()
         tokens, channels = model.max_seq_length or LONGEST_TEXT_TOKENS, model.get_embedding_dimension() or 1024
         bytes_per_text = 4 * tokens * (FLOATS_AT_WORK * channels + HEADS * tokens)
-        return max(1, min(MOST_TEXTS[where], int(SHARE_OF_FREE * (free_gb or 0.0) * device.GB / bytes_per_text)))
+        return device.rows_that_fit(device.resolve(self.device), bytes_per_text, SHARE_OF_FREE, MOST_TEXTS)
 
     def run(self, model: Any, rows: list[Values]) -> list[Values]:
         texts = [self.prefix + row["text"] for row in rows]

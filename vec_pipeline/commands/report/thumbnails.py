@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from vec_pipeline.device import free_cores
 from vec_pipeline.stages.open_image import OpenImage, open_image
 
 SIDE_PX = 192
@@ -34,7 +35,7 @@ class Thumbnails:
         self.folder = folder
         self.made = 0
         self._used: set[str] = set()
-        self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="thumbnail")
+        self._pool = ThreadPoolExecutor(free_cores(), thread_name_prefix="thumbnail")
         OpenImage().load()  # HEIC, and Pillow's warnings
 
     def of(self, keys: Iterable[str]) -> list[Picture]:
