@@ -14,7 +14,7 @@ from vec_pipeline.weights import ModelStage
 KV_GB_PER_TOKEN = 131_072 / 1e9  # Llama 3.1 8B in f16; smaller models need less
 ROW_TOKENS = 384  # a usual description and its answer
 MOST_ROWS_ON_GPU, MOST_ROWS_ON_CPU = 64, 16  # answers at once; beyond that they hardly come faster
-FEW_ROWS = 8  # for which there should be room at least
+FEW_ROWS = 8  # for which there should be room at least, and up to which sharing it pays on a CPU too
 RESERVE_GB = 1.0  # free memory that is left to llama.cpp's buffers and to the other models
 
 
@@ -92,8 +92,13 @@ class Structure(ModelStage):
         return max(1, int(model.slots), min(MOST_ROWS_ON_GPU if on_gpu else MOST_ROWS_ON_CPU, fitting))
 
     def _room(self) -> tuple[int, int]:
-        """Tokens that all rows share, and tokens for each: on a GPU memory is scarce, on a CPU sharing costs time."""
-        return (self.context_tokens, ROW_TOKENS) if self._on_gpu() else (0, self.context_tokens)
+        """Tokens that all rows share, and tokens for each.
+
+        Where they share, the prompt's beginning is in memory once, but each row's attention passes over the tokens of
+        all: many rows on a CPU are faster apart.
+        """
+        are_few = self.batch_size != "auto" and self.batch_size <= FEW_ROWS
+        return (self.context_tokens, ROW_TOKENS) if are_few or self._on_gpu() else (0, self.context_tokens)
 
     def run(self, model: Any, rows: list[Values]) -> list[Values]:
         schema = self.schema()
