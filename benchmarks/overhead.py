@@ -151,7 +151,11 @@ def picture(width_px: int, height_px: int) -> bytes:
 
 def image_rows() -> list[tuple[str, str, str]]:
     rows = []
-    for name, size, wanted in (("12-megapixel JPEG", (4000, 3000), "6 ms"), ("640 x 480 JPEG", (640, 480), "2 ms")):
+    for name, size, wanted in (
+        ("12-megapixel JPEG", (4000, 3000), "6 ms"),
+        ("640 x 480 JPEG", (640, 480), "2 ms"),
+        ("384 x 288 JPEG", (384, 288), "2 ms"),
+    ):
         content = picture(*size)
 
         def decode(content: bytes = content) -> None:

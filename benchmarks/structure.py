@@ -33,7 +33,7 @@ from benchmarks.random_llama import LLAMA_8B, LLAMA_150M, write_random_llama  # 
 from models.demo.scenes import random_scene  # noqa: E402
 from vec_pipeline.engines import grammar  # noqa: E402
 from vec_pipeline.engines.llama_process import LlamaProcess  # noqa: E402
-from vec_pipeline.stages.structure import Structure  # noqa: E402
+from vec_pipeline.stages.structure import FEW_ROWS, Structure  # noqa: E402
 
 BUNDLED = PROJECT / "models" / "demo" / "llama" / "llama.gguf"
 STAGE = Structure(model=str(BUNDLED))
@@ -114,9 +114,8 @@ def cpu_sides(
     )
     for slots in (1, 4, 8, 16, 32):
         some = max(4, min(answers, answers // 16 * slots))
-        yield Side(
-            f"{count(slots)}", some, in_slots(path, schema, max_tokens, slots, stack, threads=threads, **OWN_ROOM)
-        )
+        room = SHARED_ROOM if slots <= FEW_ROWS else OWN_ROOM  # as the stage has it
+        yield Side(f"{count(slots)}", some, in_slots(path, schema, max_tokens, slots, stack, threads=threads, **room))
 
 
 def gpu_sides(path: Path, stack: ExitStack) -> Iterator[Side]:

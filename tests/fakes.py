@@ -89,8 +89,9 @@ class Describe(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedText(Describe):
-    """text -> text_vector."""
+    """text -> text_vector, in a process of its own as far as the annotator knows."""
 
+    runs_apart: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ("text",)
     writes: ClassVar[tuple[str, ...]] = ("text_vector",)
 

@@ -326,7 +326,7 @@ def test_the_next_chunk_is_read_while_the_models_work(make: Make, monkeypatch: p
     assert [record.key for record in annotated] == list("abcdef")
 
 
-def test_stages_that_read_texts_come_after_all_that_see_images() -> None:
+def test_stages_of_another_process_and_their_readers_come_after_the_others() -> None:
     class Judge(EmbedImage):
         may_read = ("text_vector",)
         writes = ("flags",)
@@ -338,7 +338,7 @@ def test_stages_that_read_texts_come_after_all_that_see_images() -> None:
 
 
 def test_side_by_side_the_lanes_work_on_two_chunks_at_once(make: Make) -> None:
-    """Each text waits for the image lane to begin the next chunk, which it could not do after it."""
+    """Each text waits for the first lane to begin the next chunk, which it could not do after it."""
     has_begun = {name: threading.Event() for name in "abcd"}
 
     class BeginningDescribe(Describe):
@@ -388,7 +388,7 @@ def test_side_by_side_memory_that_runs_out_makes_the_lanes_take_turns(make: Make
     assert set(journal.sizes("describe")) == {2}
 
 
-def test_side_by_side_a_failure_of_the_image_lane_comes_after_the_chunks_before_it(make: Make) -> None:
+def test_side_by_side_a_failure_of_the_first_lane_comes_after_the_chunks_before_it(make: Make) -> None:
     class Failing(Describe):
         def answer(self, row: Values) -> Values:
             if row["content_hash"] == "c":
@@ -403,7 +403,7 @@ def test_side_by_side_a_failure_of_the_image_lane_comes_after_the_chunks_before_
         next(chunked)
 
 
-def test_side_by_side_an_interrupt_stops_the_image_lane_after_its_batch(make: Make, journal: Journal) -> None:
+def test_side_by_side_an_interrupt_stops_the_first_lane_after_its_batch(make: Make, journal: Journal) -> None:
     is_waiting, go_on = threading.Event(), threading.Event()
 
     class SlowDescribe(Describe):
@@ -427,7 +427,7 @@ def test_side_by_side_an_interrupt_stops_the_image_lane_after_its_batch(make: Ma
     with pytest.raises(KeyboardInterrupt):
         next(chunked)
     for thread in threading.enumerate():
-        if thread.name.startswith("image-lane"):
+        if thread.name.startswith("first-lane"):
             thread.join(20)
     assert [batch for _, batch in journal.batches] == [["a"], ["b"], ["c"]]
 

@@ -114,7 +114,7 @@ def test_a_local_model_is_measured(machine: Machine, tmp_path: Path) -> None:
         f"embed_image.model={tmp_path / 'describe'}", f"embed_text.model={tmp_path / 'describe'}",
         f"embed_words.model={tmp_path / 'describe'}",
     )  # fmt: skip
-    assert sentence.startswith(f"{model} needs about 5 GB of host memory and 2 GB are free: ")
+    assert sentence.startswith(f"{model} needs about 4 GB of host memory and 2 GB are free: ")
 
 
 def test_check_of_a_broken_configuration_exits_2(tmp_path: Path) -> None:

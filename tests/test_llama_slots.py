@@ -291,10 +291,10 @@ def test_a_call_that_fails_leaves_nothing_behind(
     sample = LlamaSlots._sample
     steps = iter(range(40))
 
-    def interrupted(self: LlamaSlots, sequence: Any) -> None:
+    def interrupted(self: LlamaSlots) -> None:
         if next(steps, None) is None:
             raise KeyboardInterrupt
-        sample(self, sequence)
+        sample(self)
 
     with closing(LlamaSlots(path, **shared(1024), threads=1)) as llama:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

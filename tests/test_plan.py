@@ -30,7 +30,17 @@ def test_models_that_fit_together_run_side_by_side(machine: Machine) -> None:
     chosen = plan_of()
     assert (chosen.overlap, chosen.chunk_images, chosen.is_fixed) == (True, 256, True)
     assert "of 79.0 GB GPU memory" in chosen.reason
-    assert "run beside the image stages of the next" in chosen.reason
+    assert "while the other stages work on the next" in chosen.reason
+
+
+def test_without_a_stage_of_another_process_nothing_runs_side_by_side(machine: Machine, tmp_path: Path) -> None:
+    """So torch keeps all cores."""
+    machine.has(gpu_gb=79.0, host_gb=100.0)
+    config = tmp_path / "config.yaml"
+    config.write_text("overlap: true\nstages: [open_image, {use: embed_image, model: models/demo/clip}]")
+    chosen = plan(load_config(config))
+    assert not chosen.overlap
+    assert "one stage after the other" in chosen.reason
 
 
 @pytest.mark.parametrize(("gpu_gb", "host_gb"), [(20.0, 100.0), (79.0, 6.0)])

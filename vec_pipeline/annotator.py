@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -29,7 +29,7 @@ class Stopped(BaseException):
 
 
 class Annotator:
-    """Runs stages over chunks, in two lanes: the one that looks at images, then the one that reads what was written.
+    """Runs stages over chunks, in two lanes: those of this process, then those that compute in another one.
 
     Stages that run ahead (reading and decoding) do so in threads, one chunk before the models.
 
@@ -205,16 +205,15 @@ class Annotator:
 
 
 def lanes_of(stages: list[Stage]) -> tuple[list[Stage], list[Stage]]:
-    """Those that look at what was read ahead, and nothing of the others; and the others."""
-    pixels = {name for stage in stages if stage.runs_ahead for name in stage.makes}
+    """Those at work in this process; and those in a process of their own, with the stages that read what they write."""
     later: set[str] = set()  # what the second lane writes
     lanes: tuple[list[Stage], list[Stage]] = ([], [])
     for stage in stages:
         if stage.runs_ahead:
             continue
-        is_first = pixels.intersection(stage.reads) and not later.intersection((*stage.reads, *stage.may_read))
-        lanes[0 if is_first else 1].append(stage)
-        if not is_first:
+        is_second = stage.runs_apart or later.intersection((*stage.reads, *stage.may_read))
+        lanes[1 if is_second else 0].append(stage)
+        if is_second:
             later.update(stage.writes, stage.makes)
     return lanes
 
@@ -230,12 +229,15 @@ def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def in_thread(items: Iterator[Item]) -> Iterator[Item]:
-    """Yield items while the next one is made in another thread; what is raised there is raised here."""
-    thread = ThreadPoolExecutor(1, thread_name_prefix="image-lane")
+    """Yield items while the next two are made in another thread; what is raised there is raised here.
+
+    Two, so that neither side waits wherever an item takes one of them longer than the other.
+    """
+    thread = ThreadPoolExecutor(1, thread_name_prefix="first-lane")
     try:
-        coming = thread.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = thread.submit(next, items, None)
+        coming = deque(thread.submit(next, items, None) for _ in range(2))
+        while (item := coming.popleft().result()) is not None:
+            coming.append(thread.submit(next, items, None))
             yield item
     finally:
         thread.shutdown(wait=False, cancel_futures=True)

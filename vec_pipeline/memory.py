@@ -97,7 +97,8 @@ class ModelCache:
     def _make_room(self, stage: Stage) -> None:
         while len(self._models) >= self.capacity:
             self._evict_one_of(list(self._models))
-        release()  # what torch keeps for later counts as taken
+        if self._victims(stage.need()):
+            release()  # what torch keeps for later counts as taken
         while victims := self._victims(stage.need()):
             self._evict_one_of(victims)
 

@@ -55,7 +55,8 @@ def plan(config: Config) -> Plan:
         and (not gpu_gb or gpu_gb + config.clear_threshold_gb <= (free_gpu_gb or 0.0))
         and sum(bool(need.gpu_gb or need.host_gb) for need in needs) <= config.model_cache_size
     )
-    overlap = fits if config.overlap == "auto" else config.overlap
+    apart = [stage.name for stage in config.stages if stage.runs_apart]
+    overlap = bool(apart) and (fits if config.overlap == "auto" else config.overlap)
     is_fixed = config.chunk_size != "auto"
     largest = min(LARGEST_CHUNK_IMAGES, int(PIXELS_SHARE * device.host_free_gb() * 1e9 / bytes_per_image(config)))
     first = min(CHUNK_IMAGES[bool(gpu_gb)], max(largest, 1)) if config.chunk_size == "auto" else config.chunk_size
@@ -63,7 +64,7 @@ def plan(config: Config) -> Plan:
     if gpu_gb:
         figures = f"{gpu_gb:.1f} of {free_gpu_gb or 0.0:.1f} GB GPU memory, {figures}"
     if overlap:
-        how = f"the text stages of a chunk of {first} images run beside the image stages of the next"
+        how = f"{apart[0]} works on a chunk of {first} images while the other stages work on the next"
     else:
         how = f"one stage after the other, over chunks of {first} images"
         how += "" if fits or is_fixed else f" at first, then of as many as keep loading under {LOADING_SHARE:.0%}"

@@ -59,6 +59,7 @@ class Stage:
     makes: ClassVar[tuple[str, ...]] = ()  # working values for later stages, never saved
     tuning: ClassVar[tuple[str, ...]] = ("batch_size", "device")  # options that change speed and memory, not results
     runs_ahead: ClassVar[bool] = False  # run in the reading threads, image by image, before the models' turn
+    runs_apart: ClassVar[bool] = False  # computes in a process of its own, so other stages need not wait for it
     window: ClassVar[int] = 1  # `run` gets so many rows for each it has at once; over 1 where it refills free places
     is_kept: ClassVar[bool] = True  # results are worth a place in the ledger
 

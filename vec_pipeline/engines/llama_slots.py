@@ -177,8 +177,7 @@ class LlamaSlots:
         if not self._decode():
             self._preempt()
             return
-        for sequence in self._running:
-            self._sample(sequence)
+        self._sample()
         self._retire()
 
     def _enqueue(self, sequences: list["_Sequence"], grammar: "_Grammar | None") -> None:
@@ -247,16 +246,25 @@ class LlamaSlots:
         else:
             self._is_held = False
 
-    def _sample(self, sequence: "_Sequence") -> None:
-        """Takes note of what was evaluated and, where that was all of it, appends the best token allowed."""
-        sequence.position += len(sequence.scheduled)
-        if sequence.row is None:
+    def _sample(self) -> None:
+        """Takes note of what was evaluated and, where that was all of a sequence, appends the best token allowed."""
+        ready = []
+        for sequence in self._running:
+            sequence.position += len(sequence.scheduled)
+            if sequence.row is not None:
+                ready.append(sequence)
+        if not ready:
             return
-        logits = np.ctypeslib.as_array(
-            c.llama_get_logits_ith(self._context, sequence.row), shape=(self._model.vocabulary_tokens,)
-        )
-        logits[self._model.never_said] = -np.inf
-        token = int(logits.argmax()) if sequence.grammar is None else sequence.grammar.choose(logits)
+        shape = (len(ready), self._model.vocabulary_tokens)
+        logits = np.ctypeslib.as_array(c.llama_get_logits(self._context), shape)
+        logits[:, self._model.never_said] = -np.inf
+        best = logits.argmax(axis=1).tolist()
+        for sequence in ready:
+            self._append(sequence, logits[sequence.row], best[sequence.row])
+
+    def _append(self, sequence: "_Sequence", logits: npt.NDArray[np.float32], best: int) -> None:
+        """Appends the best token, or the best of those that the grammar allows; or ends the sequence."""
+        token = best if sequence.grammar is None else sequence.grammar.choose(logits, best)
         if token is None:
             sequence.is_over = True
         elif token in self._model.ends_of_turn:
@@ -321,7 +329,7 @@ class _Sequence:
     slot: int = -1
     position: int = 0  # how many of its tokens are in the cache
     scheduled: Tokens = field(default_factory=list)  # its part of the batch in flight
-    row: int | None = None  # where in the batch its logits are
+    row: int | None = None  # of the logits of its next token among those of the batch
     is_over: bool = False
     is_complete: bool = False
 
@@ -359,9 +367,10 @@ class _Batch:
 
     def clear(self) -> None:
         self.struct.n_tokens = 0
+        self._rows = 0  # of logits
 
     def add(self, tokens: Tokens, position: int, slot: int, wants_logits: bool) -> int | None:
-        """Appends `tokens` at `position`; returns the row of the last one where its logits are wanted."""
+        """Appends `tokens` at `position`; returns the row of logits of the last one where they are wanted."""
         start = int(self.struct.n_tokens)
         end = start + len(tokens)
         self._tokens[start:end] = tokens
@@ -372,7 +381,8 @@ class _Batch:
         if not wants_logits:
             return None
         self._wants_logits[end - 1] = 1
-        return end - 1
+        self._rows += 1
+        return self._rows - 1
 
 
 class _Grammar:
@@ -381,6 +391,8 @@ class _Grammar:
     def __init__(self, sampler: int, model: "_Model") -> None:
         self._sampler: int | None = sampler
         self._model = model
+        self._one = c.llama_token_data()  # candidates of `permits`: to make them takes longer than to ask
+        self._only_one = c.llama_token_data_array(ctypes.pointer(self._one), 1, -1, False)
 
     @classmethod
     def parse(cls, model: "_Model", gbnf: str) -> "_Grammar":
@@ -392,9 +404,11 @@ class _Grammar:
     def clone(self) -> "_Grammar":
         return _Grammar(c.llama_sampler_clone(self._sampler), self._model)
 
-    def choose(self, logits: npt.NDArray[np.float32]) -> int | None:
-        """Accepts and returns the best token of those allowed, None where there is none at all."""
-        best = int(logits.argmax())
+    def choose(self, logits: npt.NDArray[np.float32], best: int) -> int | None:
+        """Accepts and returns the best token of those allowed, None where there is none at all.
+
+        best: of all, by its logit.
+        """
         token = best if self.permits(best) else self._second_choice(logits)
         if token is not None:
             c.llama_sampler_accept(self._sampler, token)
@@ -402,9 +416,9 @@ class _Grammar:
 
     def permits(self, token: int) -> bool:
         """Whether `token` may come next: some 5 microseconds, whatever the vocabulary."""
-        candidate = c.llama_token_data(token, 0.0, 0.0)
-        self._filter(ctypes.pointer(candidate), 1)
-        return bool(candidate.logit == 0.0)
+        self._one.id, self._one.logit = token, 0.0
+        c.llama_sampler_apply(self._sampler, ctypes.byref(self._only_one))
+        return bool(self._one.logit == 0.0)
 
     def _second_choice(self, logits: npt.NDArray[np.float32]) -> int | None:
         """The best token allowed: looked for among the best 128, then among all that begin with a byte allowed."""

@@ -32,6 +32,7 @@ class Structure(ModelStage):
     reads: ClassVar[tuple[str, ...]] = ("text",)
     writes: ClassVar[tuple[str, ...]] = ("description", "categories", "keywords", "image_text", "llama_extracted")
     tuning: ClassVar[tuple[str, ...]] = (*ModelStage.tuning, "context_tokens", "threads")
+    runs_apart: ClassVar[bool] = True
     window: ClassVar[int] = 8
 
     file: str = ""
