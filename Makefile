@@ -29,7 +29,7 @@ check: .venv/dev  ## look for mistakes without running: ruff, mypy
 soak: .venv/dev  ## kill the worker hundreds of times and compare the end with an undisturbed run: half an hour
 	.venv/bin/python -m benchmarks.soak $(ARGS)
 
-bench: .venv/dev  ## the tables of docs/benchmarks.md on this machine's CPU, a quarter of an hour
+bench: .venv/dev  ## the tables of docs/benchmarks.md on this machine's CPU, half an hour
 	.venv/bin/python benchmarks/pipeline.py
 	.venv/bin/python benchmarks/describe.py
 	.venv/bin/python benchmarks/structure.py

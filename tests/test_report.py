@@ -76,8 +76,9 @@ def test_the_example_pictures(example_run: tuple[Run, Path], example_rows: pd.Da
     assert rows["description"] == list(example_rows["description"])
     assert head["rows"] == 25
     assert dict(head["categories"]) == example_rows["categories"].value_counts().to_dict()
-    stages = {name for name, work_s, load_s in head["stages"] if work_s > 0 and load_s > 0}
-    assert stages >= {"describe", "embed_text", "embed_words", "embed_image", "structure"}
+    seconds = {name: (work_s, load_s) for name, work_s, load_s in head["stages"]}
+    assert seconds.keys() >= {"describe", "embed_text", "embed_words", "embed_image", "structure"}
+    assert min(seconds["describe"]) > 0  # the others may take less than is printed
     shown = thumbnails(tmp_path / "site")
     for path, name in zip(rows["image_path"], rows["thumbnail"], strict=True):
         with Image.open(path) as full, Image.open(shown[name]) as small:
