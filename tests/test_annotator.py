@@ -337,8 +337,8 @@ def test_stages_of_another_process_and_their_readers_come_after_the_others() -> 
     assert second == [stages[2], stages[4]]
 
 
-def test_side_by_side_the_lanes_work_on_two_chunks_at_once(make: Make) -> None:
-    """Each text waits for the first lane to begin the next chunk, which it could not do after it."""
+def test_side_by_side_the_first_lane_is_up_to_two_chunks_ahead(make: Make) -> None:
+    """Each text waits for the first lane to begin the chunk after the next, which it could not do after it."""
     has_begun = {name: threading.Event() for name in "abcd"}
 
     class BeginningDescribe(Describe):
@@ -348,7 +348,7 @@ def test_side_by_side_the_lanes_work_on_two_chunks_at_once(make: Make) -> None:
 
     class WaitingEmbedText(EmbedText):
         def answer(self, row: Values) -> Values:
-            following = chr(ord(row["text"][0]) + 1)
+            following = chr(ord(row["text"][0]) + 2)
             assert following not in has_begun or has_begun[following].wait(20)
             return super().answer(row)
 

@@ -257,3 +257,16 @@ def test_eviction_ends_the_child(annotate: Annotate) -> None:
     assert len(llama_processes()) == 1
     annotate(CAPTIONS[:2], EmbedText(), capacity=1)  # which loads after it, and leaves no place
     assert len(llama_processes()) == 1, "only the one of before is left"
+
+
+@pytest.mark.parametrize(("batch_size", "is_shared"), [(1, True), (8, True), (9, False), ("auto", False)])
+def test_few_rows_share_their_room_on_a_cpu(batch_size: Any, is_shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What sharing rows get at loading is room in common, and less for each."""
+    rooms = []
+    monkeypatch.setattr(
+        "vec_pipeline.engines.llama_process.LlamaProcess", lambda path, **options: rooms.append(options)
+    )
+    stage = Structure(model="models/demo/llama/llama.gguf", device="cpu", batch_size=batch_size, context_tokens=1024)
+    stage.load()
+    (room,) = rooms
+    assert (room["context_tokens"], room["tokens_per_slot"]) == ((1024, 384) if is_shared else (0, 1024))

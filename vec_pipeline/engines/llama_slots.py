@@ -354,6 +354,7 @@ class _Batch:
         self._slots = np.zeros(capacity, np.int32)
         self._wants_logits = np.zeros(capacity, np.int8)
         self._one_each = np.ones(capacity, np.int32)
+        self._rows = 0  # of logits
         addresses = self._slots.ctypes.data + self._slots.itemsize * np.arange(capacity, dtype=np.uintp)
         self._slot_lists = addresses.astype(np.uintp)  # each token belongs to a list of one sequence
         self.struct = c.llama_batch(
@@ -367,7 +368,7 @@ class _Batch:
 
     def clear(self) -> None:
         self.struct.n_tokens = 0
-        self._rows = 0  # of logits
+        self._rows = 0
 
     def add(self, tokens: Tokens, position: int, slot: int, wants_logits: bool) -> int | None:
         """Appends `tokens` at `position`; returns the row of logits of the last one where they are wanted."""
