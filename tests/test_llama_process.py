@@ -182,7 +182,8 @@ def test_the_last_words_of_an_abort_are_quoted(path: Path, monkeypatch: pytest.M
 def test_a_child_that_died_between_two_calls_is_replaced(llama: LlamaProcess) -> None:
     victim = child_pid(llama)
     os.kill(victim, signal.SIGKILL)
-    assert is_gone(victim)
+    # Its main thread is a zombie before the other threads have ended: only the kernel's word counts.
+    os.waitid(os.P_PID, victim, os.WEXITED | os.WNOWAIT)
     assert len(llama.generate(CHATS, SHORT, max_tokens=60)) == len(CHATS)
 
 
