@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.conftest import EXAMPLES, PROJECT
 from vec_pipeline.engines import Answer
@@ -227,6 +228,20 @@ def test_the_bundled_model_sees_what_is_in_the_pictures(processor: Any) -> None:
     assert sum(right) >= 0.9 * len(right)
     assert all(answer.is_complete and answer.confidence and answer.confidence > 0.5 for answer in answers)
     assert_equal(answers[:8], [alone(model, processor, image, 64) for image in images[:8]])
+
+
+@pytest.mark.parametrize("family", VISION)
+def test_a_step_on_a_gpu_waits_for_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors that only claim to lie on a GPU have no values, so to ask for one, as `item` does, is an error."""
+    monkeypatch.setattr(_Slots, "_capture", lambda self: None)
+    monkeypatch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
+    model = tiny_model(family).bfloat16()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+        slots = _Slots(model.to_empty(device="cuda"), 16, 128, MAX_NEW_TOKENS)
+        slots._step(16)
+        assert slots._token.is_cuda
+        with pytest.raises(torch._subclasses.fake_tensor.DataDependentOutputException):
+            slots.decode(16)  # which looks at who has finished
 
 
 @gpu
