@@ -357,6 +357,13 @@ def test_side_by_side_the_first_lane_is_up_to_two_chunks_ahead(make: Make) -> No
     assert all("text_vector" in record.values and not record.error for record in annotated)
 
 
+def test_side_by_side_the_second_lanes_model_is_there_before_the_first_sizes_its_batches(
+    make: Make, journal: Journal
+) -> None:
+    annotate(make(Describe(journal=journal), EmbedText(journal=journal), overlap=True), records("a"), records("b"))
+    assert journal.loads == ["embed_text", "describe"]
+
+
 @pytest.mark.parametrize("capacity", [1, 5])
 def test_side_by_side_and_one_after_the_other_give_the_same(make: Make, capacity: int, journal: Journal) -> None:
     stages = (

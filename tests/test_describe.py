@@ -145,6 +145,8 @@ def test_auto_batch_size_follows_the_free_memory(monkeypatch: pytest.MonkeyPatch
     assert stage.auto_batch_size(model) == 1
     monkeypatch.setattr(device, "host_free_gb", lambda: 10.1 * model.bytes_per_slot() / 1e9)
     assert stage.auto_batch_size(model) == 7
+    model.generate([Image.new("RGB", (56, 56))] * 9, 9)
+    assert stage.auto_batch_size(model) == 9, "what it holds already is no longer free"
 
 
 def test_the_production_model_fits_a_24_gb_card() -> None:

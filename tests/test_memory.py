@@ -377,3 +377,29 @@ def test_a_stage_without_a_model_takes_no_place(journal: Journal, free_gb: dict[
     with cache.use(Stage()) as model:
         assert model is None
     assert journal.closes == []
+
+
+def test_closing_does_not_wait_for_a_model_that_is_being_loaded(journal: Journal, free_gb: dict[str, float]) -> None:
+    is_loading, go_on = threading.Event(), threading.Event()
+
+    class SlowDescribe(Describe):
+        def load(self) -> Model:
+            is_loading.set()
+            assert go_on.wait(20)
+            return super().load()
+
+    def load() -> None:
+        with cache.use(SlowDescribe(journal=journal)):
+            pass
+
+    cache = ModelCache(5, 1.0)
+    with cache.use(EmbedText(journal=journal)):
+        pass
+    thread = threading.Thread(target=load)
+    thread.start()
+    assert is_loading.wait(20)
+    cache.close()
+    assert journal.closes == ["embed_text"]
+    assert not go_on.is_set()
+    go_on.set()
+    thread.join()

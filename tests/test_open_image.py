@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from vec_pipeline.stages.open_image import OpenImage, open_image, to_rgb
+from vec_pipeline.stages.open_image import OpenImage, content_hash, open_image, to_rgb
 
 Colour = tuple[int, int, int]
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
@@ -388,14 +388,18 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         OpenImage().run(None, [{"path": str(tmp_path / "gone.jpg")}])
 
 
-def test_the_content_alone_makes_the_hash(tmp_path: Path) -> None:
+def test_the_pixels_alone_make_the_hash(tmp_path: Path) -> None:
     content = encoded(quarters(), "PNG")
     other = encoded(quarters().transpose(Image.Transpose.ROTATE_180), "PNG")
-    for name, data in (("a.png", content), ("Копия.jpg", content), ("b.png", other), ("c.png", content + b"\0")):
+    files = {"a.png": content, "Копия.jpg": content, "c.bmp": encoded(quarters(), "BMP"), "other.png": other}
+    for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-    rows = OpenImage().run(None, [{"path": str(tmp_path / name)} for name in ("a.png", "Копия.jpg", "b.png", "c.png")])
-    hashes = [row["content_hash"] for row in rows]
-    assert hashes[0] == hashes[1]
-    assert len(set(hashes)) == 3
+    rows = OpenImage().run(None, [{"path": str(tmp_path / name)} for name in files])
+    first, copy, another_format, turned = [row["content_hash"] for row in rows]
+    assert first == copy == another_format != turned
     (row,) = OpenImage(max_size_px=10).run(None, [{"path": str(tmp_path / "a.png")}])
-    assert row["content_hash"] == hashes[0]
+    assert row["content_hash"] != first
+
+
+def test_the_size_is_part_of_the_hash() -> None:
+    assert content_hash(Image.new("RGB", (40, 20))) != content_hash(Image.new("RGB", (20, 40)))

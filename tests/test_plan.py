@@ -12,6 +12,7 @@ from vec_pipeline.config import load_config
 from vec_pipeline.ledger import NoLedger
 from vec_pipeline.memory import ModelCache
 from vec_pipeline.plan import LARGEST_CHUNK_IMAGES, LOADING_SHARE, Plan, plan
+from vec_pipeline.stages import describe
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -28,7 +29,7 @@ def plan_of(*overrides: str) -> Plan:
 def test_models_that_fit_together_run_side_by_side(machine: Machine) -> None:
     machine.has(gpu_gb=79.0, host_gb=100.0)
     chosen = plan_of()
-    assert (chosen.overlap, chosen.chunk_images, chosen.is_fixed) == (True, 256, True)
+    assert (chosen.overlap, chosen.chunk_images, chosen.is_fixed) == (True, 1024, True)
     assert "of 79.0 GB GPU memory" in chosen.reason
     assert "while the other stages work on the next" in chosen.reason
 
@@ -52,6 +53,23 @@ def test_models_that_do_not_fit_together_take_turns(gpu_gb: float, host_gb: floa
     assert "loading under 5%" in chosen.reason
 
 
+def test_where_the_weights_alone_fit_models_take_turns(machine: Machine) -> None:
+    """Side by side with ten rows at once is slower than one after the other with a hundred."""
+    machine.has(gpu_gb=79.0, host_gb=100.0)
+    stages = load_config(PROJECT / "config.yaml").stages
+    weights_gb = sum(stage.need().gpu_gb for stage in stages)
+    machine.has(gpu_gb=weights_gb + 2.0, host_gb=100.0)
+    assert not plan_of().overlap
+    machine.has(gpu_gb=weights_gb + 12.0, host_gb=100.0)
+    assert plan_of().overlap
+
+
+def test_a_gpu_gets_chunks_of_several_times_what_it_decodes_at_once(machine: Machine) -> None:
+    """Or no place would ever be refilled, and each batch would wait for its longest answer."""
+    machine.has(gpu_gb=79.0, host_gb=100.0)
+    assert plan_of().chunk_images >= 4 * describe.MOST_AT_ONCE["cuda"]
+
+
 def test_a_cache_of_fewer_models_makes_them_take_turns(machine: Machine) -> None:
     machine.has(gpu_gb=79.0, host_gb=100.0)
     assert not plan_of("model_cache_size=2").overlap
@@ -69,7 +87,7 @@ def test_pixels_of_a_chunk_leave_most_of_the_memory(machine: Machine) -> None:
     machine.has(gpu_gb=20.0, host_gb=20.0)
     assert plan_of().largest_chunk_images == LARGEST_CHUNK_IMAGES
     large = plan_of("open_image.max_size_px=2000")
-    assert large.largest_chunk_images * 3 * 2000**2 <= 0.1 * 20e9
+    assert large.largest_chunk_images * 4 * 2000**2 <= 0.1 * 20e9
 
 
 def annotator_after(chunks: int, load_s: float, work_s: float) -> Annotator:

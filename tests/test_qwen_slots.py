@@ -127,8 +127,12 @@ def test_an_engine_is_used_again_and_its_cache_fits(
     assert first is not None and engine._slots is first, "the same size is no reason to allocate anew"
     longest = len(engine._before) + 25 + len(engine._after) + MAX_NEW_TOKENS
     assert longest <= first.length < longest + 64
-    assert_equal(engine.generate(images[:3], 4), expected[:3])
-    assert engine._slots is not None and engine._slots.slots == 3, "three images need three rows"
+    assert_equal(engine.generate(images[:3], 2), expected[:3])
+    assert engine._slots is first and engine.slots == 4, "a larger one does as well"
+    assert_equal(engine.generate(images, 5), expected)
+    assert engine.slots == 5
+    engine.close()
+    assert engine.slots == 0
 
 
 def test_one_token_and_no_image(model: Any, processor: Any, images: list[Image.Image]) -> None:

@@ -137,6 +137,18 @@ def test_the_size_is_that_of_the_weights(project: Path) -> None:
     assert weights.size_gb(project / "models/demo") == weights.size_gb(project / "models/demo/llama.gguf") == 19e-9
 
 
+def test_the_size_of_a_model_in_the_hubs_cache_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert weights.size_gb("somebody/some-model") == 0
+    folder = tmp_path / "models--somebody--some-model"
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "snapshots" / "abc" / "model.safetensors").write_bytes(bytes(7000))
+    assert weights.size_gb("somebody/some-model") == pytest.approx(7e-6)
+    assert weights.size_gb("Qwen/Qwen2-VL-7B-Instruct") == pytest.approx(16.6)
+
+
 # --- weights that can run code
 
 

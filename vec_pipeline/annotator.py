@@ -31,14 +31,14 @@ class Stopped(BaseException):
 class Annotator:
     """Runs stages over chunks, in two lanes: those of this process, then those that compute in another one.
 
-    Stages that run ahead (reading and decoding) do so in threads, one chunk before the models.
+    Stages that run ahead (reading and decoding) do so in threads, one chunk before the first lane.
 
     stages: in the order of the configuration.
     cache: owns the models.
     ledger: asked before a stage runs, and told after.
     fingerprints: what identifies each stage's results in the ledger.
     threads: number of images read and decoded at once.
-    overlap: run the lanes side by side, the second on one chunk and the first on the next.
+    overlap: run the lanes side by side, the second on one chunk and the first on the next two.
     max_consecutive_errors: images in a row that may fail in one stage with one kind of error; then the run stops.
     """
 
@@ -81,6 +81,8 @@ class Annotator:
         self._unfinished, self.is_stopping = [], threading.Event()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="read")
         try:
+            if self.overlap:
+                chunks = self._with_models(1, chunks)
             described = self._through(0, self._read_ahead(chunks, pool))
             for chunk in self._through(1, in_thread(described) if self.overlap else described):
                 self._unfinished.remove(chunk)
@@ -95,6 +97,14 @@ class Annotator:
         finally:
             self.is_stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _with_models(self, lane: int, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        """Yield chunks once a lane's models are in memory, so that the other lane sees what they leave free."""
+        for number, chunk in enumerate(chunks):
+            for stage in self.lanes[lane] if number == 0 else []:
+                with self.cache.use(stage):
+                    pass
+            yield chunk
 
     def _read_ahead(self, chunks: Iterable[Chunk], pool: ThreadPoolExecutor) -> Iterator[Chunk]:
         """Yield chunks read and decoded, while the next one is on its way."""

@@ -132,7 +132,7 @@ def model_files(stage: Stage, model: str) -> Finding:
         path = weights.local_path(model)
     except UserError as error:
         return Finding(stage.name, str(error), False)
-    where = "on this machine" if path else "in the cache" if weights.is_cached(model) else "to download"
+    where = "on this machine" if path else "in the cache" if weights.cached_path(model) else "to download"
     need = stage.need()
     needs = [f"{amount(gb)} of {kind}" for gb, kind in ((need.gpu_gb, "GPU"), (need.host_gb, "host")) if gb]
     memory = f"needs about {' and '.join(needs)} memory" if needs else "of unknown size"

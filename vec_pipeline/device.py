@@ -39,13 +39,23 @@ def host_free_gb() -> float:
 
 
 def rows_that_fit(device: str, bytes_per_row: float, share: float, most: dict[str, int]) -> int:
-    """Rows at once that a share of the free memory holds: at least one, and at most `most` of the device."""
-    free_gb = gpu_free_gb() if device == "cuda" else host_free_gb()
-    return max(1, min(most[device], int(share * (free_gb or 0.0) * GB / bytes_per_row)))
+    """Rows at once that a share of torch's free memory holds: at least one, and at most `most` of the device."""
+    free_gb = (gpu_free_gb() or 0.0) + _gpu_unused_gb() if device == "cuda" else host_free_gb()
+    return max(1, min(most[device], int(share * free_gb * GB / bytes_per_row)))
+
+
+def _gpu_unused_gb() -> float:
+    """Memory of the GPU that torch keeps for itself and has no tensors in."""
+    import torch
+
+    unused_bytes: int = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return unused_bytes / GB
 
 
 def free_cores() -> int:
-    """The CPU cores this process may use, by affinity and cgroup quota; more threads make a step 10 times slower."""
+    """The CPU cores to use, by OMP_NUM_THREADS, affinity and cgroup quota; more threads make a step 10 times slower."""
+    if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+        return max(1, int(threads))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -55,7 +65,7 @@ def free_cores() -> int:
 
 
 def leave_half_the_cores() -> None:
-    """Let torch compute on half of the cores, because another lane needs the others; OMP_NUM_THREADS wins."""
+    """Let torch compute on half of the cores, and llama.cpp's process on as many; OMP_NUM_THREADS wins."""
     threads = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, free_cores() // 2)))  # read when torch is imported
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(int(threads))

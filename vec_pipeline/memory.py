@@ -87,11 +87,16 @@ class ModelCache:
         return has_evicted
 
     def close(self) -> None:
-        """Let go of every model, also of one that a thread left behind still uses."""
-        with self._changed:
-            for model in self._models.values():
-                close_model(model)
+        """Let go of every model, also of one that a thread left behind still uses.
+
+        Where such a thread is still loading one, that may take minutes, and is not waited for.
+        """
+        is_loading = not self._changed.acquire(timeout=1)
+        for model in list(self._models.values()):
+            close_model(model)
+        if not is_loading:
             self._models.clear()
+            self._changed.release()
         release()
 
     def _make_room(self, stage: Stage) -> None:
@@ -168,7 +173,7 @@ def close_model(model: Any) -> None:
 
 
 class Turns:
-    """Two threads that annotate side by side until memory is short; from then on they take turns, a chunk each."""
+    """Two threads that annotate side by side until memory is short; from then on one chunk at a time is at work."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

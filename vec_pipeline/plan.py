@@ -9,9 +9,10 @@ from vec_pipeline.config import Config
 if TYPE_CHECKING:
     from vec_pipeline.annotator import Annotator
 
-CHUNK_IMAGES = {True: 256, False: 64}  # with and without a GPU: a CPU's rows should not be long in coming
+CHUNK_IMAGES = {True: 1024, False: 64}  # with and without a GPU: more than are decoded at once, so that places refill
 LARGEST_CHUNK_IMAGES = 2048
 PIXELS_SHARE = 0.1  # of the free host memory, for the pixels of a chunk
+PIXEL_BYTES = 4  # as Pillow keeps RGB
 LOADING_SHARE = 0.05  # of the time, where models take turns
 
 
@@ -22,6 +23,7 @@ class Plan:
     overlap: the lanes of the annotator run side by side.
     is_on_cpu: no stage uses a GPU.
     chunk_images: images of the first chunk, and of all where `is_fixed`.
+    largest_chunk_images: images of any other.
     """
 
     overlap: bool
@@ -32,7 +34,10 @@ class Plan:
     reason: str
 
     def next_chunk_images(self, annotator: "Annotator") -> int:
-        """Images of the next chunk: where models take turns, so many that loading is LOADING_SHARE of the time."""
+        """Images of the next chunk: where models take turns, so many that loading is LOADING_SHARE of the time.
+
+        At most `largest_chunk_images`.
+        """
         if self.is_fixed or not annotator.chunks:
             return self.chunk_images
         load_s = sum(annotator.cache.load_seconds.values())
@@ -48,7 +53,8 @@ def plan(config: Config) -> Plan:
     Raises UserError where a stage's options do not go together.
     """
     needs = [stage.need() for stage in config.stages if not stage.runs_ahead]
-    gpu_gb, host_gb = sum(need.gpu_gb for need in needs), sum(need.host_gb for need in needs)
+    gpu_gb = sum(need.gpu_gb + need.rows_gb for need in needs if need.gpu_gb)
+    host_gb = sum(need.host_gb + need.rows_gb for need in needs if not need.gpu_gb)
     free_gpu_gb = device.gpu_free_gb() if gpu_gb and device.has_gpu() else None
     fits = (
         host_gb + config.clear_threshold_gb <= device.host_free_gb()
@@ -64,15 +70,20 @@ def plan(config: Config) -> Plan:
     if gpu_gb:
         figures = f"{gpu_gb:.1f} of {free_gpu_gb or 0.0:.1f} GB GPU memory, {figures}"
     if overlap:
-        how = f"{apart[0]} works on a chunk of {first} images while the other stages work on the next"
+        how = f"{apart[0]} works on a chunk of {first} images while the other stages work on the next two"
     else:
         how = f"one stage after the other, over chunks of {first} images"
-        how += "" if fits or is_fixed else f" at first, then of as many as keep loading under {LOADING_SHARE:.0%}"
+        how += (
+            ""
+            if fits or is_fixed
+            else (f" at first, then of as many as keep loading under {LOADING_SHARE:.0%}, up to {max(first, largest)}")
+        )
     together = f"{'fit' if fits else 'do not fit'} together ({figures}; at most {config.model_cache_size} at once)"
-    return Plan(overlap, first, max(first, largest), is_fixed or fits, not gpu_gb, f"the models {together}: {how}")
+    reason = f"the models and their rows at work {together}: {how}"
+    return Plan(overlap, first, max(first, largest), is_fixed or fits, not gpu_gb, reason)
 
 
 def bytes_per_image(config: Config) -> int:
-    """Pixels of the largest image that `open_image` makes."""
+    """Bytes of the largest image that `open_image` makes."""
     side_px = max([getattr(stage, "max_size_px", 0) for stage in config.stages] or [0]) or 1024
-    return int(3 * side_px**2)
+    return int(PIXEL_BYTES * side_px**2)

@@ -38,10 +38,15 @@ class Record:
 
 @dataclass(frozen=True)
 class Need:
-    """Memory a loaded model takes, in GB (1e9 bytes), and options that need less: what to set, and the GB it leaves."""
+    """Memory a loaded model takes, in GB (1e9 bytes).
+
+    rows_gb: of the same kind, beside the model, for as many rows at once as make it fast.
+    smaller: options that need less: what to set, and the GB it leaves.
+    """
 
     gpu_gb: float = 0.0
     host_gb: float = 0.0
+    rows_gb: float = 0.0
     smaller: tuple[tuple[str, float], ...] = ()
 
 

@@ -96,23 +96,25 @@ def fetch(model: str, patterns: tuple[str, ...], *, is_offline: bool = False) ->
         ) from None
 
 
-def is_cached(model: str) -> bool:
-    """Whether the hub's cache on this machine holds (some of) the model."""
+def cached_path(model: str) -> Path | None:
+    """Where the hub's cache on this machine holds (some of) the model; None where it does not."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        snapshot_download(model, local_files_only=True)
+        return Path(snapshot_download(model, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
-        return False
-    return True
+        return None
 
 
 def size_gb(model: str) -> float:
-    """Size of a model's weights in GB: measured for a local path, known for some hub names, else 0."""
+    """Size of a model's weights in GB: known for some hub names, else measured; 0 where it is still to download."""
     path = local_path(model)
+    if path is None and model in HUB_GB:
+        return HUB_GB[model]
+    path = path or cached_path(model)
     if path is None:
-        return HUB_GB.get(model, 0.0)
+        return 0.0
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.suffix in WEIGHT_SUFFIXES]
     return sum(file.stat().st_size for file in files) / 1e9
 

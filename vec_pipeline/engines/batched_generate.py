@@ -1,7 +1,7 @@
 """Decodes images in batches with `generate` of transformers: for the models that have no engine of their own."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
@@ -19,6 +19,8 @@ class BatchedGenerate:
     model: any that AutoModelForImageTextToText loads. processor: the model's own; its tokenizer pads left from here on.
     max_new_tokens: of one answer, the end-of-turn token included.
     """
+
+    slots: ClassVar[int] = 0  # nothing is held between calls
 
     def __init__(self, model: Any, processor: Any, question: str, max_new_tokens: int) -> None:
         processor.tokenizer.padding_side = "left"  # right padding would put pads between prompt and answer

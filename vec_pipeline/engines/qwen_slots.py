@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 
@@ -23,6 +24,8 @@ from vec_pipeline.engines.qwen_vision import Grid, ImageReader, Rotation, Vision
 FAMILY = ("qwen2_vl", "qwen2_5_vl")
 _GROUPS = 8  # images are prefilled slots / 8 at a time: more would leave slots idle, fewer the arithmetic units
 _LENGTH_STEP = 64  # of the cache, in tokens: the alignment that attention kernels want
+# All but cuDNN's, which on Hopper comes first and plans anew for each number of rows and tokens.
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _BLIND_STEPS = 4  # decode steps on a GPU between two looks at what has finished, because each look waits for it
 
 Tokens = list[int]
@@ -77,7 +80,8 @@ class QwenSlots:
         # By size: a group's prompts are of similar length then, and images of one size share attention calls.
         queue.sort(key=lambda waiting: (waiting.grid.patches, waiting.grid), reverse=True)
         try:
-            answers = dict(self._run(queue, min(slots, len(queue)))) if queue else {}
+            with sdpa_kernel(_ATTENTION):
+                answers = dict(self._run(queue, min(slots, len(queue)))) if queue else {}
         except BaseException:
             self.close()
             raise
@@ -86,6 +90,11 @@ class QwenSlots:
     def close(self) -> None:
         """Free the cache. The engine stays usable."""
         self._slots = None
+
+    @property
+    def slots(self) -> int:
+        """How many images the cache has room for by now."""
+        return self._slots.slots if self._slots else 0
 
     def bytes_per_slot(self) -> int:
         """Roughly what one more slot takes beside the weights, for an image of moderate size."""
@@ -109,9 +118,9 @@ class QwenSlots:
                 running.pop()
 
     def _slots_of(self, slots: int, prompt_tokens: int) -> "_Slots":
-        """A cache of that size, the one of the last call where it fits."""
+        """A cache of at least that size, the one of the last call where it is large enough."""
         length = -(-(prompt_tokens + self._max_new_tokens) // _LENGTH_STEP) * _LENGTH_STEP
-        if self._slots is None or (self._slots.slots, self._slots.length) != (slots, length):
+        if self._slots is None or self._slots.slots < slots or self._slots.length < length:
             self.close()  # first: the two must not be in memory together
             self._slots = _Slots(self._model, slots, length, self._max_new_tokens)
         return self._slots
@@ -188,9 +197,11 @@ class _Slots:
         Padded on the right, where causal attention never looks, so no mask is needed.
         """
         rows = slice(row, row + len(prompts))
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
         hidden = pad_sequence(prompts, batch_first=True)
+        # All copies come first: each waits for what the GPU has been given before it.
         padded = pad_sequence([each.T for each in positions], batch_first=True).to(hidden.device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=hidden.device)
+        ends = torch.tensor([int(each.max()) + 1 for each in positions], device=hidden.device)
         angles = padded[:, None, :, self._axes] * self._inverse_frequencies
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -198,11 +209,10 @@ class _Slots:
             self._values[layer, rows, :, : keys.shape[2]] = values
             return scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=True)
 
-        last = (self._range[: len(prompts)], lengths.to(hidden.device) - 1)
+        last = (self._range[: len(prompts)], lengths - 1)
         hidden = self._evaluate(hidden, Rotation(angles, hidden.dtype), attend, last)
-        ends = torch.tensor([int(each.max()) + 1 for each in positions])
-        self._place[rows] = lengths.to(hidden.device)
-        self._offset[rows] = (ends - lengths).to(hidden.device)
+        self._place[rows] = lengths
+        self._offset[rows] = ends - lengths
         self._count[rows], self._probability[rows], self._is_running[rows] = 0, 0.0, True
         self._choose(hidden, rows)
 

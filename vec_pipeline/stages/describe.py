@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from vec_pipeline.engines.qwen_slots import QwenSlots
 
 SHARE_OF_BF16 = {"nf4": 0.42, "int8": 0.61, "none": 1.0}  # of the 7B: the vision tower stays in bf16
-MOST_AT_ONCE = {"cuda": 256, "cpu": 32}  # beyond, more rows gain little (benchmarks/describe.py)
+MOST_AT_ONCE = {"cuda": 256, "cpu": 32}  # a GPU's by the roofline, a CPU's so that the first rows come soon
+ENOUGH_AT_ONCE = {"cuda": 64, "cpu": 8}  # with fewer, the weights are read for too little
+ROW_GB = {"cuda": 0.075, "cpu": 0.15}  # of the 7B in bf16 and in float32; smaller models need less
 SHARE_OF_FREE = 0.7  # of the memory that is free: the rest is for larger images than usual, and for fragments
 
 
@@ -48,11 +50,13 @@ class Describe(ModelStage):
         bf16_gb = weights.size_gb(self.model)
         shares = SHARE_OF_BF16.items()
         smaller = tuple((f"set quantization: {name}", bf16_gb * share) for name, share in shares if share < 1)
-        if device.resolve(self.device) == "cuda":
-            return Need(gpu_gb=bf16_gb * SHARE_OF_BF16[self.quantization], smaller=smaller)
+        where = device.resolve(self.device)
+        rows_gb = ENOUGH_AT_ONCE[where] * ROW_GB[where] / SHARE_OF_FREE if bf16_gb > 1 else 0.0
+        if where == "cuda":
+            return Need(gpu_gb=bf16_gb * SHARE_OF_BF16[self.quantization], rows_gb=rows_gb, smaller=smaller)
         if self.quantization != "none":
             raise UserError(f"describe.quantization: {self.quantization} needs a GPU: set it to none, or device: cuda")
-        return Need(host_gb=2 * bf16_gb)  # float32 on a CPU
+        return Need(host_gb=2 * bf16_gb, rows_gb=rows_gb)  # float32 on a CPU
 
     def identity(self) -> str:
         return self.question()
@@ -102,9 +106,9 @@ class Describe(ModelStage):
         return model, processor
 
     def auto_batch_size(self, model: "QwenSlots | BatchedGenerate") -> int:
-        """As many images at once as the free memory holds, up to where more would gain nothing."""
+        """As many images at once as there is room for by now or in the free memory, up to where more gain nothing."""
         where = device.resolve(self.device)
-        return device.rows_that_fit(where, model.bytes_per_slot(), SHARE_OF_FREE, MOST_AT_ONCE)
+        return max(model.slots, device.rows_that_fit(where, model.bytes_per_slot(), SHARE_OF_FREE, MOST_AT_ONCE))
 
     def run(self, model: "QwenSlots | BatchedGenerate", rows: list[Values]) -> list[Values]:
         at_once = self.auto_batch_size(model) if self.batch_size == "auto" else self.batch_size

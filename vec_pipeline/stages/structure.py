@@ -14,6 +14,7 @@ from vec_pipeline.weights import ModelStage
 KV_GB_PER_TOKEN = 131_072 / 1e9  # Llama 3.1 8B in f16; smaller models need less
 ROW_TOKENS = 384  # a usual description and its answer
 MOST_ROWS_ON_GPU, MOST_ROWS_ON_CPU = 64, 16  # answers at once; beyond that they hardly come faster
+MOST_ROWS = 255  # that llama.cpp decodes at once
 FEW_ROWS = 8  # for which there should be room at least, and up to which sharing it pays on a CPU too
 RESERVE_GB = 1.0  # free memory that is left to llama.cpp's buffers and to the other models
 
@@ -45,6 +46,10 @@ class Structure(ModelStage):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     batch_size: int | Literal["auto"] = "auto"
 
+    def __post_init__(self) -> None:
+        if self.batch_size != "auto" and self.batch_size > MOST_ROWS:
+            raise ValueError(f"batch_size is {self.batch_size}, and llama.cpp decodes at most {MOST_ROWS} at once")
+
     def path(self, *, is_offline: bool = True) -> Path:
         folder = weights.fetch(self.model, (self.file,), is_offline=is_offline)
         return folder / self.file if self.file else folder
@@ -52,8 +57,12 @@ class Structure(ModelStage):
     def need(self) -> Need:
         gb = weights.size_gb(self.model)
         shared_tokens, tokens_per_slot = self._room()
-        gb += (shared_tokens + FEW_ROWS * tokens_per_slot) * KV_GB_PER_TOKEN if gb > 1 else 0.0
-        return Need(gpu_gb=gb) if self._on_gpu() else Need(host_gb=gb)
+        if gb <= 1:
+            return Need(gpu_gb=gb) if self._on_gpu() else Need(host_gb=gb)
+        gb += (shared_tokens + FEW_ROWS * tokens_per_slot) * KV_GB_PER_TOKEN
+        most = self._most_rows() if self.batch_size == "auto" else self.batch_size
+        rows_gb = max(0, most - FEW_ROWS) * tokens_per_slot * KV_GB_PER_TOKEN
+        return Need(gpu_gb=gb, rows_gb=rows_gb) if self._on_gpu() else Need(host_gb=gb, rows_gb=rows_gb)
 
     def identity(self) -> str:
         return f"{self.system_prompt()} {json.dumps(self.schema(), ensure_ascii=False)}"
@@ -90,7 +99,10 @@ class Structure(ModelStage):
         free_tokens = ((free_gb or 0.0) - RESERVE_GB) * 1e9 / model.kv_bytes_per_token
         shared_tokens, tokens_per_slot = self._room()
         fitting = int((free_tokens - shared_tokens) / tokens_per_slot)
-        return max(1, int(model.slots), min(MOST_ROWS_ON_GPU if on_gpu else MOST_ROWS_ON_CPU, fitting))
+        return max(1, int(model.slots), min(self._most_rows(), fitting))
+
+    def _most_rows(self) -> int:
+        return MOST_ROWS_ON_GPU if self._on_gpu() else MOST_ROWS_ON_CPU
 
     def _room(self) -> tuple[int, int]:
         """Tokens that all rows share, and tokens for each.
