@@ -10,6 +10,13 @@ GPU_BUILD := $(if $(and $(shell command -v nvidia-smi),$(shell command -v nvcc))
 LLAMA_CMAKE_ARGS ?= $(GPU_BUILD) -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/scripts/llama_build.cmake
 PIP = CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" CMAKE_BUILD_PARALLEL_LEVEL=$(shell getconf _NPROCESSORS_ONLN) .venv/bin/pip install
 
+# Runs benchmarks one after the other, also past one that fails, and prints what they found last.
+define tables
+@rm -f output/$(1).md; status=0; \
+for each in $(2); do .venv/bin/python benchmarks/$$each >> output/$(1).md || status=1; done; \
+cat output/$(1).md; exit $$status
+endef
+
 .PHONY: help run test check soak bench bench-gpu venv demo-models clean clean-venv
 
 help:  ## list the targets
@@ -29,17 +36,16 @@ check: .venv/dev  ## look for mistakes without running: ruff, mypy
 soak: .venv/dev  ## kill the worker hundreds of times and compare the end with an undisturbed run: half an hour
 	.venv/bin/python -m benchmarks.soak $(ARGS)
 
-bench: .venv/dev  ## the tables of docs/benchmarks.md on this machine's CPU, half an hour
-	.venv/bin/python benchmarks/pipeline.py
-	.venv/bin/python benchmarks/describe.py
-	.venv/bin/python benchmarks/structure.py
-	.venv/bin/python benchmarks/overhead.py
+bench: .venv/dev  ## the first tables of docs/benchmarks.md on this machine's CPU, also into output/bench.md: 45 minutes
+	$(call tables,bench,\
+	  pipeline.py \
+	  "describe.py --only bundled --slots 32 64" \
+	  "describe.py --only random --new-tokens 64 --slots 32" \
+	  structure.py \
+	  "overhead.py --images 100000")
 
 bench-gpu: .venv/dev  ## the same on a GPU: the production models' shapes with random weights; 25 GB of disk
-	.venv/bin/python benchmarks/describe.py --gpu > output/bench-gpu.md
-	.venv/bin/python benchmarks/structure.py --gpu >> output/bench-gpu.md
-	.venv/bin/python benchmarks/pipeline.py --gpu >> output/bench-gpu.md
-	@cat output/bench-gpu.md
+	$(call tables,bench-gpu,"describe.py --gpu" "structure.py --gpu" "pipeline.py --gpu")
 
 venv: .venv/run  ## make the environment only
 

@@ -163,7 +163,8 @@ def on_gpu(options: argparse.Namespace) -> None:
     slots = options.slots or [16, 64, 256]
     name = f"Qwen2-VL-7B's shapes in bf16, random weights, {image_px} x {image_px} pixels"
     compare(name, model, processor, options.new_tokens, pictures, slots, 1, min(options.rounds, 3))
-    print("\n| slots | prefill, ms an image | roofline | decode step, ms | roofline |\n|---|---|---|---|---|")
+    print("\n| slots | prefill and resizing, ms an image | H200's roofline | decode step, ms | H200's roofline |")
+    print("|---|---|---|---|---|")
     for count in slots:
         prefill_s, step_s, prompt_tokens = times(model, processor, pictures, count, options.new_tokens)
         least_prefill_s, least_step_s = roofline(model, count, prompt_tokens, options.new_tokens, image_px)

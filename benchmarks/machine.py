@@ -18,11 +18,11 @@ def machine(*libraries: str) -> str:
     return ", ".join(parts)
 
 
-def require_gpu() -> None:
-    """End the program with a sentence where torch or llama.cpp sees no GPU."""
+def require_gpu(*, for_llama: bool = False) -> None:
+    """End the program with a sentence where torch sees no GPU, or llama.cpp none that it needs."""
     import torch
 
     if not torch.cuda.is_available():
         sys.exit("--gpu: torch finds no CUDA device here")
-    if not supports_gpu():
+    if for_llama and not supports_gpu():
         sys.exit("--gpu: llama.cpp was built without the GPU: make clean-venv && make venv with nvcc on PATH")

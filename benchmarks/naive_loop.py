@@ -30,6 +30,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E40
 
 from vec_pipeline.config import load_config  # noqa: E402
 from vec_pipeline.device import resolve  # noqa: E402
+from vec_pipeline.engines.llama_slots import best_threads  # noqa: E402
 from vec_pipeline.record import COLUMNS  # noqa: E402
 
 
@@ -51,12 +52,13 @@ class NaiveLoop:
         clip = f"local-dir:{paths['embed_image']}"
         self.clip, self.clip_transform = open_clip.create_model_from_pretrained(clip, device=self.device)
         structure = self.stages["structure"]
+        threads = structure.threads or best_threads(Path(paths["structure"]).stat().st_size)
         self.llama = Llama(
             paths["structure"],
             n_ctx=structure.context_tokens,
             n_gpu_layers=-1 if self.device == "cuda" else 0,
-            n_threads=structure.threads or None,
-            n_threads_batch=structure.threads or None,
+            n_threads=threads,
+            n_threads_batch=threads,
             verbose=False,
         )
 
@@ -65,7 +67,7 @@ class NaiveLoop:
         image.thumbnail([self.stages["open_image"].max_size_px] * 2)
         text, prefix = self.describe(image), self.stages["embed_text"].prefix
         answer = self.structure(text)
-        extracted = json.loads(answer)
+        extracted = json.loads(answer, strict=False)  # the library's grammar admits line feeds within a string
         return {
             "image_path": str(path.resolve()),
             "text": text,

@@ -25,6 +25,7 @@ from PIL import Image
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+from benchmarks.machine import machine  # noqa: E402
 from vec_pipeline import pipeline  # noqa: E402
 from vec_pipeline.annotator import Annotator  # noqa: E402
 from vec_pipeline.ledger import Ledger, NoLedger  # noqa: E402
@@ -206,6 +207,7 @@ def main() -> None:
     print("| what | wanted | found |\n|---|---|---|")
     for row in (*loop_rows(options.images), *image_rows(), *start_rows()):
         print("| " + " | ".join(row) + " |", flush=True)
+    print(f"\n{machine('pillow', 'numpy')}")  # last, as it imports torch
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class Setting:
 
 BUNDLED = Setting("bundled models", None, 1000, 40, 5)
 RANDOM = Setting("150 M random parameters each", OF_150M, 32, 2, 3)
-GPU = Setting("production shapes, random weights", PRODUCTION, 1024, 3, 1)
+GPU = Setting("production shapes, random weights", PRODUCTION, 512, 2, 1)
 
 
 def main() -> None:
@@ -52,14 +52,14 @@ def main() -> None:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--random", dest="setting", action="store_const", const=RANDOM, default=BUNDLED)
     kind.add_argument("--gpu", dest="setting", action="store_const", const=GPU)
-    parser.add_argument("--images", type=int, help="for run.py (1000, --random 32, --gpu 1024)")
-    parser.add_argument("--naive-images", type=int, help="for the naive loop (40, --random 2, --gpu 3)")
+    parser.add_argument("--images", type=int, help="for run.py (1000, --random 32, --gpu 512)")
+    parser.add_argument("--naive-images", type=int, help="for the naive loop (40, --random 2, --gpu 2)")
     parser.add_argument("--rounds", type=int, help="(5, --random 3, --gpu 1)")
     options = parser.parse_args()
     chosen = {name: value for name, value in vars(options).items() if name != "setting" and value}
     setting = replace(options.setting, **chosen)
     if options.setting is GPU:
-        require_gpu()
+        require_gpu(for_llama=True)
     with tempfile.TemporaryDirectory() as folder:
         compare(setting, Path(folder))
 
@@ -102,8 +102,12 @@ def worker_s(scenes: Path, config: Path, output: Path, images: int) -> float:
 
 
 def run(script: str, *arguments: object) -> str:
+    """Return what a script prints; where it fails, end with that and the end of its errors."""
     command = [sys.executable, str(PROJECT / script), *map(str, arguments)]
-    return subprocess.run(command, check=True, env=ENVIRONMENT, capture_output=True, text=True).stdout
+    done = subprocess.run(command, check=False, env=ENVIRONMENT, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{script} ended with status {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return done.stdout
 
 
 def equal_rows(naive: Path, worker: Path) -> str:

@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the 150 M model, on all sides")
     options = parser.parse_args()
     if options.gpu:
-        require_gpu()
+        require_gpu(for_llama=True)
     rounds = min(options.rounds, 3) if options.gpu else options.rounds
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         if options.gpu:
@@ -120,7 +120,7 @@ def cpu_sides(
 
 def gpu_sides(path: Path, stack: ExitStack) -> Iterator[Side]:
     """The serial call, and slots in a context they share; of one number also with room of their own."""
-    yield Side("create_chat_completion", 4, serial(path, ENDLESS, 2 * TOKENS, stack, n_gpu_layers=-1))
+    yield Side("create_chat_completion", 2, serial(path, ENDLESS, 2 * TOKENS, stack, n_gpu_layers=-1))
     for slots in (8, 32, 64):
         yield Side(f"{count(slots)}", 2 * slots, in_slots(path, ENDLESS, 2 * TOKENS, slots, stack, **SHARED_ROOM))
     yield Side("64 slots, room of their own", 128, in_slots(path, ENDLESS, 2 * TOKENS, 64, stack, **OWN_ROOM))

@@ -186,6 +186,7 @@ def test_what_the_wiring_takes_for_granted_comes_from_the_source(tmp_path: Path)
         ("describe.batchsize=3", "did you mean describe.batch_size?"),
         ("describ.batch_size=3", "did you mean describe?"),
         ("describe.batch_size=many", "describe.batch_size: 'many' is no whole number"),
+        ("structure.batch_size=300", "llama.cpp decodes at most 255 at once"),
         ("stages=3", "stages"),
         ("stages={}", "stages"),
     ],

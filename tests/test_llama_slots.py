@@ -16,7 +16,7 @@ from models.demo.scenes import random_scene
 from tests.tiny_gguf import CHAT_TEMPLATE, write_tiny_gguf
 from vec_pipeline.engines import Answer, Message
 from vec_pipeline.engines.grammar import max_bytes, parse, to_gbnf
-from vec_pipeline.engines.llama_slots import MAX_SLOTS, LlamaSlots
+from vec_pipeline.engines.llama_slots import MAX_SLOTS, LlamaSlots, _Grammar
 from vec_pipeline.stages.structure import Structure
 
 BUNDLED = Path(__file__).parent.parent / "models" / "demo" / "llama" / "llama.gguf"
@@ -109,6 +109,37 @@ def test_never_more_at_once_than_asked_for(path: Path, one_slot: LlamaSlots, mon
             assert llama.generate(prompts, GBNF, max_tokens=150, slots=slots) == expected
             assert max(at_once) == slots
             assert int(llama_cpp.llama_n_ctx(llama._context)) == context_tokens
+
+
+def test_a_finished_sequence_makes_place_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So sequences become fewer only when none waits."""
+    at_once: list[int] = []
+    decode = LlamaSlots._decode
+    monkeypatch.setattr(LlamaSlots, "_decode", lambda self: (at_once.append(len(self._running)), decode(self))[1])
+    with closing(LlamaSlots(path, **own(512), threads=1)) as llama:
+        llama.generate(conversations(11), GBNF, max_tokens=150, slots=3)
+    prefix, *steps = at_once
+    assert prefix == 0
+    assert steps == sorted(steps, reverse=True)
+    assert steps.count(3) > steps.count(2) > 0
+
+
+def test_a_trained_models_tokens_are_judged_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampled first, checked after: hardly ever does the grammar refuse, and only then others are looked at."""
+    chosen: list[int] = []
+    second = []
+    choose, second_choice = _Grammar.choose, _Grammar._second_choice
+    monkeypatch.setattr(_Grammar, "choose", lambda self, *a: (chosen.append(1), choose(self, *a))[1])
+    monkeypatch.setattr(_Grammar, "_second_choice", lambda self, *a: (second.append(1), second_choice(self, *a))[1])
+    system: Message = {"role": "system", "content": structure_prompt()}
+    rng = random.Random("second choices")
+    prompts: list[list[Message]] = [
+        [system, {"role": "user", "content": random_scene(rng, held_out=True).caption()}] for _ in range(4)
+    ]
+    with closing(LlamaSlots(BUNDLED, **own(512), threads=1)) as llama:
+        llama.generate(prompts, to_gbnf(Structure(model="m").schema()), max_tokens=500, slots=4)
+    assert len(chosen) > 100
+    assert len(second) < len(chosen) / 20
 
 
 def test_memory_of_a_token_is_what_its_keys_and_values_take(one_slot: LlamaSlots) -> None:

@@ -117,6 +117,18 @@ def test_equals_generate_on_each_image_alone(
     assert_equal(engine.generate(images[:2], slots), expected[:2])
 
 
+def test_a_finished_row_is_refilled_at_once(
+    model: Any, processor: Any, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So rows become fewer only when no image is left."""
+    counts: list[int] = []
+    step = _Slots._step
+    monkeypatch.setattr(_Slots, "_step", lambda self, count: (counts.append(count), step(self, count))[1])
+    QwenSlots(model, processor, QUESTION, MAX_NEW_TOKENS).generate(images, 3)
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] == 3
+
+
 def test_an_engine_is_used_again_and_its_cache_fits(
     model: Any, processor: Any, images: list[Image.Image], expected: list[Answer]
 ) -> None:

@@ -33,7 +33,8 @@ os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an abort would start a debugg
 
 MAX_SLOTS = c.llama_max_parallel_sequences() - 1  # one sequence holds the common prefix
 SMALL_MODEL_BYTES = 100_000_000  # of weights
-_BEST = 128  # how many of the best tokens are tried before the whole vocabulary
+_MANY = 4096  # tokens: where more may come next, the best few are tried before all of them
+_BEST = 128  # how many these are
 _CACHE_FULL, _OUT_OF_MEMORY = 1, -2  # return codes of llama_decode
 
 _TOKEN_DATA = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)], align=True)
@@ -69,7 +70,7 @@ class LlamaSlots:
         self._is_closed = False
         self._shared_tokens, self._tokens_per_slot = context_tokens, tokens_per_slot
         self._batch_tokens = batch_tokens
-        self._threads = threads or self._model.best_threads()
+        self._threads = threads or best_threads(c.llama_model_size(self._model.handle))
         self._context: Any = None
         self._context_slots = 0
         self._slots = 0  # sequences that decode at once in the current call
@@ -422,15 +423,15 @@ class _Grammar:
         return bool(self._one.logit == 0.0)
 
     def _second_choice(self, logits: npt.NDArray[np.float32]) -> int | None:
-        """The best token allowed: looked for among the best 128, then among all that begin with a byte allowed."""
-        likely = np.argpartition(logits, -min(_BEST, len(logits)))[-_BEST:]
-        token = self._best_allowed(np.sort(likely), logits)
-        if token is not None:
-            return token
-        bytes_allowed = np.zeros(len(self._model.byte_tokens) + 1, bool)
-        bytes_allowed[:-1] = self._allows(self._model.byte_tokens)
-        bytes_allowed[-1] = True  # of tokens whose first byte is not known
-        return self._best_allowed(np.flatnonzero(bytes_allowed[self._model.first_bytes]), logits)
+        """The best token allowed, of those that begin with a byte allowed, or whose first byte is not known."""
+        *with_byte, without = self._model.tokens_by_first_byte
+        possible = [with_byte[index] for index in np.flatnonzero(self._allows(self._model.byte_tokens))]
+        if sum(map(len, possible)) > _MANY:
+            likely = np.argpartition(logits, -min(_BEST, len(logits)))[-_BEST:]
+            token = self._best_allowed(np.sort(likely), logits)
+            if token is not None:
+                return token
+        return self._best_allowed(np.sort(np.concatenate([*possible, without])), logits)
 
     def _best_allowed(self, tokens: npt.NDArray[np.intp], logits: npt.NDArray[np.float32]) -> int | None:
         """Of `tokens`, in ascending order, the one allowed with the highest logit; of equals the first."""
@@ -484,10 +485,6 @@ class _Model:
         head_length = self._metadata("attention.key_length") or c.llama_model_n_embd(self.handle) // heads
         return int(2 * 2 * c.llama_model_n_layer(self.handle) * heads_kv * head_length)
 
-    def best_threads(self) -> int:
-        """One for a model so small that waking the others costs more than they do; else the cores there are."""
-        return 1 if c.llama_model_size(self.handle) < SMALL_MODEL_BYTES else free_cores()
-
     def _metadata(self, key: str) -> int:
         """A whole number of the file's metadata, 0 where it is not there; `key` lacks the architecture's name."""
         buffer = ctypes.create_string_buffer(64)
@@ -513,11 +510,13 @@ class _Model:
         return np.array([token for token in range(self.vocabulary_tokens) if len(self.piece(token)) == 1], np.intp)
 
     @cached_property
-    def first_bytes(self) -> npt.NDArray[np.intp]:
-        """For each token the index in `byte_tokens` of its first byte; -1 where it has none, or one without token."""
+    def tokens_by_first_byte(self) -> list[npt.NDArray[np.intp]]:
+        """The tokens that begin with each of `byte_tokens`; last those without bytes, or whose first has no token."""
         index_of = {self.piece(int(token)): index for index, token in enumerate(self.byte_tokens)}
-        tokens = range(self.vocabulary_tokens)
-        return np.array([index_of.get(self.piece(token)[:1], -1) for token in tokens], np.intp)
+        tokens: list[list[int]] = [[] for _ in range(len(index_of) + 1)]
+        for token in range(self.vocabulary_tokens):
+            tokens[index_of.get(self.piece(token)[:1], -1)].append(token)
+        return [np.array(some, np.intp) for some in tokens]
 
     def piece(self, token: int) -> bytes:
         """The bytes that `token` stands for; none for a special token."""
@@ -586,6 +585,11 @@ class _Model:
             if token >= 0:
                 return int(token)
         raise ValueError(f"{self._path} has no end-of-turn token: use an instruct model")
+
+
+def best_threads(weights_bytes: int) -> int:
+    """One for a model so small that waking the others costs more than they do; else the cores there are."""
+    return 1 if weights_bytes < SMALL_MODEL_BYTES else free_cores()
 
 
 def _raise_template_error(message: str) -> None:
