@@ -21,6 +21,13 @@ Run = subprocess.CompletedProcess[str]
 RunWorker = Callable[..., Run]
 
 
+# Prints the most memory that a program has had so far, in MB. Its ru_maxrss would be at least that of pytest, which
+# started it: Linux keeps the figure through fork and exec.
+PRINT_PEAK_MB = """
+print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) // 1024)
+"""
+
+
 def command(*arguments: object) -> list[str]:
     """The command line of a run with the bundled models."""
     return [
