@@ -16,6 +16,7 @@ from models.demo.draw import write_scene
 from models.demo.scenes import Scene, Thing
 from tests.conftest import PROJECT, Run
 from tests.rows import failed, finished, unit_vectors, write
+from tests.test_promises import copy_of
 from vec_pipeline.__main__ import main
 from vec_pipeline.commands.search import vector_cache
 from vec_pipeline.commands.search.page import write_page
@@ -84,9 +85,12 @@ def suffix(drawn: Path, stem: str) -> str:
     return next(path.suffix for path in drawn.parent.glob(stem + ".*") if path.suffix != ".json")
 
 
-def test_a_real_run_is_searched(example_run: tuple[Run, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert search(capsys, example_run[1], "a yellow moon on a white background", "--top", 1) == ["yellow-moon"]
-    assert search(capsys, example_run[1], "a purple cat", "--in", "text", "--top", 1)[0].startswith("purple-cat")
+def test_a_real_run_is_searched(
+    example_run: tuple[Run, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csv_path = copy_of(example_run[1], tmp_path)  # beside the run itself, the cache would be in other tests' way
+    assert search(capsys, csv_path, "a yellow moon on a white background", "--top", 1) == ["yellow-moon"]
+    assert search(capsys, csv_path, "a purple cat", "--in", "text", "--top", 1)[0].startswith("purple-cat")
 
 
 def test_the_table_has_rank_score_path_and_description(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
