@@ -401,7 +401,7 @@ def test_map(page: Page) -> None:
     page.press(Keys.ESCAPE)
     page.until_equal(page.focused, "map")
     page.press("+", "+", Keys.ARROW_LEFT)
-    page.until(lambda: "map=" in page.hash)
+    page.until(lambda: "1.96" in page.hash)  # a slow second key comes after the first one's zoom is in it
     zoom = page.script("return mapCamera.zoom")
     assert zoom == pytest.approx(1.96)
     page.open(page.hash.removeprefix("#"))
