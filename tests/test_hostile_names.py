@@ -122,7 +122,7 @@ FILE_NAMES = st.binary(min_size=1, max_size=40).filter(lambda name: not {0, ord(
 ).map(b"".join)
 
 
-@settings(derandomize=True, max_examples=1000)
+@settings(derandomize=True, deadline=None, max_examples=1000)
 @given(names=st.sets(FILE_NAMES, min_size=2, max_size=6))
 def test_no_two_names_share_a_key(names: set[bytes]) -> None:
     keys = {record_of(os.fsdecode(b"/photos/" + name)).key for name in names}
