@@ -1,5 +1,6 @@
 """Every stage over one chunk of records: the unit the loop maps."""
 
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -102,7 +103,7 @@ class Annotator:
         """Yield chunks once a lane's models are in memory, so that the other lane sees what they leave free."""
         for number, chunk in enumerate(chunks):
             for stage in self.lanes[lane] if number == 0 else []:
-                with self.cache.use(stage):
+                with self._timed(lane, stage), self.cache.use(stage):
                     pass
             yield chunk
 
@@ -157,13 +158,19 @@ class Annotator:
 
     def _annotate(self, lane: int, records: Chunk) -> None:
         for stage in self.lanes[lane]:  # stages outside, records inside: a model is swapped at most once a chunk
-            start_s = time.monotonic()
-            self.at_work[lane] = stage.name
-            try:
+            with self._timed(lane, stage):
                 self._run_stage(stage, [record for record in records if is_ready(stage, record)])
-            finally:
-                self.seconds[stage.name] += time.monotonic() - start_s
-                self.at_work.pop(lane, None)
+
+    @contextlib.contextmanager
+    def _timed(self, lane: int, stage: Stage) -> Iterator[None]:
+        """A block that is the stage's work, for the progress bar and the summary."""
+        start_s = time.monotonic()
+        self.at_work[lane] = stage.name
+        try:
+            yield
+        finally:
+            self.seconds[stage.name] += time.monotonic() - start_s
+            self.at_work.pop(lane, None)
 
     def _finished(self, records: Chunk) -> Chunk:
         """Working values, such as the pixels, end here; and so does the suspicion of images that have lived."""

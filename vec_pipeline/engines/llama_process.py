@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import psutil
-
 from vec_pipeline.engines import Answer, Message
 
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
@@ -83,11 +81,6 @@ class LlamaProcess:
         self._is_closed = True
         self._child.kill()
 
-    @property
-    def memory_bytes(self) -> int:
-        """Resident host memory of the child in bytes, 0 where there is none."""
-        return self._child.memory_bytes
-
 
 class _Child:
     """The parent's end of one child process, which loads a model with `options` at once."""
@@ -115,10 +108,6 @@ class _Child:
     @property
     def is_alive(self) -> bool:
         return bool(self.kill.alive) and self._process.poll() is None
-
-    @property
-    def memory_bytes(self) -> int:
-        return int(psutil.Process(self._process.pid).memory_info().rss) if self.is_alive else 0
 
     def ask(self, request: dict[str, Any]) -> Any:
         """Sends `request` and waits for the result, or raises the error that the child reports."""
