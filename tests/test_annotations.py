@@ -170,13 +170,13 @@ def peak_mb(path: Path) -> int:
 
 
 def test_memory_is_flat_at_any_size(path: Path, tmp_path: Path) -> None:
-    """A file of 150 MB takes hardly more memory than one of 30."""
+    """300 MB more of file, 120 of them in memory if it were kept as float32: less than that on top."""
     write(path, [finished(0, image_vector=unit_vectors(1, 20_000)[0])])
     header, _, row = path.read_bytes().partition(b"\n")
     large = tmp_path / "large.csv"
-    large.write_bytes(header + b"\n" + row * (150_000_000 // len(row)))
-    path.write_bytes(header + b"\n" + row * (30_000_000 // len(row)))
-    assert peak_mb(large) < peak_mb(path) + 60
+    large.write_bytes(header + b"\n" + row * (350_000_000 // len(row)))
+    path.write_bytes(header + b"\n" + row * (50_000_000 // len(row)))
+    assert peak_mb(large) < peak_mb(path) + 100
 
 
 # --- what is refused
