@@ -45,10 +45,11 @@ class Set:
     llama: Shape
     image_px: int
     new_tokens: int
+    chunk_size: int | str = "auto"
 
 
 OF_150M = Set("cpu", TEXT_150M, VISION_150M, 32_000, LLAMA_150M, 112, 64)
-PRODUCTION = Set("cuda", TEXT_7B, VISION_7B, 250_002, LLAMA_8B, 384, 128)
+PRODUCTION = Set("cuda", TEXT_7B, VISION_7B, 250_002, LLAMA_8B, 384, 128, 128)  # chunks of 128, so that lanes overlap
 
 
 def write_set(folder: Path, models: Set) -> Path:
@@ -59,6 +60,7 @@ def write_set(folder: Path, models: Set) -> Path:
     write_random_llama(folder / "llama.gguf", models.llama)
     config = {
         "device": models.device,
+        "chunk_size": models.chunk_size,
         "stages": [
             {"use": "open_image", "max_size_px": models.image_px},
             {"use": "describe", "model": str(folder / "qwen"), "max_new_tokens": models.new_tokens},

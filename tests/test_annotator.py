@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -362,6 +363,24 @@ def test_side_by_side_the_second_lanes_model_is_there_before_the_first_sizes_its
 ) -> None:
     annotate(make(Describe(journal=journal), EmbedText(journal=journal), overlap=True), records("a"), records("b"))
     assert journal.loads == ["embed_text", "describe"]
+
+
+def test_side_by_side_nothing_is_loaded_for_results_in_the_ledger(make: Make, journal: Journal) -> None:
+    annotate(make(Describe(), EmbedText()), records("a"), records("b"))
+    annotate(make(Describe(journal=journal), EmbedText(journal=journal), overlap=True), records("a"), records("b"))
+    assert not journal.loads
+
+
+def test_side_by_side_a_load_ahead_is_counted_as_its_own_stages_time(make: Make) -> None:
+    class SlowToLoad(EmbedText):
+        def load(self) -> Model:
+            time.sleep(0.3)
+            return super().load()
+
+    annotator = make(Describe(), SlowToLoad(), overlap=True)
+    annotate(annotator, records("a"))
+    assert annotator.seconds["embed_text"] > annotator.seconds["describe"] >= 0
+    assert [*annotator.seconds] == ["describe", "embed_text"]
 
 
 @pytest.mark.parametrize("capacity", [1, 5])

@@ -70,20 +70,19 @@ class Annotator:
         self.at_work: dict[int, str] = {}  # lane -> stage, at this moment
         self.chunks = self.images = 0  # that have gone through every stage
         self.is_stopping = threading.Event()
+        self._to_load = list(self.lanes[1])  # before the first lane's first batch, where they run side by side
         self._unfinished: list[Chunk] = []  # being read or annotated
 
     @property
     def current(self) -> str:
         """What is being done at this moment, for the progress bar."""
-        return " + ".join(name for _, name in sorted(self.at_work.items()))
+        return " + ".join(name for _, name in sorted(self.at_work.items()) if name)
 
     def __call__(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Yield each chunk annotated; when interrupted, first the rows that are complete by then."""
         self._unfinished, self.is_stopping = [], threading.Event()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="read")
         try:
-            if self.overlap:
-                chunks = self._with_models(1, chunks)
             described = self._through(0, self._read_ahead(chunks, pool))
             for chunk in self._through(1, in_thread(described) if self.overlap else described):
                 self._unfinished.remove(chunk)
@@ -98,14 +97,6 @@ class Annotator:
         finally:
             self.is_stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
-
-    def _with_models(self, lane: int, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        """Yield chunks once a lane's models are in memory, so that the other lane sees what they leave free."""
-        for number, chunk in enumerate(chunks):
-            for stage in self.lanes[lane] if number == 0 else []:
-                with self._timed(lane, stage), self.cache.use(stage):
-                    pass
-            yield chunk
 
     def _read_ahead(self, chunks: Iterable[Chunk], pool: ThreadPoolExecutor) -> Iterator[Chunk]:
         """Yield chunks read and decoded, while the next one is on its way."""
@@ -163,14 +154,18 @@ class Annotator:
 
     @contextlib.contextmanager
     def _timed(self, lane: int, stage: Stage) -> Iterator[None]:
-        """A block that is the stage's work, for the progress bar and the summary."""
+        """A block that is the stage's work, for the progress bar and the summary; inside another's, not that one's."""
         start_s = time.monotonic()
-        self.at_work[lane] = stage.name
+        outer, self.at_work[lane] = self.at_work.get(lane, ""), stage.name
+        self.seconds.setdefault(stage.name, 0.0)  # the summary lists stages as they began
         try:
             yield
         finally:
-            self.seconds[stage.name] += time.monotonic() - start_s
-            self.at_work.pop(lane, None)
+            seconds = time.monotonic() - start_s
+            self.seconds[stage.name] += seconds
+            if outer:
+                self.seconds[outer] -= seconds
+            self.at_work[lane] = outer
 
     def _finished(self, records: Chunk) -> Chunk:
         """Working values, such as the pixels, end here; and so does the suspicion of images that have lived."""
@@ -201,11 +196,20 @@ class Annotator:
     def _fit(self, stage: Stage, records: list[Record]) -> None:
         if not records:
             return
+        if self.overlap and stage in self.lanes[0]:
+            self._load_second_lane()
         job = ModelRun(stage, self)
         proven = self.proven_sizes.get(stage, 0)
         most = self._batch_size(stage)
         size = min(2 * proven or most, most)  # grow back after memory ran out
         self.proven_sizes[stage] = fit(job, records, size, proven, stage.window)
+
+    def _load_second_lane(self) -> None:
+        """Before the first lane sizes its first batch, so that it sees what these models leave free."""
+        while self._to_load:
+            stage = self._to_load.pop()
+            with self._timed(0, stage), self.cache.use(stage):
+                pass
 
     def _batch_size(self, stage: Stage) -> int:
         if stage.batch_size != "auto":
