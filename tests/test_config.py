@@ -103,9 +103,9 @@ def test_a_name_like_no_other_gets_the_list(load: Load) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("chunk_size: many", "chunk_size: 'many' is no whole number"),
-        ("chunk_size: 2.5", "chunk_size: 2.5 is no whole number"),
-        ("chunk_size: true", "chunk_size: True is no whole number"),
+        ("chunk_size: many", "chunk_size: 'many' is no whole number or auto"),
+        ("chunk_size: 2.5", "chunk_size: 2.5 is no whole number or auto"),
+        ("chunk_size: true", "chunk_size: True is no whole number or auto"),
         ("clear_threshold_gb: much", "clear_threshold_gb: 'much' is no number"),
         ("log_level: loud", "log_level: 'loud' is none of debug, info, warning"),
         ("output: 3", "output: 3 is no path"),
@@ -185,7 +185,7 @@ def test_what_the_wiring_takes_for_granted_comes_from_the_source(tmp_path: Path)
         ("chunksize=3", "did you mean chunk_size?"),
         ("describe.batchsize=3", "did you mean describe.batch_size?"),
         ("describ.batch_size=3", "did you mean describe?"),
-        ("describe.batch_size=many", "describe.batch_size: 'many' is no whole number"),
+        ("describe.batch_size=many", "describe.batch_size: 'many' is no whole number or auto"),
         ("structure.batch_size=300", "llama.cpp decodes at most 255 at once"),
         ("stages=3", "stages"),
         ("stages={}", "stages"),

@@ -189,7 +189,8 @@ class Override(str):
     """The text of a --set: taken as it is where the option is a text, else read as YAML."""
 
 
-def convert(value: Any, hint: Any, key: str) -> Any:
+def convert(value: Any, hint: Any, key: str, words: Sequence[str] = ()) -> Any:
+    """Return the value as the type the hint names, or one of the words. Raises ConfigError."""
     if isinstance(value, Override):
         value = str(value) if hint in (str, Path) else yaml_of(value)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -198,7 +199,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
             return None
         words = [word for argument in arguments for word in typing.get_args(argument)]  # of a Literal: "auto"
         hint = next(hint for hint in arguments if hint is not types.NoneType and not typing.get_args(hint))
-        return words[words.index(value)] if value in words else convert(value, hint, key)
+        return words[words.index(value)] if value in words else convert(value, hint, key, words)
     if origin is Literal:
         if value in arguments:
             return value
@@ -214,7 +215,8 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     wanted = origin or hint
     if isinstance(value, wanted) and not (isinstance(value, bool) and wanted is not bool):
         return value
-    raise ConfigError(f"{key}: {value!r} is no {TYPE_NAMES.get(wanted, wanted.__name__)}")
+    kinds = " or ".join([TYPE_NAMES.get(wanted, wanted.__name__), *words])
+    raise ConfigError(f"{key}: {value!r} is no {kinds}")
 
 
 TYPE_NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", tuple: "list", Path: "path"}
