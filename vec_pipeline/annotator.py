@@ -207,7 +207,7 @@ class Annotator:
     def _load_second_lane(self) -> None:
         """Before the first lane sizes its first batch, so that it sees what these models leave free."""
         while self._to_load:
-            stage = self._to_load.pop()
+            stage = self._to_load.pop(0)
             with self._timed(0, stage), self.cache.use(stage):
                 pass
 
