@@ -232,7 +232,7 @@ def work(
             WatchedSink(sink, interrupt, progress),
             lambda: chosen.next_chunk_images(annotator),
             options.limit,
-            suspects=set(ledger.deaths),
+            suspects=ledger.suspects(),
         )
 
 

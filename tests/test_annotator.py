@@ -228,6 +228,31 @@ def test_results_in_the_ledger_are_not_computed_again(make: Make, journal: Journ
     assert [record.values for record in again[:2]] == [record.values for record in first]
 
 
+def test_what_depends_on_the_path_is_not_shared_by_images_of_equal_pixels(make: Make, journal: Journal) -> None:
+    class ReadPixels(Read):
+        def _open(self, path: str) -> Values:
+            return {**super()._open(path), "content_hash": "the same pixels"}
+
+    class Folder(Describe):
+        reads = ("path",)
+        writes = ("folder",)
+
+        def answer(self, row: Values) -> Values:
+            return {"folder": row["path"]}
+
+    class OfFolder(EmbedImage):
+        reads = ("image", "folder")
+
+        def answer(self, row: Values) -> Values:
+            return {"image_vector": [float(len(row["folder"]))]}
+
+    for _ in range(2):  # the second time from the ledger
+        annotator = make(ReadPixels(), Folder(journal=journal), OfFolder(journal=journal))
+        one, two = annotate(annotator, records("a", "bb"))
+        assert (one.values["folder"], two.values["folder"]) == ("a", "bb")
+    assert len(journal.batches) == 2
+
+
 def test_results_of_other_settings_are_computed_again(make: Make, journal: Journal) -> None:
     annotate(make(Describe()), records("a", "b"))
     annotate(make(Describe(journal=journal), fingerprint="other"), records("a", "b"))
@@ -237,10 +262,41 @@ def test_results_of_other_settings_are_computed_again(make: Make, journal: Journ
 def test_images_under_suspicion_run_alone_and_last(make: Make, ledger_path: Path, journal: Journal) -> None:
     die_in_flight(ledger_path, "b", "c")
     annotator, sink = make(Describe(journal=journal)), ListSink()
-    run(ListSource("abcd"), annotator, sink, lambda: 4, suspects=set(annotator.ledger.deaths))
+    run(ListSource("abcd"), annotator, sink, lambda: 4, suspects=annotator.ledger.suspects())
     assert [batch for _, batch in journal.batches] == [["a", "d"], ["b"], ["c"]]
     assert not any(record.error for write in sink.writes for record in write)
     assert annotator.ledger.deaths == {}
+
+
+def test_many_under_suspicion_run_a_few_at_once(make: Make, ledger_path: Path, journal: Journal) -> None:
+    """A kill of a batch of a thousand must not cost a thousand batches of one."""
+    names = [f"i{number:02}" for number in range(70)]
+    die_in_flight(ledger_path, *names)
+    die_in_flight(ledger_path, *names[:3])  # these were among the few
+    annotator, sink = make(Describe(journal=journal, batch_size=64)), ListSink()
+    run(ListSource(names), annotator, sink, lambda: 100, suspects=annotator.ledger.suspects())
+    assert journal.sizes("describe") == [32, 32, 3, 1, 1, 1]
+    assert journal.batches[-1] == ("describe", ["i02"])
+    assert sum(map(len, sink.writes)) == 70
+    assert annotator.ledger.deaths == {}
+
+
+def test_many_under_suspicion_run_a_few_at_once_and_then_alone(make: Make, ledger_path: Path, journal: Journal) -> None:
+    """A kill of a batch of a thousand costs no thousand batches of one, and two more find the image that kills."""
+    names = [f"i{number:02}" for number in range(70)]
+    die_in_flight(ledger_path, *names)
+    die_in_flight(ledger_path, *names[:32])
+    sizes = []
+    for killer in (None, names[7]):
+        if killer:
+            die_in_flight(ledger_path, killer)
+        annotator, sink = make(Describe(journal=journal, batch_size=64), fingerprint=f"{killer}"), ListSink()
+        run(ListSource(names), annotator, sink, lambda: 100, suspects=annotator.ledger.suspects())
+        sizes.append(journal.sizes("describe"))
+        journal.batches.clear()
+        errors = [record.key for write in sink.writes for record in write if record.error]
+    assert sizes[0] == [32, 6] + 32 * [1]
+    assert errors == []
 
 
 def test_an_image_that_went_well_is_no_longer_suspect(make: Make, ledger_path: Path, journal: Journal) -> None:
@@ -369,6 +425,15 @@ def test_side_by_side_nothing_is_loaded_for_results_in_the_ledger(make: Make, jo
     annotate(make(Describe(), EmbedText()), records("a"), records("b"))
     annotate(make(Describe(journal=journal), EmbedText(journal=journal), overlap=True), records("a"), records("b"))
     assert not journal.loads
+
+
+def test_side_by_side_only_what_the_second_lane_will_need_is_loaded(make: Make, journal: Journal) -> None:
+    annotate(make(Describe(), EmbedText()), records("a"), records("b"))
+    stages = Describe(), EmbedImage(journal=journal), EmbedText(journal=journal)
+    annotate(make(*stages, overlap=True), records("a"), records("b"))
+    assert journal.loads == ["embed_image"]
+    annotate(make(*stages, overlap=True), records("a"), records("c"))
+    assert sorted(journal.loads) == ["embed_image", "embed_image", "embed_text"]
 
 
 def test_side_by_side_a_load_ahead_is_counted_as_its_own_stages_time(make: Make) -> None:

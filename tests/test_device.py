@@ -36,6 +36,17 @@ def test_the_users_number_of_threads_wins(monkeypatch: pytest.MonkeyPatch) -> No
     assert os.environ["OMP_NUM_THREADS"] == "3"
 
 
+@pytest.mark.parametrize(("asked_for", "threads"), [("3,1", 3), ("", 2), ("0", 2), ("many", 2)])
+def test_a_list_of_threads_counts_by_its_first_and_nonsense_not_at_all(
+    asked_for: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.setattr("pathlib.Path.read_text", lambda _: "max 100000")
+    monkeypatch.setenv("OMP_NUM_THREADS", asked_for)
+    device.leave_half_the_cores()
+    assert torch.get_num_threads() == device.free_cores() == threads
+
+
 def test_memory_that_torch_keeps_on_the_gpu_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is free for torch alone, so nothing but torch's own batch sizes may count on it."""
     monkeypatch.setattr(device, "gpu_free_gb", lambda: 2.0)

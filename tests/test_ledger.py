@@ -110,6 +110,25 @@ def test_an_image_killed_a_second_time_is_fatal_and_its_stage_is_known(path: Pat
         assert ledger.stages["a"] == "describe"
 
 
+def test_many_that_die_together_are_narrowed_down_before_one_is_fatal(path: Path) -> None:
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJK"
+    kill_in_flight(path, letters)
+    with closing(Ledger(path)) as ledger:
+        assert ledger.suspects() == dict.fromkeys(letters, 32)
+    kill_in_flight(path, letters[:32])
+    with closing(Ledger(path)) as ledger:
+        assert ledger.suspects() == {**dict.fromkeys(letters[:32], 1), **dict.fromkeys(letters[32:], 32)}
+        assert not any(map(ledger.is_fatal, letters))
+        with ledger.in_flight(["a"], "describe"):
+            pass
+        ledger.in_flight(["b"], "describe").__enter__()
+    with closing(Ledger(path)) as ledger:
+        assert not any(map(ledger.is_fatal, letters)), "they were alone, and lived"
+    kill_in_flight(path, "c")
+    with closing(Ledger(path)) as ledger:
+        assert list(filter(ledger.is_fatal, letters)) == ["c"]
+
+
 def test_what_a_thread_has_in_flight_at_a_regular_end_is_no_death(path: Path) -> None:
     kill_in_flight(path, "ab")
     ledger = Ledger(path)

@@ -12,6 +12,7 @@ from vec_pipeline.config import load_config
 from vec_pipeline.ledger import NoLedger
 from vec_pipeline.memory import ModelCache
 from vec_pipeline.plan import LARGEST_CHUNK_IMAGES, LOADING_SHARE, Plan, plan
+from vec_pipeline.record import UserError
 from vec_pipeline.stages import describe
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -73,6 +74,25 @@ def test_a_gpu_gets_chunks_of_several_times_what_it_decodes_at_once(machine: Mac
 def test_a_cache_of_fewer_models_makes_them_take_turns(machine: Machine) -> None:
     machine.has(gpu_gb=79.0, host_gb=100.0)
     assert not plan_of("model_cache_size=2").overlap
+
+
+def test_side_by_side_needs_places_for_all_models_in_the_cache(machine: Machine) -> None:
+    machine.has(gpu_gb=79.0, host_gb=100.0)
+    with pytest.raises(UserError, match="set model_cache_size: 5"):
+        plan_of("model_cache_size=2", "overlap=true")
+
+
+def test_rows_count_as_many_as_are_asked_for(machine: Machine) -> None:
+    machine.has(gpu_gb=33.0, host_gb=100.0)
+    assert not plan_of().overlap
+    assert plan_of("describe.batch_size=8", "structure.batch_size=8").overlap
+    assert not plan_of("describe.batch_size=8", "structure.batch_size=8", "describe.max_new_tokens=20000").overlap
+
+
+def test_pixels_of_the_chunks_at_work_count(machine: Machine) -> None:
+    machine.has(gpu_gb=79.0, host_gb=30.0)
+    assert plan_of("open_image.max_size_px=1024").overlap
+    assert not plan_of("open_image.max_size_px=1024", "chunk_size=2000").overlap
 
 
 def test_options_win(machine: Machine) -> None:

@@ -137,6 +137,15 @@ def test_the_size_is_that_of_the_weights(project: Path) -> None:
     assert weights.size_gb(project / "models/demo") == weights.size_gb(project / "models/demo/llama.gguf") == 19e-9
 
 
+def test_other_files_of_the_same_weights_do_not_count(tmp_path: Path) -> None:
+    for name, kb in {"a.Q4.gguf": 4, "a.Q8.gguf": 8}.items():
+        (tmp_path / name).write_bytes(bytes(1000 * kb))
+    assert weights.size_gb(str(tmp_path), "a.Q4.gguf") == pytest.approx(4e-6)
+    assert weights.size_gb(str(tmp_path)) == pytest.approx(12e-6)
+    (tmp_path / "model.safetensors").write_bytes(bytes(5000))
+    assert weights.size_gb(str(tmp_path)) == pytest.approx(5e-6)
+
+
 def test_the_size_of_a_model_in_the_hubs_cache_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert weights.size_gb("somebody/some-model") == 0

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -56,6 +56,8 @@ class Annotator:
         stages = list(stages)
         self.ahead_stages = [stage for stage in stages if stage.runs_ahead]
         self.lanes = lanes_of(stages)
+        later_stages = [stage for stage in stages if not stage.runs_ahead]  # what runs ahead makes the content hash
+        self.path_stages = dependents(later_stages, lambda stage: "path" in (*stage.reads, *stage.may_read))
         self.working_values = {name for stage in stages for name in stage.makes} | {PIXELS_LOWERED}
         self.cache = cache
         self.ledger = ledger
@@ -71,17 +73,21 @@ class Annotator:
         self.chunks = self.images = 0  # that have gone through every stage
         self.is_stopping = threading.Event()
         self._to_load = list(self.lanes[1])  # before the first lane's first batch, where they run side by side
+        self._most_in_flight: int | None = None
         self._unfinished: list[Chunk] = []  # being read or annotated
 
     @property
     def current(self) -> str:
         """What is being done at this moment, for the progress bar."""
-        return " + ".join(name for _, name in sorted(self.at_work.items()) if name)
+        return " + ".join(name for _, name in sorted(self.at_work.items()))
 
-    def __call__(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        """Yield each chunk annotated; when interrupted, first the rows that are complete by then."""
-        self._unfinished, self.is_stopping = [], threading.Event()
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="read")
+    def __call__(self, chunks: Iterable[Chunk], most_in_flight: int | None = None) -> Iterator[Chunk]:
+        """Yield each chunk annotated; when interrupted, first the rows that are complete by then.
+
+        most_in_flight: images that the process would take with it if it were killed, where there is one chunk.
+        """
+        self._unfinished, self.is_stopping, self._most_in_flight = [], threading.Event(), most_in_flight
+        pool = ThreadPoolExecutor(1 if most_in_flight else self.threads, thread_name_prefix="read")
         try:
             described = self._through(0, self._read_ahead(chunks, pool))
             for chunk in self._through(1, in_thread(described) if self.overlap else described):
@@ -122,7 +128,8 @@ class Annotator:
         self, chunk: Chunk, models: dict[Stage, Any], pool: ThreadPoolExecutor
     ) -> tuple[Chunk, Iterator[None]]:
         self._unfinished.append(chunk)
-        some = [chunk[start : start + READ_TOGETHER] for start in range(0, len(chunk), READ_TOGETHER)]
+        size = min(READ_TOGETHER, self._most_in_flight or READ_TOGETHER)
+        some = [chunk[start : start + size] for start in range(0, len(chunk), size)]
         return chunk, pool.map(lambda records: self._read(records, models), some)
 
     def _read(self, records: list[Record], models: dict[Stage, Any]) -> None:
@@ -149,23 +156,25 @@ class Annotator:
 
     def _annotate(self, lane: int, records: Chunk) -> None:
         for stage in self.lanes[lane]:  # stages outside, records inside: a model is swapped at most once a chunk
+            ready = [record for record in records if is_ready(stage, record)]
             with self._timed(lane, stage):
-                self._run_stage(stage, [record for record in records if is_ready(stage, record)])
+                self._recall(stage, ready)
+            unknown = [record for record in ready if not has(stage, record)]
+            if unknown and lane == 0 and self.overlap:
+                self._load_second_lane(records)
+            with self._timed(lane, stage):
+                self._run_stage(stage, unknown)
 
     @contextlib.contextmanager
     def _timed(self, lane: int, stage: Stage) -> Iterator[None]:
-        """A block that is the stage's work, for the progress bar and the summary; inside another's, not that one's."""
+        """A block that is the stage's work, for the progress bar and the summary."""
         start_s = time.monotonic()
-        outer, self.at_work[lane] = self.at_work.get(lane, ""), stage.name
-        self.seconds.setdefault(stage.name, 0.0)  # the summary lists stages as they began
+        self.at_work[lane] = stage.name
         try:
             yield
         finally:
-            seconds = time.monotonic() - start_s
-            self.seconds[stage.name] += seconds
-            if outer:
-                self.seconds[outer] -= seconds
-            self.at_work[lane] = outer
+            self.seconds[stage.name] += time.monotonic() - start_s
+            self.at_work.pop(lane, None)
 
     def _finished(self, records: Chunk) -> Chunk:
         """Working values, such as the pixels, end here; and so does the suspicion of images that have lived."""
@@ -176,45 +185,58 @@ class Annotator:
         return records
 
     def _run_stage(self, stage: Stage, records: list[Record]) -> None:
-        """Fill in what is known, run one record of each remaining content, and copy its results to its duplicates."""
-        if stage.is_kept:
-            self._recall(stage, records)
-        unknown = [record for record in records if not has(stage, record)]
-        first_of = {record.values["content_hash"]: record for record in reversed(unknown)}
-        self._fit(stage, [record for record in unknown if first_of[record.values["content_hash"]] is record])
-        for record in unknown:
-            first = first_of[record.values["content_hash"]]
+        """Run one record of each content, and copy its results to its duplicates."""
+        first_of = {self.content(stage, record): record for record in reversed(records)}
+        self._fit(stage, [record for record in records if first_of[self.content(stage, record)] is record])
+        for record in records:
+            first = first_of[self.content(stage, record)]
             results = (*stage.writes, *stage.makes, PIXELS_LOWERED)
             record.values |= {name: first.values[name] for name in results if name in first.values}
             record.error = record.error or first.error
 
+    def content(self, stage: Stage, record: Record) -> str:
+        """What decides the stage's results: the image's content, and its path for a stage that depends on that."""
+        content_hash: str = record.values["content_hash"]
+        return f"{content_hash} {record.key}" if stage in self.path_stages else content_hash
+
     def _recall(self, stage: Stage, records: list[Record]) -> None:
-        found = self.ledger.recall(self.fingerprints[stage], {record.values["content_hash"] for record in records})
+        found = self._known(stage, records)
         for record in records:
-            record.values |= found.get(record.values["content_hash"], {})
+            record.values |= found.get(self.content(stage, record), {})
+
+    def _known(self, stage: Stage, records: list[Record]) -> dict[str, Values]:
+        """Results in the ledger, by content."""
+        contents = {self.content(stage, record) for record in records} if stage.is_kept else set()
+        return self.ledger.recall(self.fingerprints[stage], contents)
 
     def _fit(self, stage: Stage, records: list[Record]) -> None:
         if not records:
             return
-        if self.overlap and stage in self.lanes[0]:
-            self._load_second_lane()
         job = ModelRun(stage, self)
         proven = self.proven_sizes.get(stage, 0)
         most = self._batch_size(stage)
         size = min(2 * proven or most, most)  # grow back after memory ran out
-        self.proven_sizes[stage] = fit(job, records, size, proven, stage.window)
+        window = stage.window
+        if self._most_in_flight:
+            size, window = min(size, self._most_in_flight), 1
+        self.proven_sizes[stage] = fit(job, records, size, proven, window)
 
-    def _load_second_lane(self) -> None:
-        """Before the first lane sizes its first batch, so that it sees what these models leave free."""
-        while self._to_load:
-            stage = self._to_load.pop(0)
-            with self._timed(0, stage), self.cache.use(stage):
-                pass
+    def _load_second_lane(self, records: Chunk) -> None:
+        """Load what it will need for these, before the first lane sizes its batches by what is left free."""
+        for stage in list(self._to_load):
+            if self.is_stopping.is_set():
+                raise Stopped
+            if len(self._known(stage, records)) < len({self.content(stage, record) for record in records}):
+                self._to_load.remove(stage)
+                with self._timed(0, stage), self.cache.use(stage):
+                    pass
 
     def _batch_size(self, stage: Stage) -> int:
         if stage.batch_size != "auto":
             return stage.batch_size
         self.turns.take()
+        if self.is_stopping.is_set():
+            raise Stopped
         with self.cache.use(stage) as model:
             size = stage.auto_batch_size(model)
         if stage not in self.proven_sizes:
@@ -227,16 +249,20 @@ class Annotator:
 
 def lanes_of(stages: list[Stage]) -> tuple[list[Stage], list[Stage]]:
     """Those at work in this process; and those in a process of their own, with the stages that read what they write."""
-    later: set[str] = set()  # what the second lane writes
-    lanes: tuple[list[Stage], list[Stage]] = ([], [])
+    stages = [stage for stage in stages if not stage.runs_ahead]
+    second = dependents(stages, lambda stage: stage.runs_apart)
+    return [stage for stage in stages if stage not in second], second
+
+
+def dependents(stages: list[Stage], is_chosen: Callable[[Stage], bool]) -> list[Stage]:
+    """The stages chosen, and those that read what such a stage writes."""
+    found: list[Stage] = []
+    written: set[str] = set()
     for stage in stages:
-        if stage.runs_ahead:
-            continue
-        is_second = stage.runs_apart or later.intersection((*stage.reads, *stage.may_read))
-        lanes[1 if is_second else 0].append(stage)
-        if is_second:
-            later.update(stage.writes, stage.makes)
-    return lanes
+        if is_chosen(stage) or written.intersection((*stage.reads, *stage.may_read)):
+            found.append(stage)
+            written.update(stage.writes, stage.makes)
+    return found
 
 
 def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
@@ -343,6 +369,7 @@ class ModelRun(StageRun):
         self.turns = annotator.turns
         self.streak = annotator.streaks[stage]
         self.fingerprint = annotator.fingerprints[stage]
+        self.content = annotator.content
         self.is_stopping = annotator.is_stopping
         self._smaller: dict[str, Any] = {}  # images with fewer pixels, by key: for this stage only
 
@@ -369,7 +396,7 @@ class ModelRun(StageRun):
 
     def _keep(self, records: list[Record]) -> None:
         names = (*self.stage.writes, *self.stage.makes)
-        results = {r.values["content_hash"]: {n: r.values[n] for n in names if n in r.values} for r in records}
+        results = {self.content(self.stage, r): {n: r.values[n] for n in names if n in r.values} for r in records}
         self.ledger.store(self.fingerprint, results)
 
     def blame(self, record: Record, message: str) -> None:

@@ -136,7 +136,9 @@ def model_files(stage: Stage, model: str) -> Finding:
     need = stage.need()
     needs = [f"{amount(gb)} of {kind}" for gb, kind in ((need.gpu_gb, "GPU"), (need.host_gb, "host")) if gb]
     memory = f"needs about {' and '.join(needs)} memory" if needs else "of unknown size"
-    return Finding(stage.name, f"{model}, {amount(weights.size_gb(model))} {where}, {memory}")
+    return Finding(
+        stage.name, f"{model}, {amount(weights.size_gb(model, getattr(stage, 'file', '')))} {where}, {memory}"
+    )
 
 
 def amount(gb: float) -> str:

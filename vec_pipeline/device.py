@@ -54,8 +54,8 @@ def _gpu_unused_gb() -> float:
 
 def free_cores() -> int:
     """The CPU cores to use, by OMP_NUM_THREADS, affinity and cgroup quota; more threads make a step 10 times slower."""
-    if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
-        return max(1, int(threads))
+    if threads := _threads_asked_for():
+        return threads
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -66,6 +66,13 @@ def free_cores() -> int:
 
 def leave_half_the_cores() -> None:
     """Let torch compute on half of the cores, and llama.cpp's process on as many; OMP_NUM_THREADS wins."""
-    threads = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, free_cores() // 2)))  # read when torch is imported
+    threads = _threads_asked_for() or max(1, free_cores() // 2)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported
     if torch := sys.modules.get("torch"):
-        torch.set_num_threads(int(threads))
+        torch.set_num_threads(threads)
+
+
+def _threads_asked_for() -> int:
+    """The first number of OMP_NUM_THREADS, which may be a list; 0 where it holds none."""
+    threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(threads) if threads.isdecimal() else 0

@@ -15,25 +15,26 @@ from vec_pipeline.record import UserError, Values
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2  # of the tables; a ledger of another version is begun anew
+VERSION = 3  # of the tables; a ledger of another version is begun anew
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS results (  -- vectors: the float32 values of all of them, one after the other
     image TEXT, settings TEXT, result TEXT, vectors BLOB, PRIMARY KEY (image, settings)
 );
-CREATE TABLE IF NOT EXISTS in_flight (  -- a live row that is there at the start belongs to a process that was killed
-    image_path TEXT PRIMARY KEY, stage TEXT, is_live INTEGER, deaths INTEGER
+CREATE TABLE IF NOT EXISTS in_flight (  -- live: images in flight with it; over 0 at the start: the process was killed
+    image_path TEXT PRIMARY KEY, stage TEXT, live INTEGER, deaths INTEGER, together INTEGER  -- live at the last death
 ) WITHOUT ROWID;
 PRAGMA user_version = {VERSION};
 """
 QUERY_IMAGES = 256  # asked for at once
-FATAL_DEATHS = 2  # the second one was alone
+FATAL_DEATHS = 2  # of an image that was alone at the last one
+FEW_SUSPECTS = 32  # of more, so many are tried at once: batches hold up to a thousand, and most kills are chance
 
 
 class Ledger:
     """Results of stages, keyed by the image's content hash and the stage's settings; safe to use from threads.
 
     It also knows, by path, which images were in flight when an earlier process was killed. All of them are suspects
-    then and have to run alone; one that is in flight at a second death is given up.
+    then: many are tried a few at a time, few one by one, and one that is in flight alone at another death is given up.
 
     Raises sqlite3.Error where the file is broken or in use.
     """
@@ -44,8 +45,10 @@ class Ledger:
         self._open()
         self.deaths: dict[str, int] = {}  # of suspects, by path
         self.stages: dict[str, str] = {}  # which they were in
-        for image_path, stage, deaths in self._database.execute("SELECT image_path, stage, deaths FROM in_flight"):
-            self.deaths[image_path], self.stages[image_path] = deaths, stage
+        self._together: dict[str, int] = {}  # how many died together, the last time
+        marks = self._database.execute("SELECT image_path, stage, deaths, together FROM in_flight")
+        for image_path, stage, deaths, together in marks:
+            self.deaths[image_path], self.stages[image_path], self._together[image_path] = deaths, stage, together
 
     def _open(self) -> None:
         self._database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
@@ -63,7 +66,7 @@ class Ledger:
         if version != VERSION:
             self._database.executescript("DROP TABLE IF EXISTS results; DROP TABLE IF EXISTS in_flight")
         self._database.executescript(SCHEMA)
-        self._database.execute("UPDATE in_flight SET deaths = deaths + 1, is_live = 0 WHERE is_live")
+        self._database.execute("UPDATE in_flight SET deaths = deaths + 1, together = live, live = 0 WHERE live")
 
     def recall(self, settings: str, images: Iterable[str]) -> dict[str, Values]:
         """Return the results there are, by the image's content hash."""
@@ -88,38 +91,44 @@ class Ledger:
     @contextlib.contextmanager
     def in_flight(self, image_paths: Iterable[str], stage: str) -> Iterator[None]:
         """Mark images as being worked on: the mark outlives the block only if the process is killed inside."""
-        rows = [(path, stage, self.deaths.get(path, 0)) for path in image_paths]
+        paths = list(image_paths)
+        rows = [(path, stage, len(paths), self.deaths.get(path, 0), self._together.get(path, 0)) for path in paths]
         with self._transaction():
-            self._database.executemany("INSERT OR REPLACE INTO in_flight VALUES (?, ?, 1, ?)", rows)
+            self._database.executemany("INSERT OR REPLACE INTO in_flight VALUES (?, ?, ?, ?, ?)", rows)
         try:
             yield
         finally:
             with contextlib.suppress(sqlite3.ProgrammingError), self._transaction():  # closed: the marks are gone
-                self._unmark(path for path, _, _ in rows)
+                self._unmark(paths)
 
     def _unmark(self, image_paths: Iterable[str]) -> None:
         for path in image_paths:
             if path in self.deaths:  # still a suspect
-                self._database.execute("UPDATE in_flight SET is_live = 0 WHERE image_path = ?", (path,))
+                self._database.execute("UPDATE in_flight SET live = 0 WHERE image_path = ?", (path,))
             else:
                 self._database.execute("DELETE FROM in_flight WHERE image_path = ?", (path,))
 
+    def suspects(self) -> dict[str, int]:
+        """By path: how many of them may be in flight at once."""
+        return {path: FEW_SUSPECTS if together > FEW_SUSPECTS else 1 for path, together in self._together.items()}
+
     def is_fatal(self, image_path: str) -> bool:
-        """Whether the image was in flight at two deaths, the second time alone."""
-        return self.deaths.get(image_path, 0) >= FATAL_DEATHS
+        """Whether the image was in flight at two deaths or more, the last time alone."""
+        return self.deaths.get(image_path, 0) >= FATAL_DEATHS and self._together[image_path] == 1
 
     def forgive(self, image_paths: Iterable[str]) -> None:
         """Clear the suspicion: of images that went well, or that the user wants tried again."""
         with self._transaction():
             for path in image_paths:
                 if self.deaths.pop(path, None) is not None:
+                    del self._together[path]
                     self._database.execute("DELETE FROM in_flight WHERE image_path = ?", (path,))
 
     def close(self) -> None:
         """Close the file. What is still in flight then, in a thread left behind, was not killed and leaves no mark."""
         with self._lock, contextlib.suppress(sqlite3.Error):  # a full disk, a second closing
             self._database.execute("DELETE FROM in_flight WHERE deaths = 0")
-            self._database.execute("UPDATE in_flight SET is_live = 0")
+            self._database.execute("UPDATE in_flight SET live = 0")
         self._database.close()
 
     @contextlib.contextmanager
@@ -151,6 +160,7 @@ class NoLedger(Ledger):
     def __init__(self) -> None:
         self.deaths = {}
         self.stages = {}
+        self._together = {}
 
     def recall(self, settings: str, images: Iterable[str]) -> dict[str, Values]:
         return {}

@@ -1,13 +1,20 @@
 """The loop: what is left to do, annotated chunk by chunk, and saved before the next begins."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from itertools import islice
+from typing import Protocol
 
 from vec_pipeline.record import Record, Sink, Source
 
 Chunk = list[Record]
-Annotate = Callable[[Iterable[Chunk]], Iterable[Chunk]]
 ChunkSize = Callable[[], int]
+NOBODY: Mapping[str, int] = {}
+
+
+class Annotate(Protocol):
+    """Annotates chunk by chunk, with at most so many images in flight, where that is given."""
+
+    def __call__(self, chunks: Iterable[Chunk], most_in_flight: int | None = None) -> Iterable[Chunk]: ...
 
 
 def run(
@@ -16,25 +23,27 @@ def run(
     sink: Sink,
     chunk_size: ChunkSize,
     limit: int | None = None,
-    suspects: Collection[str] = (),
+    suspects: Mapping[str, int] = NOBODY,
 ) -> None:
     """Annotate every image of the source that the sink has no row of, `limit` of them at most.
 
     chunk_size: asked before each chunk.
-    suspects: images that may kill the process: they come last and one by one, with nothing else in flight, so that
-        a kill costs no other image and shows which one it was.
+    suspects: images that may kill the process, and how many of them may be in flight at once. They come last, with
+        nothing else in flight, so that another kill shows which one it was, or narrows it down.
     """
     done = sink.keys()
     todo = islice((record for record in source if record.key not in done), limit)
     held_back: Chunk = []
     for chunk in annotate(chunks(calm(todo, suspects, held_back), chunk_size)):
         sink.write(chunk)  # the commit point
-    for record in held_back:
-        for chunk in annotate([[record]]):
-            sink.write(chunk)
+    for most_in_flight in sorted(set(suspects.values()), reverse=True):
+        those = [record for record in held_back if suspects[record.key] == most_in_flight]
+        for alone in chunks(those, chunk_size):
+            for chunk in annotate([alone], most_in_flight):
+                sink.write(chunk)
 
 
-def calm(records: Iterable[Record], suspects: Collection[str], held_back: Chunk) -> Iterator[Record]:
+def calm(records: Iterable[Record], suspects: Container[str], held_back: Chunk) -> Iterator[Record]:
     """Pass on what is not suspect, and hold back what is."""
     for record in records:
         if record.key in suspects:

@@ -107,16 +107,21 @@ def cached_path(model: str) -> Path | None:
         return None
 
 
-def size_gb(model: str) -> float:
-    """Size of a model's weights in GB: known for some hub names, else measured; 0 where it is still to download."""
+def size_gb(model: str, file: str = "") -> float:
+    """Size of a model's weights in GB: known for some hub names, else measured; 0 where it is still to download.
+
+    file: the only one of a folder or repository that counts. Without, other formats beside safetensors do not count.
+    """
     path = local_path(model)
     if path is None and model in HUB_GB:
         return HUB_GB[model]
     path = path or cached_path(model)
     if path is None:
         return 0.0
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.suffix in WEIGHT_SUFFIXES]
-    return sum(file.stat().st_size for file in files) / 1e9
+    path = path / file if file else path
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.suffix in WEIGHT_SUFFIXES]
+    files = [each for each in files if each.suffix == ".safetensors"] or files
+    return sum(each.stat().st_size for each in files) / 1e9
 
 
 def version(model: str) -> str:

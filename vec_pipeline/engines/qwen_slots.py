@@ -138,9 +138,9 @@ class QwenSlots:
 
     def _prefill(self, cache: "_Slots", group: "_Group", row: int) -> None:
         """Evaluate the prompts of a group into the rows of the cache from `row` on."""
-        features = self._tower(self._reader.patches(group.pixels), group.grids)
         embed = self._model.get_input_embeddings()
-        before, after = (embed(torch.tensor(ids, device=features.device)) for ids in (self._before, self._after))
+        before, after = (embed(torch.tensor(ids, device=self._model.device)) for ids in (self._before, self._after))
+        features = self._tower(self._reader.patches(group.pixels), group.grids)
         images = torch.split(features.to(before.dtype), [self._image_tokens(grid) for grid in group.grids])
         prompts = [torch.cat([before, image, after]) for image in images]
         cells = [Grid(grid.rows // self._merge, grid.columns // self._merge) for grid in group.grids]
@@ -198,7 +198,7 @@ class _Slots:
         """
         rows = slice(row, row + len(prompts))
         hidden = pad_sequence(prompts, batch_first=True)
-        # All copies come first: each waits for what the GPU has been given before it.
+        # All copies come before the layers: each waits for what the GPU has been given before it.
         padded = pad_sequence([each.T for each in positions], batch_first=True).to(hidden.device)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=hidden.device)
         ends = torch.tensor([int(each.max()) + 1 for each in positions], device=hidden.device)

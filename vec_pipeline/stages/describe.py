@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SHARE_OF_BF16 = {"nf4": 0.42, "int8": 0.61, "none": 1.0}  # of the 7B: the vision tower stays in bf16
 MOST_AT_ONCE = {"cuda": 256, "cpu": 32}  # a GPU's by the roofline, a CPU's so that the first rows come soon
 ENOUGH_AT_ONCE = {"cuda": 64, "cpu": 8}  # with fewer, the weights are read for too little
-ROW_GB = {"cuda": 0.075, "cpu": 0.15}  # of the 7B in bf16 and in float32; smaller models need less
+SIZE_GB, ROW_GB, TOKEN_GB = 16.6, 0.06, 57e-6  # of the 7B in bf16: weights, prompt at its peak, each new token
 SHARE_OF_FREE = 0.7  # of the memory that is free: the rest is for larger images than usual, and for fragments
 
 
@@ -51,12 +51,14 @@ class Describe(ModelStage):
         shares = SHARE_OF_BF16.items()
         smaller = tuple((f"set quantization: {name}", bf16_gb * share) for name, share in shares if share < 1)
         where = device.resolve(self.device)
-        rows_gb = ENOUGH_AT_ONCE[where] * ROW_GB[where] / SHARE_OF_FREE if bf16_gb > 1 else 0.0
+        rows = ENOUGH_AT_ONCE[where] if self.batch_size == "auto" else self.batch_size
+        of_7b = min(1.0, bf16_gb / SIZE_GB) ** 0.5  # what a token needs grows with the model's width
+        rows_gb = rows * (ROW_GB + self.max_new_tokens * TOKEN_GB) * of_7b / SHARE_OF_FREE
         if where == "cuda":
             return Need(gpu_gb=bf16_gb * SHARE_OF_BF16[self.quantization], rows_gb=rows_gb, smaller=smaller)
         if self.quantization != "none":
             raise UserError(f"describe.quantization: {self.quantization} needs a GPU: set it to none, or device: cuda")
-        return Need(host_gb=2 * bf16_gb, rows_gb=rows_gb)  # float32 on a CPU
+        return Need(host_gb=2 * bf16_gb, rows_gb=2 * rows_gb)  # float32 on a CPU
 
     def identity(self) -> str:
         return self.question()

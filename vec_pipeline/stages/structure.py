@@ -11,7 +11,8 @@ from vec_pipeline.prompts import PROMPTS
 from vec_pipeline.record import Need, UserError, Values
 from vec_pipeline.weights import ModelStage
 
-KV_GB_PER_TOKEN = 131_072 / 1e9  # Llama 3.1 8B in f16; smaller models need less
+KV_GB_PER_TOKEN = 131_072 / 1e9  # Llama 3.1 8B in f16
+SIZE_GB = 4.9  # of its weights as Q4_K_M; smaller models need less for a token too
 ROW_TOKENS = 384  # a usual description and its answer
 MOST_ROWS_ON_GPU, MOST_ROWS_ON_CPU = 64, 16  # answers at once; beyond that they hardly come faster
 MOST_ROWS = 255  # that llama.cpp decodes at once
@@ -55,13 +56,12 @@ class Structure(ModelStage):
         return folder / self.file if self.file else folder
 
     def need(self) -> Need:
-        gb = weights.size_gb(self.model)
+        gb = weights.size_gb(self.model, self.file)
+        gb_per_token = KV_GB_PER_TOKEN * min(1.0, gb / SIZE_GB) ** 0.5  # which grows with the model's width
         shared_tokens, tokens_per_slot = self._room()
-        if gb <= 1:
-            return Need(gpu_gb=gb) if self._on_gpu() else Need(host_gb=gb)
-        gb += (shared_tokens + FEW_ROWS * tokens_per_slot) * KV_GB_PER_TOKEN
+        gb += (shared_tokens + FEW_ROWS * tokens_per_slot) * gb_per_token
         most = self._most_rows() if self.batch_size == "auto" else self.batch_size
-        rows_gb = max(0, most - FEW_ROWS) * tokens_per_slot * KV_GB_PER_TOKEN
+        rows_gb = max(0, most - FEW_ROWS) * tokens_per_slot * gb_per_token
         return Need(gpu_gb=gb, rows_gb=rows_gb) if self._on_gpu() else Need(host_gb=gb, rows_gb=rows_gb)
 
     def identity(self) -> str:
