@@ -170,6 +170,32 @@ def test_it_may_be_used_from_several_threads(ledger: Ledger) -> None:
         list(pool.map(work, range(4)))
 
 
+def test_closing_it_under_a_thread_that_uses_it_does_not_end_the_process(path: Path) -> None:
+    """As an interrupt does. Closed outside of its lock, it crashed every time this ran."""
+    program = """if True:
+        import contextlib, random, sqlite3, sys, threading, time
+        from pathlib import Path
+        from vec_pipeline.ledger import Ledger
+
+        def work(ledger):
+            images = [str(number) for number in range(16)]
+            with contextlib.suppress(sqlite3.ProgrammingError):
+                while True:
+                    with ledger.in_flight(images, "describe"):
+                        ledger.store("describe", dict.fromkeys(images, {"text": "a car"}))
+                    ledger.recall("describe", images)
+
+        for _ in range(200):
+            ledger = Ledger(Path(sys.argv[1]))
+            thread = threading.Thread(target=work, args=[ledger])
+            thread.start()
+            time.sleep(random.random() * 0.02)
+            ledger.close()
+            thread.join()
+    """
+    subprocess.run([sys.executable, "-c", program, str(path)], cwd=PROJECT, timeout=120, check=True)
+
+
 def test_without_a_ledger_nothing_is_kept() -> None:
     ledger = NoLedger()
     with ledger.in_flight(["a"], STAGE):

@@ -126,10 +126,11 @@ class Ledger:
 
     def close(self) -> None:
         """Close the file. What is still in flight then, in a thread left behind, was not killed and leaves no mark."""
-        with self._lock, contextlib.suppress(sqlite3.Error):  # a full disk, a second closing
-            self._database.execute("DELETE FROM in_flight WHERE deaths = 0")
-            self._database.execute("UPDATE in_flight SET live = 0")
-        self._database.close()
+        with self._lock:  # SQLite ends the process where a thread closes what another one is reading
+            with contextlib.suppress(sqlite3.Error):  # a full disk, a second closing
+                self._database.execute("DELETE FROM in_flight WHERE deaths = 0")
+                self._database.execute("UPDATE in_flight SET live = 0")
+            self._database.close()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
