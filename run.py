@@ -122,7 +122,7 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
         check_settings(config.output, config.stages, existing.header)
     todo = count_todo(source, config, existing, options)
     if options.dry_run:
-        print("\n".join(map(str, checks.findings(config, check_rows=not options.refresh))))
+        print("\n".join(map(str, checks.findings(config, todo, check_rows=not options.refresh))))
         return ALL_FINE
     if todo:
         checks.check_memory(config.stages)
@@ -210,7 +210,7 @@ def work(
         if options.retry_errors:
             ledger.forgive(list(ledger.deaths))
         cache = stack.enter_context(contextlib.closing(ModelCache(config.model_cache_size, config.clear_threshold_gb)))
-        chosen = plan(config)
+        chosen = plan(config, todo)
         logging.getLogger("vec_pipeline").info("%s", chosen.reason)
         if chosen.overlap and chosen.is_on_cpu:
             device.leave_half_the_cores()

@@ -76,6 +76,16 @@ def test_a_cache_of_fewer_models_makes_them_take_turns(machine: Machine) -> None
     assert not plan_of("model_cache_size=2").overlap
 
 
+def test_a_single_chunk_runs_one_stage_after_the_other_with_all_cores(machine: Machine) -> None:
+    machine.has(gpu_gb=79.0, host_gb=100.0)
+    config = load_config(PROJECT / "config.yaml")
+    chosen = plan(config, 1024)
+    assert not chosen.overlap
+    assert "over one chunk of 1024 images" in chosen.reason
+    assert plan(config, 1025).overlap
+    assert plan(load_config(PROJECT / "config.yaml", ["overlap=true"]), 10).overlap
+
+
 def test_side_by_side_needs_places_for_all_models_in_the_cache(machine: Machine) -> None:
     machine.has(gpu_gb=79.0, host_gb=100.0)
     with pytest.raises(UserError, match="set model_cache_size: 5"):

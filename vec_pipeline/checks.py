@@ -68,16 +68,17 @@ def check_memory(stages: tuple[Stage, ...]) -> None:
                 )
 
 
-def findings(config: Config, *, check_rows: bool = True) -> Iterator[Finding]:
+def findings(config: Config, images: int | None = None, *, check_rows: bool = True) -> Iterator[Finding]:
     """Look at everything a run depends on, without loading or downloading a model.
 
+    images: how many are to do, where that is known.
     check_rows: compare the settings with those that the rows of the CSV were made with.
     """
     yield python()
     yield from libraries()
     yield gpu()
     yield tried("memory", lambda: memory(config))
-    yield tried("plan", lambda: plan(config).reason)
+    yield tried("plan", lambda: plan(config, images).reason)
     yield disk(config.output)
     for stage in config.stages:
         if isinstance(model := getattr(stage, "model", None), str):

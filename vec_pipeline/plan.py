@@ -49,8 +49,10 @@ class Plan:
         return max(self.chunk_images, wanted)
 
 
-def plan(config: Config) -> Plan:
+def plan(config: Config, images: int | None = None) -> Plan:
     """Compare what the models need with the memory that is free now; the options `overlap` and `chunk_size` win.
+
+    images: how many are to do, where that is known. One chunk has no other to run beside, and gets all cores.
 
     Raises UserError where options do not go together.
     """
@@ -67,7 +69,8 @@ def plan(config: Config) -> Plan:
         and models <= config.model_cache_size
     )
     apart = [stage.name for stage in config.stages if stage.runs_apart]
-    overlap = bool(apart) and (fits if config.overlap == "auto" else config.overlap)
+    is_one_chunk = images is not None and images <= first
+    overlap = bool(apart) and (fits and not is_one_chunk if config.overlap == "auto" else config.overlap)
     if overlap and models > config.model_cache_size:  # the lanes would push out each other's models at every batch
         raise UserError(f"overlap: true works with all {models} models in memory: set model_cache_size: {models}")
     is_fixed = fits or config.chunk_size != "auto"
@@ -78,7 +81,7 @@ def plan(config: Config) -> Plan:
     if overlap:
         how = f"{apart[0]} works on a chunk of {first} images while the other stages work on the next two"
     else:
-        how = f"one stage after the other, over chunks of {first} images"
+        how = f"one stage after the other, over {'one chunk' if is_one_chunk else 'chunks'} of {first} images"
         if not is_fixed:
             how += f" at first, then of as many as keep loading under {LOADING_SHARE:.0%}, up to {largest}"
     together = f"{'fit' if fits else 'do not fit'} together ({figures}; at most {config.model_cache_size} at once)"
