@@ -36,7 +36,7 @@ check: .venv/dev  ## look for mistakes without running: ruff, mypy
 soak: .venv/dev  ## kill the worker hundreds of times and compare the end with an undisturbed run: half an hour
 	.venv/bin/python -m benchmarks.soak $(ARGS)
 
-bench: .venv/dev  ## the first tables of docs/benchmarks.md on this machine's CPU, also into output/bench.md: 45 minutes
+bench: .venv/dev  ## the first tables of docs/benchmarks.md on this machine's CPU, also into output/bench.md: half an hour
 	$(call tables,bench,\
 	  pipeline.py \
 	  "describe.py --only bundled --slots 32 64" \
