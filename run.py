@@ -122,7 +122,7 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
         check_settings(config.output, config.stages, existing.header)
     todo = count_todo(source, config, existing, options)
     if options.dry_run:
-        print("\n".join(map(str, checks.findings(config, todo, check_rows=not options.refresh))))
+        print("\n".join(map(str, checks.findings(config, todo or None, check_rows=not options.refresh))))
         return ALL_FINE
     if todo:
         checks.check_memory(config.stages)

@@ -49,7 +49,7 @@ class Set:
 
 
 OF_150M = Set("cpu", TEXT_150M, VISION_150M, 32_000, LLAMA_150M, 112, 64)
-PRODUCTION = Set("cuda", TEXT_7B, VISION_7B, 250_002, LLAMA_8B, 384, 128, 128)  # chunks of 128, so that lanes overlap
+PRODUCTION = Set("cuda", TEXT_7B, VISION_7B, 250_002, LLAMA_8B, 384, 128, chunk_size=128)  # so that lanes overlap
 
 
 def write_set(folder: Path, models: Set) -> Path:

@@ -14,6 +14,7 @@ import numpy as np
 
 from vec_pipeline.ledger import Ledger
 from vec_pipeline.memory import ModelCache, Turns, attempt, fit
+from vec_pipeline.pipeline import ANY_NUMBER
 from vec_pipeline.record import Record, Stage, UserError, Values
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,7 @@ class Annotator:
         stages = list(stages)
         self.ahead_stages = [stage for stage in stages if stage.runs_ahead]
         self.lanes = lanes_of(stages)
-        later_stages = [stage for stage in stages if not stage.runs_ahead]  # what runs ahead makes the content hash
-        self.path_stages = dependents(later_stages, lambda stage: "path" in (*stage.reads, *stage.may_read))
+        self.path_stages = dependents(stages, lambda stage: "path" in (*stage.reads, *stage.may_read))
         self.working_values = {name for stage in stages for name in stage.makes} | {PIXELS_LOWERED}
         self.cache = cache
         self.ledger = ledger
@@ -73,7 +73,7 @@ class Annotator:
         self.chunks = self.images = 0  # that have gone through every stage
         self.is_stopping = threading.Event()
         self._to_load = list(self.lanes[1])  # before the first lane's first batch, where they run side by side
-        self._most_in_flight: int | None = None
+        self._most_in_flight = ANY_NUMBER
         self._unfinished: list[Chunk] = []  # being read or annotated
 
     @property
@@ -81,13 +81,14 @@ class Annotator:
         """What is being done at this moment, for the progress bar."""
         return " + ".join(name for _, name in sorted(self.at_work.items()))
 
-    def __call__(self, chunks: Iterable[Chunk], most_in_flight: int | None = None) -> Iterator[Chunk]:
+    def __call__(self, chunks: Iterable[Chunk], most_in_flight: int = ANY_NUMBER) -> Iterator[Chunk]:
         """Yield each chunk annotated; when interrupted, first the rows that are complete by then.
 
-        most_in_flight: images that the process would take with it if it were killed, where there is one chunk.
+        most_in_flight: images at work at once, where there is one chunk: those a kill would leave under suspicion.
         """
         self._unfinished, self.is_stopping, self._most_in_flight = [], threading.Event(), most_in_flight
-        pool = ThreadPoolExecutor(1 if most_in_flight else self.threads, thread_name_prefix="read")
+        threads = max(1, min(self.threads, most_in_flight // READ_TOGETHER))
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
         try:
             described = self._through(0, self._read_ahead(chunks, pool))
             for chunk in self._through(1, in_thread(described) if self.overlap else described):
@@ -128,7 +129,7 @@ class Annotator:
         self, chunk: Chunk, models: dict[Stage, Any], pool: ThreadPoolExecutor
     ) -> tuple[Chunk, Iterator[None]]:
         self._unfinished.append(chunk)
-        size = min(READ_TOGETHER, self._most_in_flight or READ_TOGETHER)
+        size = min(READ_TOGETHER, self._most_in_flight)
         some = [chunk[start : start + size] for start in range(0, len(chunk), size)]
         return chunk, pool.map(lambda records: self._read(records, models), some)
 
@@ -214,19 +215,17 @@ class Annotator:
             return
         job = ModelRun(stage, self)
         proven = self.proven_sizes.get(stage, 0)
-        most = self._batch_size(stage)
+        most = min(self._batch_size(stage), self._most_in_flight)
         size = min(2 * proven or most, most)  # grow back after memory ran out
-        window = stage.window
-        if self._most_in_flight:
-            size, window = min(size, self._most_in_flight), 1
+        window = min(stage.window, self._most_in_flight // size)
         self.proven_sizes[stage] = fit(job, records, size, proven, window)
 
     def _load_second_lane(self, records: Chunk) -> None:
         """Load what it will need for these, before the first lane sizes its batches by what is left free."""
         for stage in list(self._to_load):
-            if self.is_stopping.is_set():
-                raise Stopped
-            if len(self._known(stage, records)) < len({self.content(stage, record) for record in records}):
+            known = self._known(stage, records)
+            if any(self.content(stage, record) not in known for record in records):
+                self.wait_for_turn()
                 self._to_load.remove(stage)
                 with self._timed(0, stage), self.cache.use(stage):
                     pass
@@ -234,14 +233,18 @@ class Annotator:
     def _batch_size(self, stage: Stage) -> int:
         if stage.batch_size != "auto":
             return stage.batch_size
-        self.turns.take()
-        if self.is_stopping.is_set():
-            raise Stopped
+        self.wait_for_turn()
         with self.cache.use(stage) as model:
             size = stage.auto_batch_size(model)
         if stage not in self.proven_sizes:
             logger.info("%s: batch_size auto is %d", stage.name, size)
         return size
+
+    def wait_for_turn(self) -> None:
+        """Before a load or a batch. Raises Stopped where the run has ended by then."""
+        self.turns.take()
+        if self.is_stopping.is_set():
+            raise Stopped
 
     def _is_complete(self, record: Record) -> bool:
         return all(has(stage, record) for lane in self.lanes for stage in lane)
@@ -249,16 +252,15 @@ class Annotator:
 
 def lanes_of(stages: list[Stage]) -> tuple[list[Stage], list[Stage]]:
     """Those at work in this process; and those in a process of their own, with the stages that read what they write."""
-    stages = [stage for stage in stages if not stage.runs_ahead]
     second = dependents(stages, lambda stage: stage.runs_apart)
-    return [stage for stage in stages if stage not in second], second
+    return [stage for stage in stages if not stage.runs_ahead and stage not in second], second
 
 
 def dependents(stages: list[Stage], is_chosen: Callable[[Stage], bool]) -> list[Stage]:
-    """The stages chosen, and those that read what such a stage writes."""
+    """The stages chosen, and those that read what such a stage writes; none that runs ahead."""
     found: list[Stage] = []
     written: set[str] = set()
-    for stage in stages:
+    for stage in (stage for stage in stages if not stage.runs_ahead):
         if is_chosen(stage) or written.intersection((*stage.reads, *stage.may_read)):
             found.append(stage)
             written.update(stage.writes, stage.makes)
@@ -370,7 +372,7 @@ class ModelRun(StageRun):
         self.streak = annotator.streaks[stage]
         self.fingerprint = annotator.fingerprints[stage]
         self.content = annotator.content
-        self.is_stopping = annotator.is_stopping
+        self.wait_for_turn = annotator.wait_for_turn
         self._smaller: dict[str, Any] = {}  # images with fewer pixels, by key: for this stage only
 
     def row(self, record: Record) -> Values:
@@ -378,9 +380,7 @@ class ModelRun(StageRun):
         return {**row, "image": self._smaller[record.key]} if record.key in self._smaller else row
 
     def run(self, records: list[Record], size: int) -> None:
-        self.turns.take()
-        if self.is_stopping.is_set():
-            raise Stopped
+        self.wait_for_turn()
         with self.cache.use(self.stage) as self.model:
             try:
                 with self.ledger.in_flight([record.key for record in records], self.stage.name):

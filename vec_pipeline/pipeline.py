@@ -1,5 +1,6 @@
 """The loop: what is left to do, annotated chunk by chunk, and saved before the next begins."""
 
+import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Protocol
@@ -8,13 +9,13 @@ from vec_pipeline.record import Record, Sink, Source
 
 Chunk = list[Record]
 ChunkSize = Callable[[], int]
-NOBODY: Mapping[str, int] = {}
+ANY_NUMBER = sys.maxsize
 
 
 class Annotate(Protocol):
-    """Annotates chunk by chunk, with at most so many images in flight, where that is given."""
+    """Annotates chunk by chunk, with at most so many images in flight at once."""
 
-    def __call__(self, chunks: Iterable[Chunk], most_in_flight: int | None = None) -> Iterable[Chunk]: ...
+    def __call__(self, chunks: Iterable[Chunk], most_in_flight: int = ANY_NUMBER) -> Iterable[Chunk]: ...
 
 
 def run(
@@ -23,7 +24,7 @@ def run(
     sink: Sink,
     chunk_size: ChunkSize,
     limit: int | None = None,
-    suspects: Mapping[str, int] = NOBODY,
+    suspects: Mapping[str, int] | None = None,
 ) -> None:
     """Annotate every image of the source that the sink has no row of, `limit` of them at most.
 
@@ -31,6 +32,7 @@ def run(
     suspects: images that may kill the process, and how many of them may be in flight at once. They come last, with
         nothing else in flight, so that another kill shows which one it was, or narrows it down.
     """
+    suspects = suspects or {}
     done = sink.keys()
     todo = islice((record for record in source if record.key not in done), limit)
     held_back: Chunk = []

@@ -81,7 +81,8 @@ def plan(config: Config, images: int | None = None) -> Plan:
     if overlap:
         how = f"{apart[0]} works on a chunk of {first} images while the other stages work on the next two"
     else:
-        how = f"one stage after the other, over {'one chunk' if is_one_chunk else 'chunks'} of {first} images"
+        chunks = f"one chunk of {images}" if is_one_chunk else f"chunks of {first}"
+        how = f"one stage after the other, over {chunks} images"
         if not is_fixed:
             how += f" at first, then of as many as keep loading under {LOADING_SHARE:.0%}, up to {largest}"
     together = f"{'fit' if fits else 'do not fit'} together ({figures}; at most {config.model_cache_size} at once)"
