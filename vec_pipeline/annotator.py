@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import sys
 import threading
 import time
 from collections import defaultdict, deque
@@ -14,7 +15,6 @@ import numpy as np
 
 from vec_pipeline.ledger import Ledger
 from vec_pipeline.memory import ModelCache, Turns, attempt, fit
-from vec_pipeline.pipeline import ANY_NUMBER
 from vec_pipeline.record import Record, Stage, UserError, Values
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Annotator:
         self.chunks = self.images = 0  # that have gone through every stage
         self.is_stopping = threading.Event()
         self._to_load = list(self.lanes[1])  # before the first lane's first batch, where they run side by side
-        self._most_in_flight = ANY_NUMBER
+        self._most_in_flight = sys.maxsize
         self._unfinished: list[Chunk] = []  # being read or annotated
 
     @property
@@ -81,7 +81,7 @@ class Annotator:
         """What is being done at this moment, for the progress bar."""
         return " + ".join(name for _, name in sorted(self.at_work.items()))
 
-    def __call__(self, chunks: Iterable[Chunk], most_in_flight: int = ANY_NUMBER) -> Iterator[Chunk]:
+    def __call__(self, chunks: Iterable[Chunk], most_in_flight: int = sys.maxsize) -> Iterator[Chunk]:
         """Yield each chunk annotated; when interrupted, first the rows that are complete by then.
 
         most_in_flight: images at work at once, where there is one chunk: those a kill would leave under suspicion.

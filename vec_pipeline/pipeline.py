@@ -9,13 +9,12 @@ from vec_pipeline.record import Record, Sink, Source
 
 Chunk = list[Record]
 ChunkSize = Callable[[], int]
-ANY_NUMBER = sys.maxsize
 
 
 class Annotate(Protocol):
     """Annotates chunk by chunk, with at most so many images in flight at once."""
 
-    def __call__(self, chunks: Iterable[Chunk], most_in_flight: int = ANY_NUMBER) -> Iterable[Chunk]: ...
+    def __call__(self, chunks: Iterable[Chunk], most_in_flight: int = sys.maxsize) -> Iterable[Chunk]: ...
 
 
 def run(
