@@ -143,10 +143,10 @@ def retrieval(scenes: dict[str, Scene], rows: dict[str, dict[str, object]]) -> d
 
 
 def print_table(outcomes: dict[str, list[bool]]) -> None:
-    print("| measured | right | of | wanted |\n|---|---|---|---|")
+    print("| measured | correct | of | target |\n|---|---|---|---|")
     for name, results in outcomes.items():
-        wanted = f"{TARGETS[name]} %" if name in TARGETS else ""
-        print(f"| {name} | {100 * np.mean(results):.1f} % | {len(results)} | {wanted} |")
+        target = f"{TARGETS[name]} %" if name in TARGETS else ""
+        print(f"| {name} | {100 * np.mean(results):.1f} % | {len(results)} | {target} |")
 
 
 if __name__ == "__main__":

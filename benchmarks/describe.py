@@ -1,9 +1,9 @@
-"""How fast images are described: `generate` on one image after another, `generate` in batches, and slots, side by side.
+"""How fast images are described: `generate` on one image after another, `generate` in batches, and slots.
 
     .venv/bin/python benchmarks/describe.py            # bundled model, and a random one of 150 M parameters, on the CPU
-    .venv/bin/python benchmarks/describe.py --gpu      # Qwen2-VL-7B's shapes with random weights, against the roofline
+    .venv/bin/python benchmarks/describe.py --gpu      # Qwen2-VL-7B's shapes with random weights, with the roofline
 
-All sides get the same model, pictures, question and number of new tokens, and take turns in one process; printed are
+All sides get the same model, pictures, question and number of new tokens, and run alternately in one process. Prints
 medians, and how many answers equal those of the first side.
 """
 
@@ -89,7 +89,7 @@ def compare(
     name: str, model: Any, processor: Any, new_tokens: int, pictures: list[Image.Image], slots: list[int],
     naive_images: int, rounds: int,
 ) -> list[Side]:  # fmt: skip
-    """Let all sides take turns and print their table. naive_images: how many of them the slowest side gets a round."""
+    """Run all sides alternately and print their table. naive_images: how many of them the slowest side gets a round."""
 
     def side(name: str, describe: Callable[[Sequence[Image.Image]], list[str]], at_once: int) -> Side:
         return Side(name, describe, list(islice(cycle(pictures), max(at_once, naive_images))), [], [])
@@ -185,7 +185,7 @@ def times(
         engine.generate(images, slots)
         return time.perf_counter() - start_s
 
-    shortest = 5  # tokens: the engine takes four steps before it looks
+    shortest = 5  # tokens: the engine takes four steps before it checks
     short_s, long_s = seconds(shortest), seconds(new_tokens)
     step_s = (long_s - short_s) / (new_tokens - shortest)
     prompt = processor(text=[image_prompt(processor, QUESTION)], images=images[:1])["input_ids"][0]

@@ -1,4 +1,4 @@
-"""What a gallery of 25,000 images costs: time to make it, its size, and how soon a browser shows it.
+"""What a gallery of 25,000 images costs: the time to make it, its size, and how soon a browser shows it.
 
     .venv/bin/python benchmarks/gallery.py
     .venv/bin/python benchmarks/gallery.py --images 1000 --side-px 4000    # thumbnails of large photographs

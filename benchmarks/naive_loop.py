@@ -1,9 +1,9 @@
-"""The honest baseline: what a careful person writes from the libraries' own examples, one image after the other.
+"""The baseline: what one writes with care from the libraries' own examples, one image after the other.
 
     .venv/bin/python benchmarks/naive_loop.py photos/ --config configs/demo.yaml --output naive.csv
 
 Every model is loaded once. Models, prompts, lengths, image size and threads are those of the configuration; the rows
-have the same columns as the worker's. What it lacks is everything else: batches, slots, resume, recovery.
+have the same columns as the worker's. It has no batches, slots, resume or recovery.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""What the worker costs beside its models: the loop with the ledger and the CSV, opening an image, the start.
+"""What the worker costs beside its models: the loop with its databases and the CSV, opening an image, the start.
 
     .venv/bin/python benchmarks/overhead.py --images 100000
 
-The loop runs stages that do nothing but give a text and 1,196 floats an image. Prints a table of what was asked for
-and what was found.
+The loop runs stages that do nothing but give a text and 1,196 floats an image. Prints a table of targets and
+measurements.
 """
 
 import argparse
@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -27,11 +28,14 @@ sys.path.insert(0, str(PROJECT))
 
 from benchmarks.machine import machine  # noqa: E402
 from vec_pipeline import pipeline  # noqa: E402
-from vec_pipeline.annotator import Annotator  # noqa: E402
-from vec_pipeline.ledger import Ledger, NoLedger  # noqa: E402
+from vec_pipeline.crash_journal import CrashJournal  # noqa: E402
+from vec_pipeline.executor import Executor  # noqa: E402
 from vec_pipeline.memory import ModelCache  # noqa: E402
-from vec_pipeline.record import COLUMNS, Record, Stage, Values  # noqa: E402
+from vec_pipeline.record import COLUMNS, Record, Stage, Values, Worker  # noqa: E402
+from vec_pipeline.result_cache import ResultCache  # noqa: E402
+from vec_pipeline.settings import fingerprint  # noqa: E402
 from vec_pipeline.sinks.csv_file import CsvFile  # noqa: E402
+from vec_pipeline.sources.folder import LocalFile  # noqa: E402
 from vec_pipeline.stages.open_image import OpenImage  # noqa: E402
 
 VECTORS = {"text_vector": 384, "word2vec_vector": 300, "image_vector": 512}  # 1,196 floats
@@ -42,12 +46,12 @@ REPEATS = 5
 class Read(Stage):
     """Gives an image without reading one."""
 
-    reads: ClassVar[tuple[str, ...]] = ("path",)
-    makes: ClassVar[tuple[str, ...]] = ("image", "content_hash")
-    runs_ahead: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ("content",)
+    intermediates: ClassVar[Mapping[str, str]] = {"image": "text"}
+    worker: ClassVar[Worker] = "reader"
 
-    def run(self, model: Any, rows: list[Values]) -> list[Values]:
-        return [{"image": None, "content_hash": row["path"]} for row in rows]
+    def run(self, model: Any, rows: list[Values], at_once: int) -> list[Values]:
+        return [{"image": row["content"].name} for row in rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +61,7 @@ class Write(Stage):
     reads: ClassVar[tuple[str, ...]] = ("image",)
     batch_size: int = 64
 
-    def run(self, model: Any, rows: list[Values]) -> list[Values]:
+    def run(self, model: Any, rows: list[Values], at_once: int) -> list[Values]:
         random = np.random.default_rng(0)
         return [{name: self.value(name, random) for name in self.writes} for _ in rows]
 
@@ -67,8 +71,23 @@ class Write(Stage):
 
 
 def writer(*columns: str) -> Stage:
-    cls = type(columns[0], (Write,), {"writes": columns, "__module__": f"benchmark.{columns[0]}"})
+    writes = {name: COLUMNS[name] for name in columns}
+    cls = type(columns[0], (Write,), {"writes": writes, "__module__": f"benchmark.{columns[0]}"})
     return cls()  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """Content that only has a name."""
+
+    name: str
+    link: str = ""
+
+    def read(self) -> bytes:
+        return b""
+
+    def identity(self) -> str:
+        return self.name
 
 
 class Numbers:
@@ -80,7 +99,7 @@ class Numbers:
     def __iter__(self) -> Iterator[Record]:
         for number in range(self.number):
             path = f"/photos/{number:08}.jpg"
-            yield Record(path, {"path": path})
+            yield Record(path, {"content": Nothing(path)})
 
 
 class WatchedSink(CsvFile):
@@ -95,39 +114,48 @@ class WatchedSink(CsvFile):
             self.resident_mb.append(psutil.Process().memory_info().rss >> 20)
 
 
-def run_loop(images: int, folder: Path, *, with_ledger: bool) -> tuple[float, WatchedSink, Path]:
-    """Return seconds, the sink, and the ledger's path."""
+def run_loop(images: int, folder: Path, *, with_databases: bool) -> tuple[float, WatchedSink, list[Path]]:
+    """Return seconds, the sink, and the paths of the result cache and the crash journal."""
     made_by_structure = tuple(c for c in COLUMNS if c not in {"image_path", "text", "timestamp", "error", *VECTORS})
     stages = [Read(), writer("text"), *map(writer, VECTORS), writer(*made_by_structure)]
-    path = folder / "annotations.ledger.sqlite"
-    ledger = Ledger(path) if with_ledger else NoLedger()
-    annotator = Annotator(stages, ModelCache(9, 0.0), ledger, {s: s.name for s in stages}, threads=2)
+    paths = [folder / "annotations.cache.sqlite", folder / "annotations.journal.sqlite"]
+    cache_path, journal_path = paths if with_databases else (None, None)
     WatchedSink.total, WatchedSink.resident_mb[:] = images, []
     sink = WatchedSink(folder / "annotations.csv")
-    start_s = time.perf_counter()
-    pipeline.run(Numbers(images), annotator, sink, lambda: 256)
-    seconds = time.perf_counter() - start_s
-    sink.close()
-    ledger.close()
-    return seconds, sink, path
+    with (
+        closing(ResultCache(cache_path, fingerprint)) as results,
+        closing(CrashJournal(journal_path)) as journal,
+        closing(sink),
+    ):
+        executor = Executor(stages, ModelCache(stages, 9, 0.0), results, journal, threads=2)
+
+        def save(records: Sequence[Record]) -> None:  # as run does
+            sink.write(records)
+            results.note_pictures(records)
+            results.confirm_pictures()
+
+        start_s = time.perf_counter()
+        pipeline.run(Numbers(images), executor, sink.keys(), save, lambda: 256, in_groups=journal.suspects_last)
+        seconds = time.perf_counter() - start_s
+    return seconds, sink, paths
 
 
 def loop_rows(images: int) -> list[tuple[str, str, str]]:
     with tempfile.TemporaryDirectory() as folder:
-        seconds, sink, ledger_path = run_loop(images, Path(folder), with_ledger=True)
+        seconds, sink, paths = run_loop(images, Path(folder), with_databases=True)
         resident_mb = [sink.resident_mb[0], sink.resident_mb[-1]]
-        ledger_bytes = ledger_path.stat().st_size / images
+        bytes_each = sum(path.stat().st_size for path in paths) / images
     with tempfile.TemporaryDirectory() as folder:
-        without_s, _, _ = run_loop(images, Path(folder), with_ledger=False)
-    ledger_us = (seconds - without_s) / images * 1e6
+        without_s, _, _ = run_loop(images, Path(folder), with_databases=False)
+    databases_us = (seconds - without_s) / images * 1e6
     return [
         (
-            f"loop, ledger and CSV, {images:,} images of 1,196 floats",
+            f"loop, databases and CSV, {images:,} images of 1,196 floats",
             "2,000 images/s",
             f"{images / seconds:,.0f} images/s",
         ),
-        ("the same without the ledger", "", f"{images / without_s:,.0f} images/s"),
-        ("ledger, per image", "", f"{ledger_us:,.0f} us, {ledger_bytes:,.0f} bytes"),
+        ("the same without the result cache and the crash journal", "", f"{images / without_s:,.0f} images/s"),
+        ("result cache and crash journal, per image", "", f"{databases_us:,.0f} us, {bytes_each:,.0f} bytes"),
         ("resident memory at a tenth and at the end", "flat", f"{resident_mb[0]} and {resident_mb[1]} MB"),
     ]
 
@@ -159,7 +187,7 @@ def image_rows() -> list[tuple[str, str, str]]:
         ]
 
 
-def image_row(path: Path, name: str, size_px: tuple[int, int], wanted: str) -> tuple[str, str, str]:
+def image_row(path: Path, name: str, size_px: tuple[int, int], target: str) -> tuple[str, str, str]:
     """What the stage takes for a file, beyond reading and decoding it."""
     path.write_bytes(picture(*size_px))
 
@@ -168,11 +196,11 @@ def image_row(path: Path, name: str, size_px: tuple[int, int], wanted: str) -> t
         image.draft(None, (2 * 384, 2 * 288))  # as open_image does
         image.load()
 
-    stage = OpenImage(max_size_px=384)
-    pairs = [(cpu_ms(decode), cpu_ms(lambda: stage.run(None, [{"path": path}]))) for _ in range(REPEATS)]
+    stage, rows = OpenImage(max_size_px=384), [{"content": LocalFile(str(path))}]
+    pairs = [(cpu_ms(decode), cpu_ms(lambda: stage.run(None, rows, 1))) for _ in range(REPEATS)]
     decoding_ms = statistics.median(decoding for decoding, _ in pairs)
     beyond_ms = statistics.median(whole - decoding for decoding, whole in pairs)
-    return f"{name}: beyond its decoding ({decoding_ms:.1f} ms)", wanted, f"{beyond_ms:.1f} ms"
+    return f"{name}: beyond its decoding ({decoding_ms:.1f} ms)", target, f"{beyond_ms:.1f} ms"
 
 
 def start_rows() -> list[tuple[str, str, str]]:
@@ -203,7 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=20_000)
     options = parser.parse_args()
-    print("| what | wanted | found |\n|---|---|---|")
+    print("| what | target | measured |\n|---|---|---|")
     for row in (*loop_rows(options.images), *image_rows(), *start_rows()):
         print("| " + " | ".join(row) + " |", flush=True)
     print(f"\n{machine('pillow', 'numpy')}")  # last, as it imports torch

@@ -1,11 +1,11 @@
-"""The whole worker against benchmarks/naive_loop.py, on the same drawn scenes, taking turns.
+"""The whole worker against benchmarks/naive_loop.py, on the same drawn scenes, alternately.
 
     .venv/bin/python benchmarks/pipeline.py             # the bundled models, on the CPU
     .venv/bin/python benchmarks/pipeline.py --random    # models of about 150 M random parameters each, on the CPU
     .venv/bin/python benchmarks/pipeline.py --gpu       # the production models' shapes, 25 GB of disk and host memory
 
-Images/s are without loading: the naive loop times its loop, and of `run.py` the time for one image is taken off the
-time for all, both as processes of their own. The naive loop gets the first few of the same scenes.
+Images/s are without loading: the naive loop times its loop, and the time of `run.py` for one image is subtracted from
+its time for all, each in its own process. The naive loop gets the first few of the same scenes.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def compare(setting: Setting, folder: Path) -> None:
-    """Let both sides take turns and print their table."""
+    """Run both sides alternately and print their table."""
     naive, worker, whole_s = [], [], []
     config = write_set(folder, setting.models) if setting.models else PROJECT / "configs" / "demo.yaml"
     scenes, output = folder / "scenes", folder / "output"

@@ -1,7 +1,7 @@
 """A set of models with random weights, in memory or as the folders that run.py loads: true speed without a download.
 
-Tokenizers are the bundled models' own; the FastText vectors are the bundled ones, as looking words up costs next to
-nothing at any size.
+The tokenizers and the FastText vectors are those of the bundled models: a look-up of words costs almost nothing at any
+size.
 """
 
 import json
@@ -49,7 +49,7 @@ class Set:
 
 
 OF_150M = Set("cpu", TEXT_150M, VISION_150M, 32_000, LLAMA_150M, 112, 64)
-PRODUCTION = Set("cuda", TEXT_7B, VISION_7B, 250_002, LLAMA_8B, 384, 128, chunk_size=128)  # so that lanes overlap
+PRODUCTION = Set("cuda", TEXT_7B, VISION_7B, 250_002, LLAMA_8B, 384, 128, chunk_size=128)  # so that two workers overlap
 
 
 def write_set(folder: Path, models: Set) -> Path:
@@ -80,7 +80,7 @@ def write_qwen(folder: Path, models: Set) -> None:
     model = random_qwen(models.text, models.vision, dtype, models.device)
     model.save_pretrained(folder)
     del model
-    torch.cuda.empty_cache()  # the worker needs the room
+    torch.cuda.empty_cache()  # the worker needs the memory
     qwen_processor(models.image_px).save_pretrained(folder)
 
 

@@ -48,9 +48,9 @@ def write(path: Path, rows: int, dimensions: int) -> None:
         "llama_extracted": '{"description": "A red car on a blue background.", "keywords": ["car", "red"]}',
         **dict.fromkeys(("text_vector", "word2vec_vector", "image_vector"), vector),
     }
-    row = encode_row(row_of(Record("/photos/PLACE.jpg", values), COLUMNS))
+    row = encode_row(row_of(Record("/photos/PLACE.jpg", values), list(COLUMNS)))
     with path.open("wb") as file:
-        file.write(encode_row(COLUMNS))
+        file.write(encode_row(list(COLUMNS)))
         for index in range(rows):
             file.write(row.replace(b"PLACE", b"2026/summer holidays/image %08d" % index))
 

@@ -1,10 +1,10 @@
-"""How long a search takes among a million vectors: the first, which makes the cache, and those after it.
+"""How long a search takes among a million vectors: the first, which builds the cache, and those after it.
 
     .venv/bin/python benchmarks/search.py                            # 6 GB of CSV and 2 GB of cache, in /tmp
     .venv/bin/python benchmarks/search.py --rows 100000
 
-A query here is a vector at hand, so no model is in these times; the last line is what the bundled CLIP takes to load
-and to embed one text, the import of torch included.
+A query here is a given vector, so these times include no model; the last line is what the bundled CLIP takes to load
+and to embed one text, including the import of torch.
 """
 
 import argparse
@@ -23,8 +23,9 @@ sys.path.insert(0, str(PROJECT))
 
 from benchmarks.load import write  # noqa: E402
 from vec_pipeline.commands.search.query import sight_query  # noqa: E402
-from vec_pipeline.commands.search.vector_cache import open_vectors  # noqa: E402
-from vec_pipeline.config import load_config, write_settings  # noqa: E402
+from vec_pipeline.commands.search.vector_cache import Vectors  # noqa: E402
+from vec_pipeline.config import load_config  # noqa: E402
+from vec_pipeline.settings import write_settings  # noqa: E402
 
 
 def main() -> None:
@@ -38,7 +39,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "annotations.csv"
         write(path, options.rows, (0, 0, options.dimensions))
-        write_settings(path, load_config(PROJECT / "configs/demo.yaml").stages)
+        stages = load_config(PROJECT / "configs/demo.yaml").stages
+        write_settings(path, stages, stages, {}, [])
         print(f"{options.rows:,} rows of {options.dimensions} floats, {path.stat().st_size / 1e9:.1f} GB", flush=True)
         print("first search, which reads the CSV:", shown([timed(search, path, queries[0])]), flush=True)
         print("searches after it:", shown([timed(search, path, query) for query in queries]), flush=True)
@@ -46,8 +48,9 @@ def main() -> None:
 
 
 def search(path: Path, query: Any) -> None:
-    """All that a search does but for the query's vector and the printing."""
-    found = open_vectors(path, "image_vector").nearest(query / np.linalg.norm(query), 10)
+    """All that a search does except for embedding the query and printing."""
+    with Vectors(path, "image_vector") as vectors:
+        found = vectors.nearest(query / np.linalg.norm(query), 10)
     assert len(found) == 10
 
 

@@ -1,4 +1,4 @@
-"""Kills the worker again and again, looks at its CSV after each kill, and compares the end with an undisturbed run.
+"""Kills the worker repeatedly, checks its CSV after each kill, and compares the rows with those of an undisturbed run.
 
     .venv/bin/python -m benchmarks.soak --minutes 30
 
@@ -43,7 +43,7 @@ HEADER_BYTES = 500  # more than a header has
 FINISHED, INTERRUPTED = (0, 1), 130
 LIBRARIES = (
     *("pandas", "gensim.models.fasttext", "open_clip", "sentence_transformers"),
-    *("transformers.models.qwen2_vl.modeling_qwen2_vl", "vec_pipeline.annotator", "vec_pipeline.config"),
+    *("transformers.models.qwen2_vl.modeling_qwen2_vl", "vec_pipeline.executor", "vec_pipeline.config"),
 )
 KILLED_ERRORS = ("ProcessDied: ", "LlamaDied: ")  # of rows that kills hit twice
 
@@ -86,12 +86,12 @@ class Soak:
         self.tally.rounds += 1
         output = self.out / f"round {self.tally.rounds}" / "annotations.csv"
         output.parent.mkdir()
-        overlap, chunk_size = self.chance.choice(("true", "false")), self.chance.randint(2, 12)
-        options = small_steps(chunk_size, checkpoint_every=self.chance.randint(1, 4), overlap=overlap)
+        cached = self.chance.choice(("true", "true", "false"))
+        options = small_steps(self.chance.randint(2, 12), self.chance.choice((3, 5, 5)), result_cache=cached)
         known = b""
         while not self.is_over:
             is_finished = self.one_worker(output, options)
-            known = self.look_at(output, known)
+            known = self.check(output, known)
             if is_finished:
                 break
         self.count_errors(output)
@@ -133,7 +133,7 @@ class Soak:
             return check_status(status, output)
         return False
 
-    def look_at(self, output: Path, known: bytes) -> bytes:
+    def check(self, output: Path, known: bytes) -> bytes:
         """Compare each whole row with the undisturbed run's; return their bytes, which no later kill may change."""
         content = output.read_bytes() if output.exists() else b""
         rows, torn = split_rows(content)
@@ -153,7 +153,7 @@ class Soak:
                 self.tally.error_rows[row["error"].split(": ")[1]] += 1
 
     def finish(self, output: Path, options: list[str]) -> None:
-        """An undisturbed `--retry-errors` gives what is missing, and mends rows of images that two kills hit."""
+        """An undisturbed `--retry-errors` gives what is missing, and corrects rows of images that two kills hit."""
         run_to_end([str(self.photos), "--output", str(output), "--retry-errors", *options], output)
         rows, torn = split_rows(output.read_bytes())
         found = parse(b"".join(rows))
@@ -170,9 +170,17 @@ class Soak:
             raise BrokenPromise(f"{output}: a run with nothing to do has changed it")
 
 
-def small_steps(chunk_size: int, checkpoint_every: int, overlap: str) -> list[str]:
-    """Options that put many appends and ledger writes into a second."""
-    values = {"chunk_size": chunk_size, "checkpoint_every": checkpoint_every, "overlap": overlap, "read_threads": 2}
+def small_steps(chunk_size: int, model_cache_size: int, result_cache: str = "true") -> list[str]:
+    """Options that put many appends and writes of the databases into a second.
+
+    model_cache_size: 5 holds all models, so that the workers work side by side; with fewer they alternate.
+    """
+    values = {
+        "chunk_size": chunk_size,
+        "model_cache_size": model_cache_size,
+        "result_cache": result_cache,
+        "read_threads": 2,
+    }
     sets = [text for key, value in values.items() for text in ("--set", f"{key}={value}")]
     return ["--config", str(PROJECT / "configs/demo.yaml"), *sets]
 
@@ -353,7 +361,7 @@ def report(folder: Path, options: argparse.Namespace) -> int:
     photos, undisturbed = folder / "photos", folder / "undisturbed" / "annotations.csv"
     undisturbed.parent.mkdir()
     make_photos(photos, options.images)
-    run_to_end([str(photos), "--output", str(undisturbed), *small_steps(32, 10, "false")], undisturbed)
+    run_to_end([str(photos), "--output", str(undisturbed), *small_steps(32, 5)], undisturbed)
     expected = parse(undisturbed.read_bytes())
     deadline_s = start_s + 60 * options.minutes
     tally = Tally()
@@ -362,7 +370,7 @@ def report(folder: Path, options: argparse.Namespace) -> int:
     try:
         while not soak.is_over:
             soak.round()
-            print(f"round {tally.rounds}: {tally.kills.total()} kills by now", file=sys.stderr, flush=True)
+            print(f"round {tally.rounds}: {tally.kills.total()} kills so far", file=sys.stderr, flush=True)
     except BrokenPromise as error:
         failure = str(error)
     print(table(tally, len(expected), time.monotonic() - start_s))

@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/structure.py          # the bundled Llama, and one of 150 M random weights, on the CPU
     .venv/bin/python benchmarks/structure.py --gpu    # Llama 3.1 8B's shapes as Q4_K_M with random weights
 
-All sides get the same prompts, threads and number of tokens, and take turns in one command; printed are medians. The
-bundled model ends its answers itself; a random one makes exactly TOKENS, which its grammar leaves it no way to avoid.
-Threads wait passively on all sides: spinning, two of them took a second a token wherever a third process wanted a core.
+All sides get the same prompts, threads and number of tokens, and run alternately in one command. Prints medians. The
+bundled model ends its answers itself; the grammar forces a random one to generate exactly TOKENS. On all sides, threads
+wait passively: two that spin took a second per token while a third process used a core.
 """
 
 import argparse
@@ -39,8 +39,8 @@ BUNDLED = PROJECT / "models" / "demo" / "llama" / "llama.gguf"
 STAGE = Structure(model=str(BUNDLED))
 TOKENS = 64
 ENDLESS = {"type": "object", "properties": {"text": {"type": "string", "minLength": 1500, "maxLength": 1900}}}
-OWN_ROOM = {"context_tokens": 0, "tokens_per_slot": 1024}
-SHARED_ROOM = {"context_tokens": 2048, "tokens_per_slot": 384}
+SEPARATE = {"context_tokens": 0, "tokens_per_slot": 1024}
+SHARED = {"context_tokens": 2048, "tokens_per_slot": 384}
 
 
 @dataclass
@@ -114,16 +114,18 @@ def cpu_sides(
     )
     for slots in (1, 4, 8, 16, 32):
         some = max(4, min(answers, answers // 16 * slots))
-        room = SHARED_ROOM if slots <= FEW_ROWS else OWN_ROOM  # as the stage has it
-        yield Side(f"{count(slots)}", some, in_slots(path, schema, max_tokens, slots, stack, threads=threads, **room))
+        context = SHARED if slots <= FEW_ROWS else SEPARATE  # as the stage does
+        yield Side(
+            f"{count(slots)}", some, in_slots(path, schema, max_tokens, slots, stack, threads=threads, **context)
+        )
 
 
 def gpu_sides(path: Path, stack: ExitStack) -> Iterator[Side]:
-    """The serial call, and slots in a context they share; of one number also with room of their own."""
+    """The serial call, and slots that share a context; for 64 slots also with contexts of their own."""
     yield Side("create_chat_completion", 2, serial(path, ENDLESS, 2 * TOKENS, stack, n_gpu_layers=-1))
     for slots in (8, 32, 64):
-        yield Side(f"{count(slots)}", 2 * slots, in_slots(path, ENDLESS, 2 * TOKENS, slots, stack, **SHARED_ROOM))
-    yield Side("64 slots, room of their own", 128, in_slots(path, ENDLESS, 2 * TOKENS, 64, stack, **OWN_ROOM))
+        yield Side(f"{count(slots)}", 2 * slots, in_slots(path, ENDLESS, 2 * TOKENS, slots, stack, **SHARED))
+    yield Side("64 slots, contexts of their own", 128, in_slots(path, ENDLESS, 2 * TOKENS, 64, stack, **SEPARATE))
 
 
 def serial(
@@ -163,7 +165,7 @@ def count(slots: int) -> str:
 
 
 def required(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with what the library's converter wants said: that no field may be left out, and none added."""
+    """The schema as the library's converter needs it: all fields are required, and no others are allowed."""
     return {**schema, "required": list(schema["properties"]), "additionalProperties": False}
 
 

@@ -1,9 +1,9 @@
-"""How well the trust columns tell right descriptions from wrong ones, over drawn scenes of which half are made hard.
+"""How well the trust columns distinguish right descriptions from wrong ones, over drawn scenes, half of them difficult.
 
     .venv/bin/python benchmarks/trust.py --number 1500
 
-Runs the bundled models as a user would and prints the tables of docs/trust.md. A description is right where it says
-word for word what the picture was drawn from; of some hard pictures none can be right.
+Runs the bundled models as a user would and prints the tables of docs/trust.md. A description is right if it says word
+for word what the picture was drawn from; for some difficult pictures none can be right.
 """
 
 import argparse
@@ -216,7 +216,7 @@ def print_mismatches(rng: random.Random, number: int) -> None:
     spoken = [(paraphrase(scene, rng).text, scene.word) for scene in scenes if scene.word]
     stage = Structure(model="models/demo/llama/llama.gguf", categories=CATEGORIES, threads=1, device="cpu")
     with contextlib.closing(stage.load()) as llama:
-        results = stage.run(llama, [{"text": text} for text, _ in spoken])
+        results = stage.run(llama, [{"text": text} for text, _ in spoken], at_once=16)
     found = [str(result.get("image_text", "")) for result in results]
     is_wrong = np.array([own != word for own, (_, word) in zip(found, spoken, strict=True)])
     is_lost = np.array([own == "" for own in found])

@@ -1,13 +1,14 @@
 """A few believable stages, a source and a sink: they fail as real models do, and note what they were asked."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, ClassVar, Literal
 
 from PIL import Image
 
-from vec_pipeline.record import Record, Stage, Values
+from vec_pipeline.record import Record, Stage, Values, Worker
 
 SIDE_PX = 40
 LARGE_SIDE_PX = 800
@@ -39,65 +40,60 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Read(Stage):
-    """path -> an image, large for a path that says so, and the path as its content hash."""
+    """content -> an image of one colour, large for content that says so, and what the content says."""
 
-    reads: ClassVar[tuple[str, ...]] = ("path",)
-    makes: ClassVar[tuple[str, ...]] = ("image", "content_hash")
-    runs_ahead: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ("content",)
+    intermediates: ClassVar[Mapping[str, str]] = {"image": "image", "content_text": "text"}
+    worker: ClassVar[Worker] = "reader"
 
-    @property
-    def name(self) -> str:
-        return "read"
+    name: str = field(default="read", compare=False)
 
-    def run(self, model: Any, rows: list[Values]) -> list[Values]:
-        return [self._open(row["path"]) for row in rows]
+    def run(self, model: Any, rows: list[Values], at_once: int) -> list[Values]:
+        return [self._open(row["content"].read().decode()) for row in rows]
 
-    def _open(self, path: str) -> Values:
-        if "broken" in path:
+    def _open(self, text: str) -> Values:
+        if "broken" in text:
             raise OSError("image file is truncated")
-        side_px = LARGE_SIDE_PX if "large" in path else SIDE_PX
-        return {"image": Image.new("RGB", (side_px, side_px)), "content_hash": path}
+        side_px = LARGE_SIDE_PX if "large" in text else SIDE_PX
+        colour = tuple(blake2b(text.encode(), digest_size=3).digest())
+        return {"image": Image.new("RGB", (side_px, side_px), colour), "content_text": text}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Describe(Stage):
     """image -> text that says its size; notes every load and batch in the journal."""
 
-    reads: ClassVar[tuple[str, ...]] = ("image", "content_hash")
-    writes: ClassVar[tuple[str, ...]] = ("text",)
-    tuning: ClassVar[tuple[str, ...]] = ("batch_size", "journal")
+    reads: ClassVar[tuple[str, ...]] = ("image", "content_text")
+    writes: ClassVar[Mapping[str, str]] = {"text": "text"}
+    speed_options: ClassVar[tuple[str, ...]] = ("batch_size", "journal")
+
+    name: str = field(default="describe", compare=False)
 
     batch_size: int | Literal["auto"] = 8
     journal: Journal = field(default_factory=Journal, compare=False, repr=False)
-
-    @property
-    def name(self) -> str:
-        return "describe"
 
     def load(self) -> Model:
         self.journal.loads.append(self.name)
         return Model(self.name, self.journal)
 
-    def run(self, model: Model, rows: list[Values]) -> list[Values]:
+    def run(self, model: Model, rows: list[Values], at_once: int) -> list[Values]:
         assert model.name == self.name
         self.journal.batches.append((self.name, [row[self.reads[-1]] for row in rows]))
         return [self.answer(row) for row in rows]
 
     def answer(self, row: Values) -> Values:
-        return {"text": f"{row['content_hash']}, {row['image'].width} px"}
+        return {"text": f"{row['content_text']}, {row['image'].width} px"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedText(Describe):
-    """text -> text_vector, in a process of its own as far as the annotator knows."""
+    """text -> text_vector, in a child process as far as the executor knows."""
 
-    runs_apart: ClassVar[bool] = True
+    worker: ClassVar[Worker] = "child"
     reads: ClassVar[tuple[str, ...]] = ("text",)
-    writes: ClassVar[tuple[str, ...]] = ("text_vector",)
+    writes: ClassVar[Mapping[str, str]] = {"text_vector": "vector"}
 
-    @property
-    def name(self) -> str:
-        return "embed_text"
+    name: str = field(default="embed_text", compare=False)
 
     def answer(self, row: Values) -> Values:
         return {"text_vector": [float(len(row["text"]))]}
@@ -107,11 +103,9 @@ class EmbedText(Describe):
 class EmbedImage(Describe):
     """image -> image_vector."""
 
-    writes: ClassVar[tuple[str, ...]] = ("image_vector",)
+    writes: ClassVar[Mapping[str, str]] = {"image_vector": "vector"}
 
-    @property
-    def name(self) -> str:
-        return "embed_image"
+    name: str = field(default="embed_image", compare=False)
 
     def answer(self, row: Values) -> Values:
         return {"image_vector": [float(row["image"].width)]}
@@ -124,8 +118,8 @@ class HungryDescribe(Describe):
     largest_batch: int = 10**9
     largest_px: int = 10**9
 
-    def run(self, model: Model, rows: list[Values]) -> list[Values]:
-        answers = super().run(model, rows)
+    def run(self, model: Model, rows: list[Values], at_once: int) -> list[Values]:
+        answers = super().run(model, rows, at_once)
         pixels = (row["image"].width * row["image"].height for row in rows)
         if len(rows) > self.largest_batch or max(pixels) > self.largest_px:
             raise RuntimeError(OUT_OF_MEMORY)
@@ -139,7 +133,7 @@ class PickyDescribe(Describe):
     poison: str
 
     def answer(self, row: Values) -> Values:
-        if row["content_hash"] == self.poison:
+        if row["content_text"] == self.poison:
             raise ValueError("absolute aspect ratio must be\n smaller than 200")
         return super().answer(row)
 
@@ -157,12 +151,31 @@ class StubbornDescribe(Describe):
         return model
 
 
+@dataclass(frozen=True)
+class TextContent:
+    """Content that a test writes down: its letters are its bytes, and identify it."""
+
+    text: str
+    link: str = ""
+
+    def read(self) -> bytes:
+        return self.text.encode()
+
+    def identity(self) -> str:
+        return self.text
+
+
 class ListSource:
     """Records of a list, made when asked for; `taken` are the keys handed out so far."""
+
+    columns: Mapping[str, str] = {}
+    is_stream = False
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
         self.taken: list[str] = []
+        self.notes: list[str] = []
+        self.failures: list[str] = []
 
     def __iter__(self) -> Iterator[Record]:
         for name in self.names:
@@ -171,22 +184,20 @@ class ListSource:
 
 
 class ListSink:
-    """Keeps what is written, write by write."""
+    """Keeps what is written, write by write; `done` are the keys of its rows."""
 
     def __init__(self, done: Sequence[str] = ()) -> None:
-        self.done = done
+        self.done = set(done)
         self.writes: list[list[Record]] = []
-
-    def keys(self) -> set[str]:
-        return set(self.done)
 
     def write(self, records: Sequence[Record]) -> None:
         self.writes.append(list(records))
+        self.done.update(record.key for record in records)
 
 
 def record_of(name: str, content: str | None = None) -> Record:
-    """A record; two of the same content are duplicates of one image."""
-    return Record(name, {"path": content or name})
+    """A record; two of the same content are copies of one image."""
+    return Record(name, {"content": TextContent(content or name)})
 
 
 def records(*names: str) -> list[Record]:

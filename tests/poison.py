@@ -4,50 +4,51 @@ import ctypes
 import os
 import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from vec_pipeline.record import Stage, Values
+from vec_pipeline.record import Stage, Values, Worker
 
 
 @dataclass(frozen=True, kw_only=True)
 class Poison(Stage):
     """image -> text. Ends the process on pictures with `poison` in their name."""
 
-    reads: ClassVar[tuple[str, ...]] = ("image", "path")
-    writes: ClassVar[tuple[str, ...]] = ("text",)
-    tuning: ClassVar[tuple[str, ...]] = (*Stage.tuning, "how", "seconds")
+    reads: ClassVar[tuple[str, ...]] = ("image", "image_path")
+    writes: ClassVar[Mapping[str, str]] = {"text": "text"}
+    speed_options: ClassVar[tuple[str, ...]] = (*Stage.speed_options, "how", "seconds", "slow_s", "more_letters")
 
     how: Literal["live", "SIGKILL", "SIGSEGV"] = "live"
     seconds: float = 0.0  # that each picture takes
+    slow_s: float = 0.0  # that one with `slow` in its name takes
+    more_letters: int = 0
     batch_size: int = 8
 
-    def run(self, model: Any, rows: list[Values]) -> list[Values]:
+    def run(self, model: Any, rows: list[Values], at_once: int) -> list[Values]:
         return [self.describe(row) for row in rows]
 
     def describe(self, row: Values) -> Values:
-        time.sleep(self.seconds)
-        end_process("poison" in row["path"], self.how)
-        return {"text": f"A picture of {row['image'].width} by {row['image'].height}. There is no text."}
+        time.sleep(self.slow_s if "slow" in row["image_path"] else self.seconds)
+        end_process("poison" in row["image_path"], self.how)
+        size = f"{row['image'].width} by {row['image'].height}"
+        return {"text": f"A picture of {size}. There is no text.{'x' * self.more_letters}"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoisonReading(Stage):
-    """path -> nothing. Ends the process while pictures are read and decoded, in the threads that do so."""
+    """image_path -> nothing. Ends the process while pictures are read and decoded, in the threads that do so."""
 
-    reads: ClassVar[tuple[str, ...]] = ("path",)
-    makes: ClassVar[tuple[str, ...]] = ("checked",)
-    tuning: ClassVar[tuple[str, ...]] = (*Stage.tuning, "how")
-    runs_ahead: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ("image_path",)
+    intermediates: ClassVar[Mapping[str, str]] = {"checked": "json"}
+    speed_options: ClassVar[tuple[str, ...]] = (*Stage.speed_options, "how")
+    worker: ClassVar[Worker] = "reader"
 
+    name: str = field(default="poison_reading", compare=False)
     how: Literal["live", "SIGKILL", "SIGSEGV"] = "live"
 
-    @property
-    def name(self) -> str:
-        return "poison_reading"
-
-    def run(self, model: Any, rows: list[Values]) -> list[Values]:
-        end_process(any("poison" in row["path"] for row in rows), self.how)
+    def run(self, model: Any, rows: list[Values], at_once: int) -> list[Values]:
+        end_process(any("poison" in row["image_path"] for row in rows), self.how)
         return [{"checked": True} for _ in rows]
 
 

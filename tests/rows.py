@@ -1,16 +1,19 @@
 """CSVs made without models, as a run would write them: for what reads rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
-from vec_pipeline.record import VECTOR_COLUMNS, Record
+from vec_pipeline.record import COLUMNS, Record
+from vec_pipeline.settings import settings_path
 from vec_pipeline.sinks.csv_file import CsvFile
 
 TRUST_COLUMNS = ("text_confidence", "clip_score", "flags")
+VECTOR_COLUMNS = tuple(name for name, kind in COLUMNS.items() if kind == "vector")
 SIZES = dict(zip(VECTOR_COLUMNS, (5, 4, 3), strict=True))  # dimensions of the vectors
 
 
@@ -46,3 +49,9 @@ def write(path: Path, records: Sequence[Record], extra_columns: Sequence[str] = 
     with closing(CsvFile(path, extra_columns)) as sink:
         sink.write(records)
     return path
+
+
+def write_declared(path: Path, types: Mapping[str, str], records: Sequence[Record]) -> Path:
+    """Write a CSV with further columns, and their types beside it, as a run declares them."""
+    settings_path(path).write_text(yaml.safe_dump({"columns": dict(types), "sources": [], "stages": {}}))
+    return write(path, records, tuple(types))

@@ -84,12 +84,12 @@ def test_retry_errors_replaces_rows_in_place(
     finally:
         (mixed_folder / "text.jpg").write_bytes(content)
     assert again.returncode == 1
-    mended = load_annotations(copy)
-    assert list(mended["image_path"]) == list(table["image_path"])
-    row = mended[mended["image_path"].str.endswith("text.jpg")].iloc[0]
+    retried = load_annotations(copy)
+    assert list(retried["image_path"]) == list(table["image_path"])
+    row = retried[retried["image_path"].str.endswith("text.jpg")].iloc[0]
     assert row["error"] == ""
     assert row["text"] == table.loc[GOOD, "text"]
-    assert (mended["error"] != "").sum() == 4
+    assert (retried["error"] != "").sum() == 4
 
 
 def refused(*arguments: object) -> str:
@@ -115,8 +115,16 @@ def refused(*arguments: object) -> str:
         ((EXAMPLES, "--set", "structure.model=models/demo/llama/lama.gguf"), "models/demo/llama/llama.gguf"),
         ((EXAMPLES, "--set", "language=fr"), "language"),
         ((EXAMPLES, "--set", "stages=[describe]"), "model"),
+        ((EXAMPLES, "--set", "stages=[]"), "`stages:` with a list of stages is missing"),
+        ((EXAMPLES, "--set", "stages=[flag, open_image]"), "move open_image before it"),
+        ((EXAMPLES, "--set", "sources=[nowhere]"), "sources: nowhere cannot be imported"),
+        ((EXAMPLES, "nowhere/else"), "nowhere/else does not exist"),
         ((EXAMPLES, "--unknown"), "--unknown"),
-        ((EXAMPLES, "--limit", "many"), "--limit"),
+        ((EXAMPLES, "--limit", "many"), "argument --limit: 'many' is not an integer"),
+        ((EXAMPLES, "--limit", "-1"), "--limit"),
+        ((EXAMPLES, "--refresh", "--limit", 1), "--refresh updates all rows: leave --limit and --retry-errors out"),
+        ((EXAMPLES, "--refresh", "--retry-errors"), "leave --limit and --retry-errors out"),
+        ((), "the following arguments are required: SOURCE"),
     ],
 )  # fmt: skip
 def test_unusable_arguments_are_named(arguments: tuple[object, ...], words: str, tmp_path: Path) -> None:
@@ -130,7 +138,19 @@ def test_a_folder_without_images_is_refused(content: tuple[str, ...], tmp_path: 
     for name in content:
         (tmp_path / name).touch()
     sentence = refused(tmp_path, "--config", PROJECT / "configs/demo.yaml", "--output", tmp_path / "out" / "a.csv")
-    assert "holds no image" in sentence
+    assert sentence == "run.py: no image found: name other files or folders"
+
+
+def test_a_run_that_could_not_begin_leaves_nothing_that_refuses_the_next(tmp_path: Path) -> None:
+    """The model was wrong, and another one is named: no row was made with the first."""
+    broken, output = tmp_path / "broken.gguf", tmp_path / "a.csv"
+    broken.write_bytes(b"GGUF" + bytes(100))
+    demo = (EXAMPLES / "red-flower.png", "--config", PROJECT / "configs/demo.yaml", "--output", output)
+    assert "broken.gguf" in refused(*demo, "--set", f"structure.model={broken}")
+    assert len(load_annotations(output)) == 0
+    again = run_worker(EXAMPLES / "red-flower.png", "--output", output)
+    assert again.returncode == 0, again.stderr
+    assert load_annotations(output)["text"].tolist() != [""]
 
 
 def test_a_foreign_csv_is_left_byte_for_byte(tmp_path: Path) -> None:
@@ -172,7 +192,7 @@ def test_a_missing_model_file_is_named_before_any_model_loads(tmp_path: Path) ->
 
 
 def test_a_full_disk_stops_cleanly_with_whole_rows(tmp_path: Path) -> None:
-    """No file may grow over 100 kB: the CSV, or the ledger, meets the limit in the middle of the run."""
+    """No file may grow over 100 kB: the CSV, or the result cache, meets the limit in the middle of the run."""
     output = tmp_path / "annotations.csv"
     limited = f"ulimit -f 100; exec {sys.executable} {PROJECT / 'run.py'} {EXAMPLES} --output {output}"
     run = subprocess.run(
@@ -181,7 +201,7 @@ def test_a_full_disk_stops_cleanly_with_whole_rows(tmp_path: Path) -> None:
     )  # fmt: skip
     assert run.returncode == 2, run.stdout + run.stderr
     assert "Traceback" not in run.stderr
-    assert "make room" in run.stderr
+    assert "free some disk space, then rerun" in run.stderr
     assert output.read_bytes().endswith(b"\n")
     assert set(load_annotations(output)["error"]) <= {""}
     assert run_worker(EXAMPLES, "--output", output).returncode == 0

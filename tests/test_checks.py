@@ -12,7 +12,8 @@ from vec_pipeline.__main__ import main
 from vec_pipeline.checks import check_memory
 from vec_pipeline.config import load_config
 from vec_pipeline.engines import llama_process
-from vec_pipeline.record import UserError
+from vec_pipeline.record import COLUMNS, UserError
+from vec_pipeline.settings import write_settings
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -107,7 +108,7 @@ def test_a_local_model_is_measured(machine: Machine, tmp_path: Path) -> None:
     machine.has(gpu_gb=None, host_gb=2)
     model = tmp_path / "llama.gguf"
     with model.open("wb") as file:
-        file.truncate(3_000_000_000)  # sparse: it takes no room on the disk
+        file.truncate(3_000_000_000)  # sparse: it takes no space on the disk
     (tmp_path / "describe").mkdir()
     sentence = shortage(
         "configs/demo.yaml", f"structure.model={model}", f"describe.model={tmp_path / 'describe'}",
@@ -125,7 +126,7 @@ def test_check_of_a_broken_configuration_exits_2(tmp_path: Path) -> None:
         cwd=PROJECT, capture_output=True, text=True,
     )  # fmt: skip
     assert process.returncode == 2
-    assert process.stderr == "vec_pipeline: chunksize is no option; did you mean chunk_size?\n"
+    assert process.stderr == "vec-pipeline: unknown option 'chunksize' (did you mean 'chunk_size'?)\n"
 
 
 def demo_with(tmp_path: Path, model: Path) -> Path:
@@ -156,6 +157,53 @@ def test_check_of_what_would_work_exits_0_and_makes_nothing(
     before = sorted(tmp_path.iterdir())
     assert main(["check", "--config", str(path)]) == 0, capsys.readouterr().out
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_check_of_stages_that_cannot_work_together_exits_1_and_names_them(
+    tmp_path: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.has(gpu_gb=None, host_gb=64)
+    (tmp_path / "vision").mkdir()
+    path = demo_with(tmp_path, tmp_path / "vision")
+    path.write_text(path.read_text() + f"  - {{use: embed_text, model: {tmp_path / 'vision'}, read: {{text: txt}}}}\n")
+    assert main(["check", "--config", str(path)]) == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
+    assert failed == [
+        "FAIL  stages: stages: embed_text reads txt, which no earlier stage writes: "
+        "add a stage that writes txt before it"
+    ]
+
+
+def test_check_says_how_the_memory_is_used(
+    tmp_path: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "vision").mkdir()
+    (tmp_path / "vision" / "model.safetensors").write_bytes(bytes(1_000_000_000))
+    path = demo_with(tmp_path, tmp_path / "vision")
+    for free_gb, fits in ((64, "fit"), (3, "do not fit")):
+        machine.has(gpu_gb=None, host_gb=free_gb)
+        assert main(["check", "--config", str(path)]) == 0
+        [plan] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ok    plan: ")]
+        assert f"1 models and their rows {fits} together" in plan
+        assert f"of {free_gb}.0 GB host memory" in plan
+        assert "chunks of " in plan
+
+
+def test_check_names_settings_that_the_rows_were_not_made_with(
+    tmp_path: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.has(gpu_gb=None, host_gb=64)
+    (tmp_path / "vision").mkdir()
+    path = demo_with(tmp_path, tmp_path / "vision")
+    config = load_config(path)
+    then = load_config(path, ["describe.max_new_tokens=9"]).stages
+    write_settings(config.output, then, then, COLUMNS, [])
+    header = ",".join((*COLUMNS, "text_confidence"))
+    config.output.write_text(f"{header}\n/a.jpg{',' * len(COLUMNS)}\n")
+    assert main(["check", "--config", str(path)]) == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
+    assert [line.split(":")[0] for line in failed] == ["FAIL  output"]
+    assert "made with other settings (describe.max_new_tokens)" in failed[0]
 
 
 def test_check_names_an_output_that_cannot_be_written(

@@ -2,7 +2,8 @@
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,22 @@ import pytest
 import yaml
 
 from tests.fakes import Describe as FakeDescribe
+from tests.test_csv_file import disk_full_after
 from vec_pipeline import prompts, weights
-from vec_pipeline.config import (
-    SOURCE_VALUES,
-    Config,
-    ConfigError,
+from vec_pipeline.config import Config, ConfigError, check_wiring, load_config, stage_class
+from vec_pipeline.record import COLUMNS, SOURCE_VALUES, Stage, UserError
+from vec_pipeline.settings import (
+    Recorded,
     check_settings,
-    fingerprints,
-    load_config,
-    stage_class,
+    column_types,
+    fingerprint,
+    outdated,
+    recorded_settings,
+    settings_path,
+    with_recorded_commits,
     write_settings,
 )
-from vec_pipeline.record import Stage, UserError
-from vec_pipeline.sources.folder import Folder
+from vec_pipeline.sources import open_source
 
 PROJECT = Path(__file__).resolve().parent.parent
 PRODUCTION = PROJECT / "config.yaml"
@@ -35,14 +39,16 @@ Load = Callable[..., Config]
 
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
-    """Load a configuration given as YAML, with overrides; three stages unless the text says otherwise."""
+    """Load a configuration given as YAML, with overrides, and check its wiring; three stages unless the text says."""
 
     def load_text(text: str, *overrides: str) -> Config:
         if "stages:" not in text:
             text += "\nstages: [open_image, {use: describe, model: a/b}, {use: structure, model: c/d}]"
         path = tmp_path / "config.yaml"
         path.write_text(text, encoding="utf-8")
-        return load_config(path, overrides)
+        config = load_config(path, overrides)
+        check_wiring(config.stages, {})
+        return config
 
     return load_text
 
@@ -68,7 +74,8 @@ def test_a_shipped_configuration_loads_without_its_models(
     monkeypatch.setattr(weights, "PROJECT_FOLDER", tmp_path)
     config = load_config(path)
     assert sorted(stage.name for stage in config.stages) == STAGE_NAMES
-    assert config.extra_columns() == ("text_confidence", "clip_score", "flags")
+    check_wiring(config.stages, {})
+    assert config.extra_columns({}) == {"text_confidence": "number", "clip_score": "number", "flags": "text"}
 
 
 def test_every_option_stands_in_the_production_set() -> None:
@@ -76,8 +83,8 @@ def test_every_option_stands_in_the_production_set() -> None:
     assert {field.name for field in fields(Config)} <= content.keys()
     for entry in content["stages"]:
         cls = stage_class(entry)
-        options = {field.name for field in fields(cls)} - ({"batch_size"} if cls.runs_ahead else set())
-        assert options <= entry.keys() | content.keys(), entry["use"]
+        options = {field.name for field in fields(cls)} - {"name", "read", "write"}
+        assert options - ({"batch_size"} if cls.worker == "reader" else set()) <= entry.keys() | content.keys(), entry
 
 
 @pytest.mark.parametrize(
@@ -92,7 +99,14 @@ def test_every_option_stands_in_the_production_set() -> None:
     ],
 )  # fmt: skip
 def test_an_unknown_name_gets_the_nearest_valid_one(text: str, expected: str, load: Load) -> None:
-    assert f"did you mean {expected}?" in mistake(load, text)
+    assert f"did you mean '{expected}'?" in mistake(load, text)
+
+
+def test_an_unknown_option_is_one_plain_sentence(load: Load) -> None:
+    expected = "unknown option 'describe.batchsize' (did you mean 'describe.batch_size'?)"
+    assert mistake(load, "", "describe.batchsize=3") == expected
+    assert mistake(load, "sorces: []") == "unknown option 'sorces' (did you mean 'sources'?)"
+    assert mistake(load, "stages: [openimage]") == "stages: unknown stage 'openimage' (did you mean 'open_image'?)"
 
 
 def test_a_name_like_no_other_gets_the_list(load: Load) -> None:
@@ -103,17 +117,17 @@ def test_a_name_like_no_other_gets_the_list(load: Load) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("chunk_size: many", "chunk_size: 'many' is no whole number or auto"),
-        ("chunk_size: 2.5", "chunk_size: 2.5 is no whole number or auto"),
-        ("chunk_size: true", "chunk_size: True is no whole number or auto"),
-        ("clear_threshold_gb: much", "clear_threshold_gb: 'much' is no number"),
-        ("log_level: loud", "log_level: 'loud' is none of debug, info, warning"),
-        ("output: 3", "output: 3 is no path"),
-        ("device: gpu", "describe.device: 'gpu' is none of auto, cuda, cpu"),
-        ("language: fr", "describe.language: 'fr' is none of en, ru"),
-        ("categories: animal", "structure.categories: 'animal' is no list"),
-        ("categories: [animal, 3]", "structure.categories: 3 is no text"),
-        ("stages: [open_image, {use: describe, model: 7}]", "describe.model: 7 is no text"),
+        ("chunk_size: many", "chunk_size: 'many' is not an integer or auto"),
+        ("chunk_size: 2.5", "chunk_size: 2.5 is not an integer or auto"),
+        ("chunk_size: true", "chunk_size: True is not an integer or auto"),
+        ("clear_threshold_gb: much", "clear_threshold_gb: 'much' is not a number"),
+        ("log_level: loud", "log_level: 'loud' is not one of debug, info, warning"),
+        ("output: 3", "output: 3 is not a path"),
+        ("device: gpu", "describe.device: 'gpu' is not one of auto, cuda, cpu"),
+        ("language: fr", "describe.language: 'fr' is not one of en, ru"),
+        ("categories: animal", "structure.categories: 'animal' is not a list"),
+        ("categories: [animal, 3]", "structure.categories: 3 is not text"),
+        ("stages: [open_image, {use: describe, model: 7}]", "describe.model: 7 is not text"),
     ],
 )
 def test_a_wrong_type_is_named(text: str, expected: str, load: Load) -> None:
@@ -122,12 +136,12 @@ def test_a_wrong_type_is_named(text: str, expected: str, load: Load) -> None:
 
 def test_true_or_false_is_wanted_where_a_stage_has_a_switch(load: Load, tmp_path: Path) -> None:
     with outside_stage(tmp_path, "switched", "is_loud: bool = False"):
-        assert "switched.is_loud: 1 is no true or false" in mistake(
+        assert "switched.is_loud: 1 is not true or false" in mistake(
             load, "stages: [open_image, {use: switched.Outside, is_loud: 1}]"
         )
 
 
-@pytest.mark.parametrize("key", ["chunk_size", "checkpoint_every", "model_cache_size", "read_threads"])
+@pytest.mark.parametrize("key", ["chunk_size", "max_consecutive_errors", "model_cache_size", "read_threads"])
 def test_less_than_one_is_refused(key: str, load: Load) -> None:
     assert f"{key}: must be at least 1, not 0" in mistake(load, f"{key}: 0")
 
@@ -157,7 +171,7 @@ def test_a_missing_model_is_named(load: Load) -> None:
             "embed_text reads text, which no earlier stage writes: add a stage that writes text before it",
         ),
         ("stages: [{use: describe, model: a/b}, open_image]", "move open_image before it"),
-        ("stages: []", "open_image is missing"),
+        ("stages: []", "`stages:` with a list of stages is missing"),
         ("output: a.csv\nstages: describe", "`stages:` with a list of stages is missing"),
         ("stages: [{model: a/b}]", "has no `use: NAME`"),
     ],
@@ -166,26 +180,98 @@ def test_stages_that_cannot_work_are_refused(text: str, expected: str, load: Loa
     assert expected in mistake(load, text)
 
 
-def test_a_stage_given_twice_is_refused(load: Load) -> None:
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [
+        ("", "two are called describe: give one of them another `name:`"),
+        (
+            "name: title",
+            "title writes text, which describe writes too: leave one out, or rename it with `write: {text: NAME}`",
+        ),
+        (
+            "name: title, write: {text: title}",
+            "title writes text_confidence, which describe writes too: "
+            "leave one out, or rename it with `write: {text_confidence: NAME}`",
+        ),
+    ],
+)
+def test_a_stage_given_twice_must_be_told_apart(second: str, expected: str, load: Load) -> None:
     """The second would write over the columns of the first, and the settings file can hold only one of them."""
-    twice = "{use: describe, model: a/b}, {use: describe, model: c/d}"
-    assert "describe" in mistake(load, f"stages: [open_image, {twice}]")
+    twice = f"{{use: describe, model: a/b}}, {{use: describe, model: c/d, {second}}}"
+    assert mistake(load, f"stages: [open_image, {twice}]") == f"stages: {expected}"
+
+
+def test_a_stage_may_stand_twice_under_other_names(load: Load) -> None:
+    config = load(
+        "stages: [open_image, {use: describe, model: a/b}, {use: embed_text, model: c/d}, {use: describe, model: a/b,"
+        " prompt: A title, name: title, write: {text: title, text_confidence: sure, is_truncated: cut}},"
+        " {use: embed_text, model: c/d, name: embed_title, read: {text: title}, write: {text_vector: title_vector}}]",
+        "title.max_new_tokens=9",
+    )
+    assert config.extra_columns({}) == {
+        "text_confidence": "number",
+        "title": "text",
+        "sure": "number",
+        "title_vector": "vector",
+    }
+    assert (stage_of(config, "title").max_new_tokens, stage_of(config, "describe").max_new_tokens) == (9, 256)
+    assert stage_of(config, "embed_text") == stage_of(config, "embed_title"), "one model, and one place in the cache"
+    assert stage_of(config, "embed_title").inputs({"text": "a", "title": "b"}) == {"text": "b"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("write: {texts: title}", "describe.write: unknown value 'texts' (did you mean 'text'?)"),
+        ("read: {picture: image}", "describe.read: unknown value 'picture' (there are: image)"),
+        ("write: {text: error}", "describe: 'error' cannot be the name of text: rename it with `write:`"),
+        ("write: {text: 'a,b'}", "describe: 'a,b' cannot be the name of text: rename it with `write:`"),
+        (
+            "write: {text: text_vector}",
+            "describe writes text_vector as text, and that column holds vector",
+        ),
+        ("write: text", "describe.write: 'text' is not a mapping of names"),
+        ("name: 'a b'", "stages: name: 'a b' is not a name of letters, digits, '_', '-' and '.'"),
+        ("read: {image: frame}", "stages: describe reads frame, which no earlier stage writes"),
+    ],
+)
+def test_names_that_cannot_be_are_refused(entry: str, expected: str, load: Load) -> None:
+    assert mistake(load, f"stages: [open_image, {{use: describe, model: a/b, {entry}}}]").startswith(expected)
+
+
+def test_a_reader_that_reads_what_a_model_writes_is_refused(load: Load) -> None:
+    """The reading threads run ahead of every model."""
+    sentence = mistake(
+        load, "stages: [open_image, {use: describe, model: a/b}, {use: open_image, name: again, read: {content: text}}]"
+    )
+    assert sentence == "stages: again runs while images are read, before describe writes text"
+
+
+def test_columns_of_the_source_may_be_read_and_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("stages: [{use: embed_text, model: a/b, read: {text: caption}}]")
+    config = load_config(path)
+    with pytest.raises(ConfigError, match="embed_text reads caption, which no earlier stage writes"):
+        check_wiring(config.stages, {})
+    check_wiring(config.stages, {"caption": "text"})
+    assert config.extra_columns({"caption": "text"}) == {"caption": "text"}
 
 
 def test_what_the_wiring_takes_for_granted_comes_from_the_source(tmp_path: Path) -> None:
+    """But for `image_path`, which is the record's key."""
     (tmp_path / "a.png").touch()
-    (record,) = Folder(tmp_path)
-    assert set(SOURCE_VALUES) <= record.values.keys()
+    (record,) = open_source([str(tmp_path)])
+    assert set(SOURCE_VALUES) == {"image_path", *record.values}
 
 
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
         ("chunk_size", "give KEY=VALUE"),
-        ("chunksize=3", "did you mean chunk_size?"),
-        ("describe.batchsize=3", "did you mean describe.batch_size?"),
-        ("describ.batch_size=3", "did you mean describe?"),
-        ("describe.batch_size=many", "describe.batch_size: 'many' is no whole number or auto"),
+        ("chunksize=3", "did you mean 'chunk_size'?"),
+        ("describe.batchsize=3", "did you mean 'describe.batch_size'?"),
+        ("describ.batch_size=3", "did you mean 'describe'?"),
+        ("describe.batch_size=many", "describe.batch_size: 'many' is not an integer or auto"),
         ("structure.batch_size=300", "llama.cpp decodes at most 255 at once"),
         ("stages=3", "stages"),
         ("stages={}", "stages"),
@@ -258,7 +344,7 @@ def outside_stage(folder: Path, module: str, option: str = "size: int = 1") -> I
     (folder / f"{module}.py").write_text(
         "from dataclasses import dataclass\nfrom vec_pipeline.record import Stage\n"
         "@dataclass(frozen=True, kw_only=True)\nclass Outside(Stage):\n"
-        f"    reads = ('image',)\n    writes = ('sharpness',)\n    {option}\n",
+        f"    reads = ('image',)\n    writes = {{'sharpness': 'number'}}\n    {option}\n",
         encoding="utf-8",
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -272,7 +358,7 @@ def test_a_stage_outside_the_package_adds_its_column(load: Load, tmp_path: Path)
         config = load("stages: [open_image, {use: sharpness.Outside, size: 3}]", "sharpness.Outside.batch_size=2")
     stage = stage_of(config, "sharpness")
     assert (stage.size, stage.batch_size) == (3, 2)
-    assert config.extra_columns() == ("sharpness",)
+    assert config.extra_columns({}) == {"sharpness": "number"}
 
 
 def test_a_dotted_path_may_name_the_module_of_one_stage(load: Load, tmp_path: Path) -> None:
@@ -294,10 +380,13 @@ def test_a_class_is_found_among_others() -> None:
 
 
 def changed(config: Config, *overrides: str) -> set[str]:
-    """Names of the stages whose results an override makes void."""
-    before = {stage.name: text for stage, text in fingerprints(config.stages).items()}
-    other = load_config(PRODUCTION, overrides).stages
-    return {stage.name for stage, text in fingerprints(other).items() if text != before[stage.name]}
+    """Names of the stages whose own settings an override changes. Of the others, what they read decides."""
+    before = {stage.name: fingerprint(stage) for stage in config.stages}
+    return {stage.name for stage in stages_with(*overrides) if fingerprint(stage) != before[stage.name]}
+
+
+def stages_with(*overrides: str) -> tuple[Stage, ...]:
+    return load_config(PRODUCTION, overrides).stages
 
 
 @pytest.fixture
@@ -308,99 +397,235 @@ def production() -> Config:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("describe.prompt=What is this?", set(STAGE_NAMES) - {"open_image"}),
-        ("structure.prompt=What is this?", {"structure", "flag"}),
-        ("embed_image.model=a/b", {"embed_image", "flag"}),
-        ("open_image.max_size_px=100", set(STAGE_NAMES)),
-        ("categories=[animal]", {"structure", "flag"}),
+        ("describe.prompt=What is this?", {"describe"}),
+        ("describe.revision=v2", {"describe"}),
+        ("structure.prompt=What is this?", {"structure"}),
+        ("embed_image.model=a/b", {"embed_image"}),
+        ("open_image.max_size_px=100", {"open_image"}),
+        ("categories=[animal]", {"structure"}),
+        ("flag.repetitive=0.5", {"flag"}),
     ],
 )
-def test_a_changed_option_voids_what_depends_on_it(override: str, expected: set[str], production: Config) -> None:
+def test_a_changed_option_voids_the_results_of_its_stage(override: str, expected: set[str], production: Config) -> None:
     assert changed(production, override) == expected
 
 
-def test_tuning_voids_nothing(production: Config) -> None:
-    tuning = ("describe.batch_size=1", "structure.batch_size=2", "structure.threads=1", "structure.context_tokens=4096")
-    assert changed(production, *tuning, "device=cpu", "chunk_size=2") == set()
+def test_speed_options_void_nothing(production: Config) -> None:
+    options = (
+        "describe.batch_size=1",
+        "structure.batch_size=2",
+        "structure.threads=1",
+        "structure.context_tokens=4096",
+    )
+    assert changed(production, *options, "device=cpu", "chunk_size=2", "result_cache=false") == set()
 
 
-def test_another_wording_in_prompts_py_voids_what_depends_on_it(
+def test_a_stage_has_the_same_results_whatever_it_and_its_columns_are_called(production: Config) -> None:
+    stage = stage_of(production, "embed_text")
+    renamed = replace(stage, name="embed_title", read={"text": "title"}, write={"text_vector": "title_vector"})
+    assert fingerprint(renamed) == fingerprint(stage)
+
+
+def test_another_wording_in_prompts_py_voids_the_results_of_its_stage(
     production: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = fingerprints(production.stages)
+    before = {stage: fingerprint(stage) for stage in production.stages}
     monkeypatch.setitem(prompts.PROMPTS, "en", replace(prompts.PROMPTS["en"], describe="What is this?"))
-    after = fingerprints(production.stages)
-    voided = {stage.name for stage in production.stages if before[stage] != after[stage]}
-    assert voided == set(STAGE_NAMES) - {"open_image"}
+    assert [stage.name for stage in production.stages if fingerprint(stage) != before[stage]] == ["describe"]
+
+
+def test_another_version_of_a_stage_voids_its_results(production: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {stage: fingerprint(stage) for stage in production.stages}
+    monkeypatch.setattr(type(stage_of(production, "flag")), "version", 2)
+    assert [stage.name for stage in production.stages if fingerprint(stage) != before[stage]] == ["flag"]
 
 
 def test_another_file_in_the_place_of_a_local_model_voids_its_results(load: Load, tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"
     model.write_bytes(b"GGUF")
     stages = load("", f"structure.model={model}").stages
-    before = fingerprints(stages)
+    before = {stage: fingerprint(stage) for stage in stages}
     model.write_bytes(b"GGUF, trained longer")
-    after = fingerprints(stages)
-    assert {stage.name for stage in stages if before[stage] != after[stage]} == {"structure"}
+    assert [stage.name for stage in stages if fingerprint(stage) != before[stage]] == ["structure"]
+
+
+# --- the settings beside a CSV
+
+COMMIT, NEWER_COMMIT = "a" * 40, "b" * 40
 
 
 @pytest.fixture
 def csv_path(tmp_path: Path, production: Config) -> Path:
-    """A CSV with rows of the production set, and its settings."""
+    """The path of a CSV with the settings of the production set, whose describer was at a commit then."""
     path = tmp_path / "annotations.csv"
-    path.write_text("image_path\n/a.jpg\n")
-    write_settings(path, production.stages)
+    write_settings(path, at_commit(production.stages, COMMIT), production.stages, COLUMNS, ["shop.sources"])
     return path
 
 
-def stages_with(*overrides: str) -> tuple[Stage, ...]:
-    return load_config(PRODUCTION, overrides).stages
+def at_commit(stages: Sequence[Stage], commit: str) -> list[Stage]:
+    """The stages, the describer's model at a commit."""
+    return [replace(stage, revision=commit) if stage.name == "describe" else stage for stage in stages]  # type: ignore[call-arg]
+
+
+def check(csv_path: Path, stages: Sequence[Stage], header: Sequence[str] = ()) -> None:
+    check_settings(csv_path, stages, header)
 
 
 def test_a_rerun_with_the_same_settings_passes(csv_path: Path) -> None:
-    check_settings(csv_path, stages_with("describe.batch_size=1", "device=cpu", "categories=[]"))
+    check(csv_path, stages_with("describe.batch_size=1", "device=cpu", "categories=[]"))
 
 
 @pytest.mark.parametrize(
     ("override", "key"),
     [
         ("describe.model=Qwen/Qwen2-VL-2B-Instruct", "describe.model"),
+        ("describe.revision=v2", "describe.revision"),
         ("categories=[animal]", "structure.categories"),
     ],
 )
 def test_a_rerun_with_other_settings_is_refused_by_key(override: str, key: str, csv_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        check_settings(csv_path, stages_with(override))
+        check(csv_path, stages_with(override))
     assert key in str(caught.value)
     assert "--output" in str(caught.value)
     assert str(csv_path.with_suffix(".settings.yaml")) in str(caught.value)
 
 
+def test_a_rerun_with_another_version_of_a_stage_is_refused(
+    csv_path: Path, production: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(stage_of(production, "flag")), "version", 2)
+    with pytest.raises(UserError, match=r"made with other settings \(flag\.version\)"):
+        check(csv_path, production.stages)
+
+
 def test_a_rerun_without_a_stage_is_refused(csv_path: Path, production: Config) -> None:
-    with pytest.raises(UserError, match=r"describe\.model"):
-        check_settings(csv_path, production.stages[:1])
+    with pytest.raises(UserError, match=r"made with other settings \(describe, embed_text, embed_words, \.\.\.\)"):
+        check(csv_path, production.stages[:1])
 
 
-def test_a_csv_without_rows_or_settings_is_no_obstacle(csv_path: Path) -> None:
-    other = stages_with("categories=[animal]")
-    csv_path.with_suffix(".settings.yaml").rename(csv_path.with_suffix(".elsewhere"))
-    check_settings(csv_path, other)
-    csv_path.with_suffix(".elsewhere").rename(csv_path.with_suffix(".settings.yaml"))
-    csv_path.write_text("")
-    check_settings(csv_path, other)
+def test_a_rerun_with_other_names_of_columns_is_refused(csv_path: Path, production: Config) -> None:
+    renamed = [
+        replace(stage, write={"flags": "doubts"}) if stage.name == "flag" else stage for stage in production.stages
+    ]
+    with pytest.raises(UserError, match=r"made with other settings \(flag\.write\)"):
+        check(csv_path, renamed)
+
+
+def test_a_stage_whose_columns_the_csv_lacks_is_no_obstacle(csv_path: Path, production: Config, load: Load) -> None:
+    text = "stages: [open_image, {use: describe, model: a/b, name: title, write: {text: title, text_confidence: sure}}]"
+    title = stage_of(load(text), "title")
+    check(csv_path, (*production.stages, title), tuple(COLUMNS))
+    with pytest.raises(UserError, match=r"made with other settings \(title\)"):
+        check(csv_path, (*production.stages, title), (*COLUMNS, "title"))
+
+
+def test_a_csv_without_settings_is_no_obstacle(csv_path: Path) -> None:
+    settings_path(csv_path).unlink()
+    assert recorded_settings(csv_path) == Recorded()
+    check(csv_path, stages_with("categories=[animal]"))
+
+
+def test_settings_of_before_columns_were_declared_are_understood(csv_path: Path, production: Config) -> None:
+    """They hold the stages alone, without what is newer: the class, its version, the renaming."""
+    stages = yaml.safe_load(settings_path(csv_path).read_text())["stages"]
+    for options in stages.values():
+        for name in ("use", "version", "read", "write", "commit"):
+            options.pop(name, None)
+    settings_path(csv_path).write_text(yaml.safe_dump(stages))
+    check(csv_path, production.stages)
+    with pytest.raises(UserError, match=r"structure\.categories"):
+        check(csv_path, stages_with("categories=[animal]"))
+    assert column_types(csv_path, ["text_vector", "clip_score", "flags"]) == {
+        "text_vector": "vector",
+        "clip_score": "number",
+        "flags": "text",
+    }
+
+
+def test_types_of_columns_and_sources_are_recorded(csv_path: Path, production: Config) -> None:
+    assert recorded_settings(csv_path).sources == ["shop.sources"]
+    columns = {**COLUMNS, "boxes": "json", "title_vector": "vector"}
+    write_settings(csv_path, production.stages, production.stages, columns, [])
+    assert column_types(csv_path, ["boxes", "title_vector", "text", "unheard of"]) == {
+        "boxes": "json",
+        "title_vector": "vector",
+        "text": "text",
+        "unheard of": "text",
+    }
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"columns: {a: text", b"- a\n- b\n", b"text", b"", b"\xff\xfe\0", b"stages: 3", b"stages: {describe: 3}",
+        b"columns: 3\nstages: {}", b"columns: {a: 3}\nstages: {}", b"sources: 3\nstages: {}",
+        b"a: 2001-99-99", b"[" * 5000,
+    ],
+)  # fmt: skip
+def test_damaged_settings_are_named(content: bytes, csv_path: Path) -> None:
+    settings_path(csv_path).write_bytes(content)
+    with pytest.raises(UserError, match=r"annotations\.settings\.yaml is damaged: delete it if .*, or use --output"):
+        recorded_settings(csv_path)
+
+
+def test_a_csv_stays_with_the_commits_it_was_begun_with(csv_path: Path, production: Config) -> None:
+    recorded = recorded_settings(csv_path)
+    resumed = with_recorded_commits(production.stages, recorded)
+    assert {stage.name: stage.revision for stage in resumed if getattr(stage, "revision", "")} == {"describe": COMMIT}
+    other_model = with_recorded_commits(stages_with("describe.model=a/b"), recorded)
+    assert stage_of(Config(stages=other_model), "describe").revision == "", "that commit is of another repository"
+
+
+def test_a_refresh_finds_newer_commits_settings_and_columns(csv_path: Path, production: Config) -> None:
+    header = tuple(COLUMNS)
+
+    def found(*overrides: str, commit: str, columns: Sequence[str] = ()) -> list[str]:
+        asked = stages_with(*overrides)
+        return outdated(csv_path, asked, at_commit(asked, commit), header, columns)
+
+    assert found(commit=COMMIT) == []
+    assert found(commit=NEWER_COMMIT) == ["describe.commit"]
+    assert found("flag.repetitive=0.5", commit=COMMIT) == ["flag.repetitive"]
+    assert found(commit=COMMIT, columns=["text", "clip_score"]) == ["clip_score"]
+    settings_path(csv_path).unlink()
+    assert found(commit=COMMIT) == ["their settings are unknown"]
 
 
 def test_a_kill_while_the_settings_are_written_again_leaves_them_whole(
     csv_path: Path, production: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are written at each start; a torn file would refuse every later run."""
+    before = settings_path(csv_path).read_bytes()
 
-    def torn(path: Path, text: str, *arguments: Any, **options: Any) -> None:
-        path.write_bytes(text.encode()[:20])
+    def killed(descriptor: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "write_text", torn)
-    with contextlib.suppress(KeyboardInterrupt):
-        write_settings(csv_path, production.stages)
-    monkeypatch.undo()
-    check_settings(csv_path, production.stages)
+    monkeypatch.setattr(os, "fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_settings(csv_path, production.stages[:2], production.stages, COLUMNS, [])
+    assert settings_path(csv_path).read_bytes() == before
+    check(csv_path, production.stages)
+
+
+def test_settings_are_on_the_disk_before_they_have_their_name(
+    csv_path: Path, production: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut could leave an empty file otherwise."""
+    settings_path(csv_path).unlink()
+    synced: list[bytes] = []
+
+    def note(descriptor: int) -> None:
+        assert not settings_path(csv_path).exists()
+        synced.append(Path(f"/proc/self/fd/{descriptor}").read_bytes())
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_settings(csv_path, production.stages, production.stages, COLUMNS, [])
+    assert synced == [settings_path(csv_path).read_bytes()]
+
+
+def test_settings_on_a_full_disk_are_one_sentence(csv_path: Path, production: Config) -> None:
+    with disk_full_after(100), pytest.raises(UserError) as caught:
+        write_settings(csv_path, production.stages[:2], production.stages, COLUMNS, [])
+    assert str(caught.value).endswith("cannot be written (File too large): free some disk space, then rerun")
+    check(csv_path, production.stages)

@@ -13,18 +13,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.conftest import PROJECT
 from vec_pipeline import load_annotations
-from vec_pipeline.record import COLUMNS, VECTOR_COLUMNS, Record, UserError
-from vec_pipeline.sinks import csv_file
-from vec_pipeline.sinks.csv_file import CsvFile, contents_of, encode_row, key_and_error, whole_rows
-from vec_pipeline.sources.folder import record_of
+from vec_pipeline.record import COLUMNS, Record, UserError
+from vec_pipeline.sinks import csv_file, csv_rows
+from vec_pipeline.sinks.csv_file import CsvFile, encode_row
+from vec_pipeline.sinks.csv_rows import contents_of, key_and_error, whole_rows
+from vec_pipeline.sources.folder import key_of
 
-UNDECODABLE = record_of(os.fsdecode(b"/photos/un\xffdecodable.png")).key
+VECTOR_COLUMNS = [name for name, kind in COLUMNS.items() if kind == "vector"]
+UNDECODABLE = key_of(os.fsdecode(b"/photos/un\xffdecodable.png"))
 ODD_TEXTS = (
     'say "cheese"',
     '"',
@@ -64,15 +67,15 @@ def path(tmp_path: Path) -> Path:
 def finished(key: str, text: str = "a red car", size: int = 3) -> Record:
     """A record with every column filled."""
     vectors = {name: np.linspace(-1, len(key), size, dtype=np.float32) for name in VECTOR_COLUMNS}
-    columns = {"description": text, "categories": "cars", "keywords": "car, red", "image_text": "", "path": key}
+    columns = {"description": text, "categories": "cars", "keywords": "car, red", "image_text": ""}
     return Record(key, {"text": text, "llama_extracted": '{"keywords": ["car", "red"]}', **columns, **vectors})
 
 
 def failed(key: str, error: str = 'open_image: OSError: "truncated", at\nbyte 7') -> Record:
-    return Record(key, {"path": key}, error)
+    return Record(key, {}, error)
 
 
-def write(path: Path, records: Sequence[Record], **options: bool) -> None:
+def write(path: Path, records: Sequence[Record], **options: Any) -> None:
     with closing(CsvFile(path, **options)) as sink:
         sink.write(records)
 
@@ -242,12 +245,14 @@ def test_a_blank_line_at_the_end_is_harmless(path: Path) -> None:
     assert load_annotations(path)["image_path"].tolist() == ["/a.jpg", "/b.jpg"]
 
 
-def test_checkpoint_every_rows_are_one_append_and_fsync(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with closing(CsvFile(path, checkpoint_every=10)) as sink:
+def test_a_chunk_is_one_append_and_one_fsync(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(CsvFile(path)) as sink:
         safe_rows = []
         monkeypatch.setattr(os, "fsync", lambda descriptor: safe_rows.append(path.read_bytes().count(b"\n") - 1))
         sink.write([finished(f"/{number}.jpg") for number in range(25)])
-        assert safe_rows == [10, 20, 25]
+        assert safe_rows == [25]
+        sink.write([finished("/last.jpg")])
+        assert safe_rows == [25, 26]
 
 
 # --- what cannot be used
@@ -357,16 +362,14 @@ def test_a_place_without_locks_is_not_called_in_use(path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("room", [0, 1, 300, 700])
 def test_a_full_disk_leaves_whole_rows_only(path: Path, room: int) -> None:
     records = [finished(f"/{number}\n.jpg") for number in range(8)]
-    with closing(CsvFile(path, checkpoint_every=2)) as sink:
+    with closing(CsvFile(path)) as sink:
         sink.write(records[:3])
         content = path.read_bytes()
         with disk_full_after(len(content) + room), pytest.raises(UserError) as refusal:
             sink.write(records[3:])
         assert_one_sentence(refusal.value, path)
-    kept = list(saved(path))
-    assert path.read_bytes().startswith(content)
-    assert kept == [record.key for record in records[: len(kept)]]
-    assert 3 <= len(kept) < len(records)
+        assert str(refusal.value).endswith("the rows before are saved; free some disk space, then rerun")
+    assert path.read_bytes() == content
     with closing(CsvFile(path)) as sink:
         sink.write([record for record in records if record.key not in sink.keys()])  # noqa: SIM118
     assert list(saved(path)) == [record.key for record in records]
@@ -426,7 +429,7 @@ def test_a_replaced_file_keeps_its_permissions(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o640
 
 
-def test_errors_that_were_mended_are_no_examples_of_errors(path: Path) -> None:
+def test_errors_that_were_corrected_are_no_examples_of_errors(path: Path) -> None:
     some_failed(path)
     with closing(CsvFile(path, retry_errors=True)) as sink:
         sink.write([finished("/a\n.jpg"), failed("/c.jpg", "describe: ValueError: again"), finished("/e.jpg")])
@@ -462,6 +465,89 @@ def test_a_replacement_on_a_full_disk_leaves_the_old_file(path: Path) -> None:
     with disk_full_after(len(content) // 2), pytest.raises(UserError, match="left as it was"):
         sink.close()
     assert path.read_bytes() == content
+    assert {other.name for other in path.parent.iterdir()} <= {path.name, "annotations.lock"}
+
+
+def test_a_replacement_is_on_the_disk_before_it_has_the_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the folder with the name afterwards, or a power cut could bring the old file back, or an empty one."""
+    some_failed(path)
+    old, content = path.read_bytes(), b""
+    synced = []
+
+    def note(descriptor: int) -> None:
+        target = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append((target.name, target.read_bytes() if target.is_file() else path.read_bytes()))
+
+    with closing(CsvFile(path, retry_errors=True)) as sink:
+        sink.write([finished("/c.jpg")])
+        monkeypatch.setattr(os, "fsync", note)
+        sink.replace_rows()
+        content = path.read_bytes()
+    assert content != old
+    assert synced[:2] == [(".annotations.csv.new", content), (path.parent.name, content)]
+
+
+def test_a_new_file_is_in_its_folder_after_a_power_cut(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    CsvFile(path).close()
+    assert str(path.parent) in synced
+
+
+# --- rows that are dropped
+
+
+def test_dropped_rows_are_left_out_atomically_and_the_others_kept_as_they_are(path: Path) -> None:
+    some_failed(path)
+    rows = {key_and_error(row)[0]: row for is_header, _, row in rows_of(path) if not is_header}
+    with closing(CsvFile(path, drop=["/a\n.jpg", "/d.jpg", "/nowhere.jpg"])) as sink:
+        assert (sink.rows, set(sink.failed)) == (3, {"/c.jpg", "/e.jpg"})
+        assert [key for key, _ in sink.error_examples] == ["/c.jpg", "/e.jpg"]
+        assert set(saved(path)) == rows.keys(), "nothing is dropped before all is known"
+        sink.write([finished("/f.jpg")])
+    assert list(saved(path)) == ["/b.jpg", "/c.jpg", "/e.jpg", "/f.jpg"]
+    kept = {key_and_error(row)[0]: row for is_header, _, row in rows_of(path) if not is_header}
+    assert all(kept[key] == rows[key] for key in ("/b.jpg", "/c.jpg", "/e.jpg"))
+
+
+def rows_of(path: Path) -> list[tuple[bool, int, bytes]]:
+    with path.open("rb", buffering=0) as file:
+        return list(whole_rows(file))
+
+
+# --- refresh
+
+
+def test_a_refresh_replaces_rows_all_at_once_and_adds_columns(path: Path, frozen_clock: None) -> None:
+    some_failed(path)
+    before = path.read_bytes()
+    sink = CsvFile(path, ("flags",), refresh=True)
+    try:
+        assert set(sink.keys()) == set()
+        sink.write([finished("/b.jpg"), finished("/c.jpg")])
+        assert path.read_bytes() == before
+        assert sink.replace_rows() == 1, "/b.jpg says what it said before"
+    finally:
+        sink.close()
+    header, *rows = csv.reader(path.open(newline=""))
+    assert header == [*COLUMNS, "flags"]
+    assert {len(row) for row in rows} == {13}
+    assert list(saved(path).items()) == [
+        ("/a\n.jpg", failed("").error),
+        ("/b.jpg", ""),
+        ("/c.jpg", ""),
+        ("/d.jpg", ""),
+        ("/e.jpg", failed("").error),
+    ]
+
+
+def test_a_refresh_that_does_not_end_changes_nothing(path: Path) -> None:
+    some_failed(path)
+    before = path.read_bytes()
+    sink = CsvFile(path, ("flags",), refresh=True)
+    sink.write([finished("/c.jpg")])
+    assert not sink.close(), "not all that was written is saved"
+    assert path.read_bytes() == before
     assert {other.name for other in path.parent.iterdir()} <= {path.name, "annotations.lock"}
 
 
@@ -525,7 +611,7 @@ def test_keys_and_errors_are_those_of_the_csv_module() -> None:
 
 def test_rows_without_an_error_are_read_without_parsing_their_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = ("/a.jpg", "/a, b.jpg", "/new\nline.jpg", "/Машина.jpg", UNDECODABLE)
-    rows = [encode_row(csv_file.row_of(finished(key), COLUMNS)) for key in keys]
+    rows = [encode_row(csv_file.row_of(finished(key), list(COLUMNS))) for key in keys]
     monkeypatch.delattr(csv, "reader")
     assert [key_and_error(row) for row in rows] == [(key, "") for key in keys]
 
@@ -536,7 +622,7 @@ def test_rows_are_found_across_the_borders_of_blocks(
 ) -> None:
     rows = [encode_row(cells) for cells in random_rows(40)]
     path.write_bytes(b"".join(rows) + b'"torn\n')
-    monkeypatch.setattr(csv_file, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(csv_rows, "BLOCK_BYTES", block_bytes)
     with path.open("rb", buffering=0) as file:
         found = list(whole_rows(file))
     assert [row for _, _, row in found] == rows

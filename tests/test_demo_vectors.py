@@ -156,4 +156,6 @@ def test_texts_at_once_follow_from_the_free_memory(
     stage = EmbedText(model=str(DEMO / "sentences"), device="cpu")
     model = stage.load()
     monkeypatch.setattr(device, "host_free_gb", lambda: free_gb)
-    assert stage.auto_batch_size(model) == expected
+    assert stage.auto_batch_size(model, 0.0) == expected
+    monkeypatch.setattr(device, "host_free_gb", lambda: free_gb + 2)
+    assert stage.auto_batch_size(model, 2.0) == expected, "what is reserved for models to come is not free"

@@ -36,7 +36,7 @@ def truths() -> list[dict[str, Any]]:
 def described(stage: Describe, rows: list[Values]) -> list[Values]:
     model = stage.load()
     try:
-        return stage.run(model, rows)
+        return stage.run(model, rows, 4)
     finally:
         model.close()
 
@@ -49,7 +49,7 @@ def by_slots(rows: list[Values]) -> list[Values]:
 def test_the_bundled_model_names_the_colours(by_slots: list[Values], truths: list[dict[str, Any]]) -> None:
     for values, truth in zip(by_slots, truths, strict=True):
         assert all(thing["colour"] in values["text"] for thing in truth["things"])
-        assert values.keys() == {*Describe.writes, *Describe.makes}
+        assert values.keys() == {*Describe.writes, *Describe.intermediates}
         assert 0.5 < values["text_confidence"] <= 1
         assert values["is_truncated"] is False
 
@@ -71,7 +71,7 @@ def test_an_answer_cut_by_the_limit_is_marked(rows: list[Values], by_slots: list
 
 def test_options_of_speed_change_no_settings() -> None:
     """So a CSV made with one engine goes on with the other."""
-    assert {"batch_size", "device", "engine", "trust_remote_code"} <= set(Describe.tuning)
+    assert {"batch_size", "device", "engine", "trust_remote_code"} <= set(Describe.speed_options)
 
 
 def test_auto_takes_slots_where_the_model_is_of_the_family(tmp_path: Path) -> None:
@@ -140,15 +140,15 @@ def test_auto_batch_size_follows_the_free_memory(monkeypatch: pytest.MonkeyPatch
     seconds = []
     for _ in range(20):
         start_s = time.perf_counter()
-        assert stage.auto_batch_size(model) == 32, "a CPU gains little beyond"
+        assert stage.auto_batch_size(model, 0.0) == 32, "a CPU gains little beyond"
         seconds.append(time.perf_counter() - start_s)
     assert min(seconds) < 0.005
     monkeypatch.setattr(device, "host_free_gb", lambda: 0.0)
-    assert stage.auto_batch_size(model) == 1
+    assert stage.auto_batch_size(model, 0.0) == 1
     monkeypatch.setattr(device, "host_free_gb", lambda: 10.1 * model.bytes_per_slot() / 1e9)
-    assert stage.auto_batch_size(model) == 7
+    assert stage.auto_batch_size(model, 0.0) == 7
     model.generate([Image.new("RGB", (56, 56))] * 9, 9)
-    assert stage.auto_batch_size(model) == 9, "what it holds already is no longer free"
+    assert stage.auto_batch_size(model, 0.0) == 9, "what it holds already is no longer free"
 
 
 def test_the_production_model_fits_a_24_gb_card() -> None:

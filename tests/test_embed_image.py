@@ -37,7 +37,7 @@ def examples() -> list[Values]:
 
 
 def scores(clip: Clip, rows: list[Values]) -> list[float]:
-    return [result["clip_score"] for result in STAGE.run(clip, rows)]
+    return [result["clip_score"] for result in STAGE.run(clip, rows, 16)]
 
 
 def test_the_right_caption_scores_above_every_other(clip: Clip, examples: list[Values]) -> None:
@@ -60,7 +60,7 @@ def test_one_wrong_word_scores_lower(clip: Clip, examples: list[Values]) -> None
 
 
 def test_the_score_is_the_cosine_of_the_two_vectors(clip: Clip, examples: list[Values]) -> None:
-    results = STAGE.run(clip, examples[:5])
+    results = STAGE.run(clip, examples[:5], 16)
     tokenize = open_clip.get_tokenizer(f"local-dir:{CLIP_FOLDER}")
     with torch.no_grad():
         texts = clip.model.encode_text(tokenize([row["text"] for row in examples[:5]]), normalize=True).numpy()
@@ -69,8 +69,8 @@ def test_the_score_is_the_cosine_of_the_two_vectors(clip: Clip, examples: list[V
 
 
 def test_texts_do_not_change_image_vectors(clip: Clip, examples: list[Values]) -> None:
-    with_text = STAGE.run(clip, examples)
-    without = STAGE.run(clip, [{"image": row["image"]} for row in examples])
+    with_text = STAGE.run(clip, examples, 16)
+    without = STAGE.run(clip, [{"image": row["image"]} for row in examples], 16)
     for one, other in zip(with_text, without, strict=True):
         assert one["image_vector"].dtype == np.float32
         assert one["image_vector"].shape == (256,)
@@ -80,8 +80,9 @@ def test_texts_do_not_change_image_vectors(clip: Clip, examples: list[Values]) -
 
 def test_rows_without_a_text_have_an_empty_score(clip: Clip, examples: list[Values]) -> None:
     first, second, third = examples[:3]
-    mixed = [{"image": first["image"]}, second, {**third, "text": ""}]
-    assert [result["clip_score"] for result in STAGE.run(clip, mixed)] == ["", scores(clip, examples[:3])[1], ""]
+    mixed = [{"image": first["image"]}, second, {**third, "text": ""}, {**third, "text": " \n"}]
+    expected = [None, scores(clip, examples[:3])[1], None, None]
+    assert [result["clip_score"] for result in STAGE.run(clip, mixed, 16)] == expected
 
 
 def test_texts_longer_than_the_model_reads_are_cut(clip: Clip, examples: list[Values]) -> None:
@@ -95,12 +96,14 @@ def test_texts_longer_than_the_model_reads_are_cut(clip: Clip, examples: list[Va
 
 
 def test_auto_batch_size_follows_the_free_memory(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert STAGE.auto_batch_size(clip) == 16
+    assert STAGE.auto_batch_size(clip, 0.0) == 16
     on_gpu = clip._replace(device="cuda")
     bytes_each = bytes_per_image(clip.model)
     for free_images, expected in ((10**9, 256), (400, 100), (1, 1), (0, 1)):
         monkeypatch.setattr(device, "gpu_free_gb", lambda images=free_images: (images + 0.5) * bytes_each / 1e9)
-        assert STAGE.auto_batch_size(on_gpu) == expected
+        assert STAGE.auto_batch_size(on_gpu, 0.0) == expected
+    monkeypatch.setattr(device, "gpu_free_gb", lambda: 3.0 + 400.5 * bytes_each / 1e9)
+    assert STAGE.auto_batch_size(on_gpu, 3.0) == 100, "what is reserved for models to come is not free"
 
 
 def test_memory_of_an_image_is_estimated_above_what_it_takes(clip: Clip) -> None:
@@ -117,5 +120,5 @@ def memory_events(profile: torch.profiler.profile) -> list[Any]:
 
 
 def test_a_picture_of_any_shape_has_a_vector(clip: Clip) -> None:
-    results = STAGE.run(clip, [{"image": Image.new("RGB", size), "text": "?"} for size in ((1, 1), (112, 3))])
+    results = STAGE.run(clip, [{"image": Image.new("RGB", size), "text": "?"} for size in ((1, 1), (112, 3))], 16)
     assert all(np.isfinite(result["image_vector"]).all() for result in results)

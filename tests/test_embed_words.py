@@ -1,4 +1,4 @@
-"""FastText vectors from each format they come in, and the mean over a text."""
+"""FastText vectors from each file format, and their mean over a text."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_every_format_gives_the_same_mean(kind: str, trained: FastText, tmp_path
     model = str(tmp_path if kind == "folder with model.bin" else path)
     stage = EmbedWords(model=model, allow_pickle=kind.startswith("gensim"))
     stage.fetch()
-    [row] = stage.run(stage.load(), [{"text": "A red car, машина."}])
+    [row] = stage.run(stage.load(), [{"text": "A red car, машина."}], 1)
     words = ("A", "red", "car", "машина")  # "A" is unknown: its vector comes from its parts
     expected = np.mean([trained.wv[word] for word in words], axis=0)
     assert row["word2vec_vector"].dtype == np.float32
@@ -37,7 +37,7 @@ def test_every_format_gives_the_same_mean(kind: str, trained: FastText, tmp_path
 
 
 @pytest.mark.parametrize("method", ["fetch", "load"])
-def test_what_gensim_saved_is_refused_with_the_option_that_allows_it(
+def test_a_pickle_of_gensim_is_refused_with_the_option_that_allows_it(
     method: str, trained: FastText, tmp_path: Path
 ) -> None:
     trained.wv.save(str(tmp_path / "words.model"))
@@ -46,7 +46,10 @@ def test_what_gensim_saved_is_refused_with_the_option_that_allows_it(
         getattr(stage, method)()
 
 
-def test_a_text_without_words_gets_zeros() -> None:
+def test_a_text_without_words_gets_zeros_and_a_blank_one_no_vector() -> None:
     stage = EmbedWords(model=str(PROJECT / "models/demo/words/words.bin"))
-    rows = stage.run(stage.load(), [{"text": ""}, {"text": "?!"}])
-    assert all(row["word2vec_vector"].shape == (64,) and not row["word2vec_vector"].any() for row in rows)
+    texts = ["", " \n", "?!", "a car"]
+    empty, blank, marks, words = stage.run(stage.load(), [{"text": text} for text in texts], 4)
+    assert empty["word2vec_vector"] is blank["word2vec_vector"] is None
+    assert marks["word2vec_vector"].shape == words["word2vec_vector"].shape == (64,)
+    assert not marks["word2vec_vector"].any() and words["word2vec_vector"].any()

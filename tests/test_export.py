@@ -20,11 +20,11 @@ import tqdm
 from pyarrow import parquet
 
 from tests.conftest import PRINT_PEAK_MB, PROJECT, Run
-from tests.rows import SIZES, failed, finished, unit_vectors, write
+from tests.rows import SIZES, VECTOR_COLUMNS, failed, finished, unit_vectors, write, write_declared
 from vec_pipeline import load_annotations
 from vec_pipeline.__main__ import main
+from vec_pipeline.annotations import CsvReader
 from vec_pipeline.commands.export import files
-from vec_pipeline.record import VECTOR_COLUMNS
 
 Vectors = dict[str, list[Any]]
 
@@ -112,7 +112,7 @@ def test_vectors_of_different_lengths_are_refused_and_what_was_there_stays(
     before = out.read_bytes()
     write(path, [finished(4, image_vector=np.ones(7, np.float32))])
     assert export(path, "parquet", "--out", out) == 2
-    assert "holds vectors of different lengths in one column" in capsys.readouterr().err
+    assert "a column has embeddings of different lengths" in capsys.readouterr().err
     assert out.read_bytes() == before
     assert not list(path.parent.glob(".*"))
 
@@ -133,10 +133,96 @@ def test_a_file_without_rows_is_exported(tmp_path: Path, to: str) -> None:
 def test_rows_are_grouped_as_they_stream(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(path, [finished(number) for number in range(10, 40)])
     monkeypatch.setattr(files, "ROW_GROUP_BYTES", 1)
-    monkeypatch.setattr("vec_pipeline.annotations.BLOCK_BYTES", 4000)
+    monkeypatch.setattr("vec_pipeline.sinks.csv_rows.BLOCK_BYTES", 4000)
     file = parquet.ParquetFile(exported(path, "parquet"))
     assert file.num_row_groups > 2
     assert file.read()["image_path"].to_pylist() == load_annotations(path)["image_path"].tolist()
+
+
+# --- declared types
+
+
+TYPES = {
+    "faces": "number",
+    "boxes": "vector",
+    "title_vector": "vector",
+    "scores": "vector",
+    "mixed": "vector",
+    "objects": "json",
+    "speech": "file",
+}
+BOXES = [[1, 2, 30, 40], [5, 6, 7, 8]]
+
+
+@pytest.fixture
+def declared(tmp_path: Path) -> Path:
+    """Arrays of several kinds, each in a column of its own."""
+
+    def values(number: int, boxes: list[list[int]], scores: list[float], mixed: Any) -> dict[str, Any]:
+        arrays = {"boxes": np.array(boxes), "scores": np.array(scores, np.float32), "mixed": np.array(mixed)}
+        return {**arrays, "title_vector": unit_vectors(1, 6, seed=number)[0], "faces": number}
+
+    records = [
+        finished(0, **values(0, BOXES, [0.5], [1, 2]), objects={"cup": [1, "é"]}, speech="/a.wav"),
+        failed(1),
+        finished(2, **values(2, [], [0.25, 0.125], [[3]])),
+        finished(3, **values(3, BOXES[:1], [], [[4], [5]]), objects=[]),
+    ]
+    return write_declared(tmp_path / "declared.csv", TYPES, records)
+
+
+def test_parquet_follows_the_declared_types(declared: Path) -> None:
+    table = parquet.read_table(exported(declared, "parquet"))
+    assert {name: table.schema.field(name).type for name in TYPES} == {
+        "faces": pa.float64(),
+        "boxes": pa.list_(pa.list_(pa.int64())),
+        "title_vector": pa.list_(pa.float32(), 6),
+        "scores": pa.list_(pa.float32()),
+        "mixed": pa.string(),
+        "objects": pa.string(),
+        "speech": pa.string(),
+    }
+    rows = table.to_pylist()
+    assert [row["faces"] for row in rows] == [0, None, 2, 3]
+    assert [row["boxes"] for row in rows] == [BOXES, None, [], BOXES[:1]]
+    assert [row["scores"] for row in rows] == [[0.5], None, [0.25, 0.125], []]
+    assert [row["mixed"] for row in rows] == ["[1,2]", None, "[[3]]", "[[4],[5]]"]
+    assert [row["objects"] and json.loads(row["objects"]) for row in rows] == [{"cup": [1, "é"]}, None, None, []]
+    assert [row["speech"] for row in rows] == ["/a.wav", "", "", ""]
+    np.testing.assert_array_equal(np.float32(rows[2]["title_vector"]), unit_vectors(1, 6, seed=2)[0])
+
+
+def test_json_lines_follow_the_declared_types(declared: Path) -> None:
+    rows = [json.loads(line) for line in exported(declared, "jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["objects"] for row in rows] == [{"cup": [1, "é"]}, None, None, []]
+    assert [row["boxes"] for row in rows] == [BOXES, None, [], BOXES[:1]]
+    assert [row["mixed"] for row in rows] == [[1, 2], None, [[3]], [[4], [5]]]
+    assert [row["faces"] for row in rows] == [0, None, 2, 3]
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
+    records = [finished(number, faces=cell) for number, cell in enumerate(("NaN", "Infinity", "-Infinity", "2"))]
+    path = write_declared(tmp_path / "a.csv", {"faces": "number"}, records)
+    lines = exported(path, "jsonl").read_text().splitlines()
+    assert [re.search('"faces": ([^,}]+)', line)[1] for line in lines] == ["null", "null", "null", "2.0"]  # type: ignore[index]
+
+
+def test_a_spreadsheet_gets_no_arrays(declared: Path) -> None:
+    with exported(declared, "csv").open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    assert not rows[0].keys() & {*VECTOR_COLUMNS, "boxes", "title_vector", "scores", "mixed"}
+    assert [(row["faces"], row["speech"]) for row in rows] == [("0.0", "/a.wav"), ("", ""), ("2.0", ""), ("3.0", "")]
+    assert json.loads(rows[0]["objects"]) == {"cup": [1, "é"]}
+
+
+def test_json_on_several_lines_stays_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a person's correction, say."""
+    path = write_declared(tmp_path / "a.csv", TYPES, [finished(0, objects='{"cup":\n [1]}')])
+    (line,) = exported(path, "jsonl").read_text().splitlines()
+    assert json.loads(line)["objects"] == {"cup": [1]}
+    write(path, [finished(1, objects="{'cup'}")], tuple(TYPES))
+    assert export(path, "jsonl", "--out", path.with_name("b")) == 2
+    assert "objects: \"{'cup'}\" is not JSON" in capsys.readouterr().err
 
 
 # --- JSON lines, and the spreadsheet
@@ -181,16 +267,16 @@ def test_what_cannot_be_done_is_said(path: Path, capsys: pytest.CaptureFixture[s
     before = set(path.parent.iterdir())
     for arguments, sentence in (
         (["parquet"], "--to parquet needs --out FILE"),
-        (["csv", "--out", path.parent / "a", "--dsn", "postgresql://"], "and no --dsn"),
-        (["jsonl", "--out", path.parent], "is a folder"),
+        (["csv", "--out", path.parent / "a", "--dsn", "postgresql://"], "does not take --dsn"),
+        (["jsonl", "--out", path.parent], "is a directory"),
         (["jsonl", "--out", path / "below" / "a.jsonl"], "cannot be written"),
         (["pgvector"], "needs either --dsn"),
-        (["pgvector", "--out", path.parent], "is no database"),
+        (["pgvector", "--out", path.parent], "is not a database"),
     ):
         assert export(path, *arguments) == 2  # type: ignore[arg-type]
         assert sentence in capsys.readouterr().err
     assert export(path.with_name("none.csv"), "jsonl", "--out", path.with_name("a")) == 2
-    assert "none.csv is not there" in capsys.readouterr().err
+    assert "none.csv does not exist" in capsys.readouterr().err
     assert set(path.parent.iterdir()) == before
 
 
@@ -200,12 +286,33 @@ def test_a_terminal_shows_how_far_it_is(
     exported(path, "jsonl")
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr("vec_pipeline.annotations.BLOCK_BYTES", 300)
+    monkeypatch.setattr("vec_pipeline.sinks.csv_rows.BLOCK_BYTES", 300)
     monkeypatch.setattr("tqdm.tqdm", partial(tqdm.tqdm, mininterval=0))
     exported(path, "jsonl")
     shares = [int(share) for share in re.findall(r"(\d+)%\|", capsys.readouterr().err)]
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (0, 100)
+
+
+@pytest.mark.parametrize("to", files.WRITERS)
+def test_a_csv_that_is_replaced_meanwhile_is_exported_as_it_was(
+    path: Path, to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns and types of one file with rows of another would be wrong rows."""
+    expected = exported(path, to).read_bytes()
+    other = write(path.with_name("other.csv"), [finished(n, image_vector=np.ones(7, np.float32)) for n in range(9)], ())
+    read = CsvReader.blocks
+
+    def replaced(self: CsvReader, *arguments: Any, **options: Any) -> Any:
+        other.exists() and other.replace(path)  # before the first rows are read, and after the header
+        return read(self, *arguments, **options)
+
+    monkeypatch.setattr(CsvReader, "blocks", replaced)
+    out = exported(path, to)
+    if to == "parquet":
+        assert pd.read_parquet(out)["image_path"].tolist() == [finished(n).key for n in range(4)]
+    else:
+        assert out.read_bytes() == expected
 
 
 PROGRAM = """
@@ -391,3 +498,27 @@ def test_without_a_server_an_embedded_one_is_used(
         rows = query(server.get_uri(), JOINED)
     assert [row[0] for row in rows] == load_annotations(path)["image_path"].tolist()
     assert math.isclose(json.loads(rows[1][-1])[0], load_annotations(path)["image_vector"][1][0], rel_tol=1e-6)
+
+
+def test_arrays_that_are_no_embeddings_are_jsonb(declared: Path, dsn: str) -> None:
+    assert export(declared, "pgvector", "--dsn", dsn) == 0
+    rows = query(
+        dsn,
+        "SELECT boxes, scores, mixed, objects, faces, title_vector::text, objects->'cup'->>1 FROM images "
+        "JOIN image_descriptions d ON d.image_id = id JOIN image_embeddings e ON e.image_id = id ORDER BY image_path",
+    )
+    columns = list(zip(*rows, strict=True))
+    assert columns[0] == (BOXES, None, [], BOXES[:1])
+    assert columns[1] == ([0.5], None, [0.25, 0.125], [])
+    assert columns[2] == ([1, 2], None, [[3]], [[4], [5]])
+    assert columns[3] == ({"cup": [1, "é"]}, None, None, [])
+    assert columns[4] == (0, None, 2, 3)
+    np.testing.assert_allclose(json.loads(columns[5][3]), unit_vectors(1, 6, seed=3)[0], rtol=1e-6)
+    assert columns[6] == ("é", None, None, None)
+
+
+def test_a_csv_without_any_vector_is_exported(tmp_path: Path, dsn: str) -> None:
+    assert export(write(tmp_path / "annotations.csv", [failed(0)]), "pgvector", "--dsn", dsn) == 0
+    assert query(dsn, "SELECT image_path, keywords FROM images JOIN image_descriptions ON image_id = id") == [
+        (failed(0).key, "")
+    ]

@@ -23,8 +23,6 @@ from vec_pipeline import load_annotations
 CONFIG = """
 device: cpu
 chunk_size: 8
-checkpoint_every: 2
-overlap: false
 stages:
 - open_image
 - {use: tests.poison.PoisonReading}
@@ -100,22 +98,35 @@ def limit_files_to(size_bytes: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, size_bytes))
 
 
-@pytest.mark.parametrize(("ledger", "size_bytes"), [("false", 4_000), ("true", 45_000)])
-def test_a_file_that_cannot_grow_stops_the_run_with_whole_rows(
-    ledger: str, size_bytes: int, photos: Path, config: Path, tmp_path: Path
+ADVICE = "free some disk space, then rerun"
+
+
+@pytest.mark.parametrize("result_cache", ["true", "false"])
+def test_a_csv_that_cannot_grow_stops_the_run_with_whole_rows(
+    result_cache: str, photos: Path, config: Path, tmp_path: Path
 ) -> None:
-    """The CSV meets the limit in the middle of an append; or the ledger does."""
+    """It meets the limit in the middle of an append. The databases met it before, and the run continued without."""
     output = tmp_path / "out" / "annotations.csv"
-    ledger_option = ("--set", f"ledger={ledger}")
-    assert_refused(run(photos, config, output, *ledger_option, before=limit_files_to(size_bytes)), "make room")
+    options = ("--set", f"result_cache={result_cache}", "--set", "chunk_size=2")
+    assert_refused(run(photos, config, output, *options, before=limit_files_to(4_000)), "annotations.csv: ", ADVICE)
     content = output.read_bytes()
     assert content.endswith(b"\n")
     rows = load_annotations(output)
-    assert len(rows) < 12
-    assert set(rows["error"]) <= {""}
-    again = run(photos, config, output, *ledger_option)
+    assert 0 < len(rows) < 12
+    assert set(rows["error"]) == {""}
+    again = run(photos, config, output, *options)
     assert again.returncode == 0, again.stderr
     assert output.read_bytes().startswith(content)
+    assert_all_right(output, photos)
+
+
+def test_a_result_cache_that_cannot_grow_is_left_alone(photos: Path, config: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out" / "annotations.csv"
+    done = run(photos, config, output, "--set", "chunk_size=2", before=limit_files_to(45_000))
+    assert done.returncode == 0, done.stderr
+    assert (
+        f"{output.with_suffix('.cache.sqlite')} cannot be used (disk I/O error): continuing without it" in done.stdout
+    )
     assert_all_right(output, photos)
 
 
@@ -143,9 +154,9 @@ def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 def test_a_full_disk_stops_the_run_and_space_lets_it_go_on(
     size: str, photos: Path, config: Path, mount: Callable[[str], Path]
 ) -> None:
-    """Too small for the ledger's tables, for its results, or for the rows."""
+    """Too small for the tables of the result cache, for its results, or for the rows."""
     output = mount(f"size={size}") / "annotations.csv"
-    assert_refused(run(photos, config, output), "make room")
+    assert_refused(run(photos, config, output), ADVICE)
     if output.exists() and output.stat().st_size:
         assert output.read_bytes().endswith(b"\n")
         assert set(load_annotations(output)["error"]) <= {""}
@@ -162,11 +173,11 @@ def test_an_output_folder_that_may_not_be_written_is_refused(
     assert_refused(run(photos, config, output), "cannot be written", "--output")
 
 
-# --- the ledger
+# --- the result cache and the crash journal
 
 
 def finished_but_for_one_row(photos: Path, config: Path, output: Path) -> None:
-    """A run whose last row is torn, so that the next one asks the ledger."""
+    """A run whose last row is torn, so that the next one asks the result cache."""
     done = run(photos, config, output)
     assert done.returncode == 0, done.stderr
     os.truncate(output, output.stat().st_size - 50)
@@ -195,28 +206,44 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.parametrize("name", ["cache", "journal"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_ledger_is_set_aside_and_the_run_goes_on(
-    damage: str, photos: Path, config: Path, tmp_path: Path
+def test_a_damaged_database_is_set_aside_and_the_run_continues(
+    damage: str, name: str, photos: Path, config: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out" / "annotations.csv"
     finished_but_for_one_row(photos, config, output)
-    ledger = output.with_suffix(".ledger.sqlite")
-    DAMAGES[damage](ledger)
+    database = output.with_suffix(f".{name}.sqlite")
+    DAMAGES[damage](database)
     again = run(photos, config, output)
     assert again.returncode == 0, again.stderr
-    assert "is damaged and was set aside" in again.stdout
+    aside = f"annotations.{name}.broken"
+    assert f"{database} is damaged and was set aside as {aside}" in again.stdout
+    assert (output.parent / aside).exists()
     assert_all_right(output, photos)
-    assert ledger.is_file()
+    assert database.is_file()
 
 
-def test_a_ledger_that_is_gone_costs_time_only(photos: Path, config: Path, tmp_path: Path) -> None:
+def test_databases_that_are_gone_cost_time_only(photos: Path, config: Path, tmp_path: Path) -> None:
     output = tmp_path / "out" / "annotations.csv"
     finished_but_for_one_row(photos, config, output)
-    for path in output.parent.glob("*.sqlite*"):
+    paths = list(output.parent.glob("*.sqlite*"))
+    assert {path.name for path in paths} == {"annotations.cache.sqlite", "annotations.journal.sqlite"}
+    for path in paths:
         path.unlink()
     assert run(photos, config, output).returncode == 0
     assert_all_right(output, photos)
+
+
+def test_what_the_result_cache_holds_is_not_computed_again(photos: Path, config: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out" / "annotations.csv"
+    finished_but_for_one_row(photos, config, output)
+    (output.parent / "run.log").unlink()
+    assert run(photos, config, output).returncode == 0
+    assert_all_right(output, photos)
+    log = (output.parent / "run.log").read_text()
+    assert re.findall(r"(\w+): a batch of", log) == ["open_image", "poison_reading"]
+    assert "loaded" not in log
 
 
 # --- two workers
@@ -256,10 +283,13 @@ def test_an_image_that_kills_the_process_twice_gets_an_error_row(
     """The first time among others, the second time alone; from then on it is left out, and no other image with it."""
     (photos / "05.png").rename(photos / "05 poison.png")
     output = tmp_path / "out" / "annotations.csv"
-    deadly = ("--set", f"tests.poison.{stage}.how={signal_name}")
+    slow = ("--set", "tests.poison.Poison.seconds=0.1")  # so that the next chunk has been read by then
+    deadly = ("--set", f"tests.poison.{stage}.how={signal_name}", *slow)
     for _ in range(2):
         assert run(photos, config, output, *deadly).returncode == -getattr(signal, signal_name)
-    assert set(load_annotations(output)["error"]) == {""}
+    saved = load_annotations(output)
+    assert {Path(path).name for path in saved["image_path"]} == {"08.png", "09.png", "10.png", "11.png"}
+    assert set(saved["error"]) == {""}
     third = run(photos, config, output, *deadly)
     assert third.returncode == 1, third.stderr
     table = load_annotations(output).set_index("image_path")
@@ -269,8 +299,8 @@ def test_an_image_that_kills_the_process_twice_gets_an_error_row(
     assert error.startswith(f"{name}: ProcessDied: ")
     assert (table["error"] != "").sum() == 1
     assert run(photos, config, output, *deadly).returncode == 1  # it stays so, and lives
-    mended = run(photos, config, output, "--retry-errors")
-    assert mended.returncode == 0, mended.stderr
+    retried = run(photos, config, output, "--retry-errors")
+    assert retried.returncode == 0, retried.stderr
     assert_all_right(output, photos)
 
 
@@ -326,9 +356,9 @@ def test_a_worker_that_is_killed_leaves_no_child(photos: Path, config: Path, tmp
 
 
 def test_a_folder_that_vanishes_stops_the_run(photos: Path, config: Path, tmp_path: Path) -> None:
-    """As a network drive does. A few pictures may have been blamed by then, and are mended once it is back."""
+    """As a network drive does. A few pictures may have an error row by then, and are right once it is back."""
     output = tmp_path / "out" / "annotations.csv"
-    options = ("--set", "max_consecutive_errors=4", "--set", "chunk_size=2", "--set", "checkpoint_every=1")
+    options = ("--set", "max_consecutive_errors=4", "--set", "chunk_size=2")
     slow = ("--set", "tests.poison.Poison.seconds=1")
     with subprocess.Popen(
         arguments(photos, config, output, *options, *slow), cwd=PROJECT, stderr=subprocess.PIPE, text=True
@@ -337,7 +367,7 @@ def test_a_folder_that_vanishes_stops_the_run(photos: Path, config: Path, tmp_pa
         photos.rename(tmp_path / "away")
         _, stderr = worker.communicate(timeout=200)
     assert worker.returncode == 2
-    assert "4 images in a row failed alike" in stderr
+    assert "4 images in a row failed with the same error" in stderr
     assert "FileNotFoundError" in stderr
     assert "max_consecutive_errors" in stderr
     rows = load_annotations(output)

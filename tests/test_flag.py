@@ -40,7 +40,7 @@ def flags(stage: Flag | None = None, **changed: Any) -> list[str]:
         **changed,
     }
     row = {name: value for name, value in row.items() if value is not None}
-    [result] = (stage or Flag()).run(None, [row])
+    [result] = (stage or Flag()).run(None, [row], 1)
     assert result.keys() == {"flags"}
     return str(result["flags"]).split()
 
@@ -49,7 +49,7 @@ def test_a_good_row_has_no_flag() -> None:
     assert flags() == []
 
 
-def test_words_stand_in_a_fixed_order_with_spaces_between() -> None:
+def test_flags_are_in_a_fixed_order_separated_by_spaces() -> None:
     row = {
         "image": Image.new("RGB", (8, 8)),
         "text": "go on and on, " * 20,
@@ -60,17 +60,17 @@ def test_words_stand_in_a_fixed_order_with_spaces_between() -> None:
         "pixels_lowered": True,
     }
     every_flag = "low_confidence low_clip_score blank_image truncated repetitive text_mismatch pixels_lowered"
-    assert Flag().run(None, [row]) == [{"flags": every_flag}]
+    assert Flag().run(None, [row], 1) == [{"flags": every_flag}]
 
 
 def test_a_batch_gives_one_result_per_row_in_order() -> None:
     rows = [{"image": picture(), "text": text} for text in ("A car.", "A car. " * 30, "A boat.")]
-    assert [result["flags"] for result in Flag().run(None, rows)] == ["", "repetitive", ""]
+    assert [result["flags"] for result in Flag().run(None, rows, 8)] == ["", "repetitive", ""]
 
 
 def test_only_the_image_is_needed() -> None:
     assert Flag.reads == ("image",)
-    assert Flag().run(None, [{"image": picture()}]) == [{"flags": ""}]
+    assert Flag().run(None, [{"image": picture()}], 1) == [{"flags": ""}]
 
 
 @pytest.mark.parametrize(("confidence", "expected"), [(0.639, ["low_confidence"]), (0.64, []), (1.0, [])])
@@ -100,7 +100,7 @@ def test_thresholds_are_options() -> None:
 def test_odd_values_raise_neither_errors_nor_flags(odd: object) -> None:
     assert flags(text_confidence=odd, clip_score=odd, is_truncated=odd, pixels_lowered=odd) == []
     assert "repetitive" not in flags(text=odd)
-    assert flags(text=odd, image_text=odd) == []
+    assert flags(text=odd, image_text=odd) == (["empty_text"] if odd == "" else [])
 
 
 @pytest.mark.parametrize("image", [Image.new("RGB", (1, 1)), Image.new("L", (30, 20), 7), Image.new("RGB", (400, 8))])
@@ -136,6 +136,12 @@ def test_colour_counts_where_brightness_is_the_same() -> None:
     image.paste((120, 133, 53), (0, 0, 50, 100))
     assert np.asarray(image.convert("L")).var() < 1
     assert pixel_variance(image) > 1000
+
+
+@pytest.mark.parametrize("text", ["", " \n\t", "\u3000"])
+def test_a_blank_text(text: str) -> None:
+    assert flags(text=text, image_text="") == ["empty_text"]
+    assert flags(text=None, image_text="") == [], "one that is not there has an error of its own"
 
 
 def test_truncated() -> None:

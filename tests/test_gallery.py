@@ -31,7 +31,7 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
     "--disable-sync --disable-dev-shm-usage --window-size=1280,900"
 ).split()
-EXTRA_COLUMNS = ("text_confidence", "clip_score", "flags")
+EXTRA_COLUMNS = ("text_confidence", "clip_score", "flags", "faces")
 COLOURS = {"red": (210, 30, 30), "green": (30, 150, 40), "blue": (30, 60, 200)}
 ROWS = 1_200  # two pieces of data, and many times what fits on a screen
 WAIT_S = 15.0
@@ -56,7 +56,7 @@ class Page:
         self.address = (site / "index.html").as_uri()
 
     def open(self, state: str = "") -> None:
-        """Load the page anew, with that state in its hash, until all rows have arrived."""
+        """Load the page from scratch, with that state in its hash, until all rows have arrived."""
         self.driver.get("about:blank")
         self.driver.get(f"{self.address}#{state}")
         self.until(lambda: self.script("return isComplete() && plan !== null && !isRenderDue"))
@@ -119,6 +119,7 @@ class Page:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The gallery of 1,200 rows: 24 pictures of three colours, errors, hostile texts, and many without a file."""
     folder = tmp_path_factory.mktemp("gallery")
+    (folder / "annotations.settings.yaml").write_text("columns: {faces: number}\nstages: {}\n")
     csv = write_csv(folder / "annotations.csv", [*pictures(folder), *failures(), *hostile(), *others()], EXTRA_COLUMNS)
     (folder / "run.log").write_text("  describe     90.0 s, and 10.0 s to load its model\n")
     make_report(csv, folder / "site 100% ünique")
@@ -143,6 +144,7 @@ def pictures(folder: Path) -> Iterator[Record]:
             text_confidence=f"{0.5 + number / 50:.2f}",
             clip_score=f"{0.4 - number / 100:.2f}",
             flags="low_confidence" if number < 4 else "",
+            faces=number / 3 if number != 4 else "",
         )
 
 
@@ -187,7 +189,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(chromedriver))
     driver.get("about:blank")
-    requested(driver)  # what the browser's own first page asked for is none of ours
+    requested(driver)  # what the first page of the browser itself has requested
     yield driver
     driver.quit()
 
@@ -279,7 +281,7 @@ def test_search(page: Page, typed: str, names: list[str]) -> None:
     page.find("#q").send_keys(typed)
     page.until_equal(page.names, names)
     page.until(lambda: page.hash.startswith("#q="))
-    assert page.texts(".empty") == ([] if names else ["No image passes these filters."])
+    assert page.texts(".empty") == ([] if names else ["No image matches these filters."])
 
 
 def test_sort(page: Page) -> None:
@@ -328,6 +330,7 @@ def test_one_image_by_keyboard(page: Page) -> None:
         "low_confidence",
         "0.520",
         "0.390",
+        "faces\n0.333333",
     ):
         assert fact in facts
     page.press(Keys.ARROW_RIGHT)
@@ -352,6 +355,7 @@ def test_one_image_by_mouse(page: Page) -> None:
     page.until_equal(lambda: page.find("#detail-title").text, "green 04.jpg")
     links = page.driver.find_elements(By.CSS_SELECTOR, "#detail-facts a[target=_blank]")
     assert [link.get_attribute("href").rpartition("/")[2] for link in links] == ["green%2004.jpg"]
+    assert "faces" not in page.find("#detail-facts").text  # it has none
     assert page.texts("#detail-facts .strip a")[0].startswith("A plain green")  # its near-duplicates
     page.driver.back()
     page.until(lambda: not page.find("#detail").is_displayed())
@@ -369,8 +373,20 @@ def test_one_image_by_mouse(page: Page) -> None:
 def test_an_image_whose_file_is_gone(page: Page) -> None:
     page.open("image=24")
     page.until(lambda: page.find("#detail").is_displayed())
-    assert page.find("#detail-picture").text == "No picture\nThe image file was not there when this report was made."
+    assert page.find("#detail-picture").text == "No picture\nThe image was not available when this report was made."
     assert "open_image: OSError: image file is truncated" in page.find("#detail-facts").text
+
+
+def test_an_image_elsewhere_is_linked_and_not_loaded(page: Page) -> None:
+    """A report needs no network."""
+    page.open("image=0")
+    page.until(lambda: page.find("#detail").is_displayed())
+    page.script("data.link[0] = 'https://example.org/a.jpg'; showPicture(0); $('detail-facts').append(...factsOf(0))")
+    sources = page.script("return [...document.querySelectorAll('#detail-picture img')].map(e => e.src)")
+    assert [source.endswith(".webp") for source in sources] == [True]
+    assert page.find("#detail-picture").text == ""
+    assert page.texts("#detail-facts a[href='https://example.org/a.jpg']") == ["Open the image"]
+    assert not any(address.startswith("https:") for address in requested(page.driver))
 
 
 def test_near_duplicates(page: Page) -> None:

@@ -1,4 +1,4 @@
-"""What the grammars admit, judged by llama.cpp itself with the vocabulary of a tiny model."""
+"""What the grammars accept, according to llama.cpp itself with the vocabulary of a tiny model."""
 
 import ctypes
 import json
@@ -27,12 +27,12 @@ ANNOTATION: Schema = {
 }
 ANSWER = {"description": "A cat.", "category": "a\\b", "keywords": ["cat", "red"], "is_photo": True, "people": 10}
 
-Admits = Callable[[Schema, str], bool]
+Accepts = Callable[[Schema, str], bool]
 
 
 @pytest.fixture(scope="module")
-def admits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Admits]:
-    """Whether the grammar of a schema takes a text, token by token, and may end after it."""
+def accepts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Accepts]:
+    """Whether the grammar of a schema accepts a text, token by token, and may end after it."""
     parameters = c.llama_model_default_params()
     parameters.vocab_only = True
     path = write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
@@ -45,7 +45,7 @@ def admits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Admits]:
         c.llama_sampler_apply(sampler, ctypes.byref(array))
         return bool(candidate.logit == 0.0)
 
-    def admits(schema: Schema, text: str) -> bool:
+    def accepts(schema: Schema, text: str) -> bool:
         sampler = c.llama_sampler_init_grammar(vocabulary, to_gbnf(schema).encode(), b"root")
         assert sampler
         data = text.encode()
@@ -60,7 +60,7 @@ def admits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Admits]:
         finally:
             c.llama_sampler_free(sampler)
 
-    yield admits
+    yield accepts
     c.llama_model_free(model)
 
 
@@ -84,18 +84,18 @@ def random_answer(generator: random.Random) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_answer_of_the_schema_is_admitted(admits: Admits, seed: int) -> None:
+def test_every_answer_of_the_schema_is_accepted(accepts: Accepts, seed: int) -> None:
     answer = random_answer(random.Random(seed))
-    assert admits(ANNOTATION, dumps(answer))
+    assert accepts(ANNOTATION, dumps(answer))
     assert parse(dumps(answer), ANNOTATION) == answer
     assert len(dumps(answer).encode()) <= max_bytes(ANNOTATION)
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_an_enum_survives_the_escapes_of_json_and_of_gbnf(admits: Admits, category: str) -> None:
-    assert admits({"enum": CATEGORIES}, dumps(category))
-    assert not admits({"enum": CATEGORIES}, dumps(category + "!"))
-    assert not admits({"enum": [other for other in CATEGORIES if other != category]}, dumps(category))
+def test_an_enum_survives_the_escapes_of_json_and_of_gbnf(accepts: Accepts, category: str) -> None:
+    assert accepts({"enum": CATEGORIES}, dumps(category))
+    assert not accepts({"enum": CATEGORIES}, dumps(category + "!"))
+    assert not accepts({"enum": [other for other in CATEGORIES if other != category]}, dumps(category))
 
 
 @pytest.mark.parametrize(
@@ -117,62 +117,64 @@ def test_an_enum_survives_the_escapes_of_json_and_of_gbnf(admits: Admits, catego
     ],
     ids=str,
 )
-def test_an_answer_beyond_the_schema_is_refused_by_grammar_and_by_parse(admits: Admits, change: dict[str, Any]) -> None:
-    assert admits(ANNOTATION, dumps(ANSWER))
+def test_an_answer_outside_the_schema_is_refused_by_grammar_and_by_parse(
+    accepts: Accepts, change: dict[str, Any]
+) -> None:
+    assert accepts(ANNOTATION, dumps(ANSWER))
     answer = dumps(ANSWER | change)
-    assert not admits(ANNOTATION, answer)
+    assert not accepts(ANNOTATION, answer)
     with pytest.raises(ValueError, match=r"^\$"):
         parse(answer, ANNOTATION)
 
 
 @pytest.mark.parametrize("character", ["\x00", "\n", "\t", "\x1f", "\x7f", "\x9f"], ids=ascii)
-def test_a_raw_control_character_is_refused(admits: Admits, character: str) -> None:
+def test_a_raw_control_character_is_refused(accepts: Accepts, character: str) -> None:
     schema = {"type": "string", "maxLength": 5}
-    assert admits(schema, '"ab"')
-    assert not admits(schema, f'"a{character}b"')
+    assert accepts(schema, '"ab"')
+    assert not accepts(schema, f'"a{character}b"')
 
 
 @pytest.mark.parametrize("text", ['{"a":true}', '{ "a": true}', '{"a": true }', '{"a": true}\n', '{"a": tru', "true"])
-def test_the_spacing_is_that_of_json_dumps(admits: Admits, text: str) -> None:
+def test_the_spacing_is_that_of_json_dumps(accepts: Accepts, text: str) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "boolean"}}}
-    assert admits(schema, json.dumps({"a": True}))
-    assert not admits(schema, text)
+    assert accepts(schema, json.dumps({"a": True}))
+    assert not accepts(schema, text)
 
 
-def test_properties_keep_their_order(admits: Admits) -> None:
+def test_properties_keep_their_order(accepts: Accepts) -> None:
     reordered = dict(reversed(ANSWER.items()))
-    assert not admits(ANNOTATION, dumps(reordered))
+    assert not accepts(ANNOTATION, dumps(reordered))
     with pytest.raises(ValueError, match="properties"):
         parse(dumps(reordered), ANNOTATION)
 
 
 @pytest.mark.parametrize(
-    ("fewest", "most", "admitted"),
+    ("min_size", "max_size", "accepted"),
     [(0, 0, {0}), (0, 1, {0, 1}), (1, 1, {1}), (0, 3, {0, 1, 2, 3}), (2, 3, {2, 3})],
 )
-def test_lists_and_strings_have_exactly_the_sizes_allowed(
-    admits: Admits, fewest: int, most: int, admitted: set[int]
+def test_lists_and_strings_have_exactly_the_allowed_sizes(
+    accepts: Accepts, min_size: int, max_size: int, accepted: set[int]
 ) -> None:
-    array = {"type": "array", "items": {"type": "boolean"}, "minItems": fewest, "maxItems": most}
-    string = {"type": "string", "minLength": fewest, "maxLength": most}
-    assert {size for size in range(6) if admits(array, dumps([True] * size))} == admitted
-    assert {size for size in range(6) if admits(string, dumps("ж" * size))} == admitted
+    array = {"type": "array", "items": {"type": "boolean"}, "minItems": min_size, "maxItems": max_size}
+    string = {"type": "string", "minLength": min_size, "maxLength": max_size}
+    assert {size for size in range(6) if accepts(array, dumps([True] * size))} == accepted
+    assert {size for size in range(6) if accepts(string, dumps("ж" * size))} == accepted
 
 
-def test_nested_lists_and_objects(admits: Admits) -> None:
+def test_nested_lists_and_objects(accepts: Accepts) -> None:
     pair = {"type": "object", "properties": {"ключ": {"type": "string", "maxLength": 2}, "": {"enum": ["x"]}}}
     row = {"type": "array", "items": pair, "maxItems": 2}
     schema = {"type": "array", "items": row, "minItems": 1, "maxItems": 2}
     value = [[{"ключ": "яя", "": "x"}], []]
-    assert admits(schema, dumps(value))
+    assert accepts(schema, dumps(value))
     assert parse(dumps(value), schema) == value
-    assert not admits(schema, "[]")
+    assert not accepts(schema, "[]")
 
 
-def test_the_largest_repetition_is_still_bounded(admits: Admits) -> None:
+def test_the_largest_repetition_is_still_bounded(accepts: Accepts) -> None:
     schema = {"type": "string", "maxLength": MAX_REPETITIONS}
-    assert admits(schema, dumps("x" * MAX_REPETITIONS))
-    assert not admits(schema, dumps("x" * (MAX_REPETITIONS + 1)))
+    assert accepts(schema, dumps("x" * MAX_REPETITIONS))
+    assert not accepts(schema, dumps("x" * (MAX_REPETITIONS + 1)))
 
 
 @pytest.mark.parametrize(
@@ -192,8 +194,8 @@ def test_the_largest_repetition_is_still_bounded(admits: Admits) -> None:
     ],
     ids=str,
 )
-def test_max_bytes_is_the_length_of_the_longest_answer(admits: Admits, schema: Schema, longest: object) -> None:
-    assert admits(schema, dumps(longest))
+def test_max_bytes_is_the_length_of_the_longest_answer(accepts: Accepts, schema: Schema, longest: object) -> None:
+    assert accepts(schema, dumps(longest))
     assert max_bytes(schema) == len(dumps(longest).encode())
 
 
@@ -227,7 +229,7 @@ def test_max_bytes_is_the_length_of_the_longest_answer(admits: Admits, schema: S
     ],
     ids=str,
 )
-def test_what_is_unbounded_or_unsupported_is_refused_by_its_path(schema: Schema, message: str) -> None:
+def test_an_unbounded_or_unsupported_schema_is_refused_with_its_path(schema: Schema, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         to_gbnf(schema)
     with pytest.raises(ValueError, match=message):
@@ -235,6 +237,6 @@ def test_what_is_unbounded_or_unsupported_is_refused_by_its_path(schema: Schema,
 
 
 @pytest.mark.parametrize("answer", ["", "{", '{"description": "A cat', "NaN", '"a\nb"', "[]", "null"], ids=repr)
-def test_parse_refuses_what_is_cut_or_no_object(answer: str) -> None:
+def test_parse_refuses_truncated_answers_and_other_types(answer: str) -> None:
     with pytest.raises(ValueError):
         parse(answer, ANNOTATION)

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vec_pipeline.config import Config, ConfigError, load_config
+from vec_pipeline.config import Config, ConfigError, check_wiring, load_config
 
 SLOW_S = 60.0  # a billion values would take hours; the margin is for a busy machine
 REPEATABLE = settings(derandomize=True, deadline=None, max_examples=200)
@@ -27,6 +27,7 @@ def outcome(path: Path, *overrides: str) -> Config | str:
     start_s = time.monotonic()
     try:
         result: Config | str = load_config(path, overrides)
+        check_wiring(result.stages, {})  # type: ignore[union-attr]
     except ConfigError as error:
         result = str(error)
         assert "\n" not in result
@@ -78,6 +79,14 @@ REFUSED = {
     "a number as a key": f"3: 4\n{SMALL}",
     "nothing as a key": f"~: 4\n{SMALL}",
     "a number as a key of a stage": "stages: [{use: open_image, 3: 4}]\n",
+    "a list as a name": "stages: [{use: open_image, name: [a]}]\n",
+    "a control character in a name": 'stages: [{use: open_image, name: "a\\e[2J"}]\n',
+    "a line feed in the name of a column": 'stages: [{use: open_image, write: {image: "a\\nb"}}]\n',
+    "the name of the row's key for a column": "stages: [open_image, {use: flag, write: {flags: image_path}}]\n",
+    "a number as a column": "stages: [open_image, {use: flag, write: {flags: 3}}]\n",
+    "nothing as a column": "stages: [open_image, {use: flag, write: {flags: }}]\n",
+    "one column twice": "stages: [open_image, {use: describe, model: a/b, write: {text_confidence: text}}]\n",
+    "a list of a list as sources": f"sources: [[a]]\n{SMALL}",
 }
 
 
@@ -100,9 +109,9 @@ def test_a_module_that_fails_is_one_sentence(path: Path, monkeypatch: pytest.Mon
 
 KEYS = st.sampled_from(
     [
-        *("output", "chunk_size", "checkpoint_every", "model_cache_size", "clear_threshold_gb", "read_threads"),
+        *("output", "chunk_size", "result_cache", "model_cache_size", "clear_threshold_gb", "read_threads", "sources"),
         *("log_level", "device", "language", "categories", "stages", "use", "model", "prompt", "batch_size"),
-        *("max_size_px", "allow_pickle", "nonsense"),
+        *("max_size_px", "allow_pickle", "name", "read", "write", "revision", "nonsense"),
     ]
 )
 NAMES = st.sampled_from(["open_image", "describe", "structure", "embed_text", "embed_words", "a.b", "cpu", "en", ""])

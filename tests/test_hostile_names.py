@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import EXAMPLES, command
 from vec_pipeline import load_annotations
-from vec_pipeline.sources.folder import Folder, record_of
+from vec_pipeline.sources import content_of
+from vec_pipeline.sources.folder import Folder, key_of, path_of
 
 NAMES = [
     b"plain.png",
@@ -88,8 +89,8 @@ def test_nothing_is_executed_and_nothing_written_elsewhere(
     assert list((folder / "here").iterdir()) == []
     assert {path.name for path in output.parent.iterdir()} <= {
         "run.log",
-        *(f"annotations.{kind}" for kind in ("csv", "lock", "settings.yaml", "ledger.sqlite")),
-        *(f"annotations.ledger.sqlite-{kind}" for kind in ("wal", "shm")),
+        *(f"annotations.{kind}" for kind in ("csv", "lock", "settings.yaml", "cache.sqlite", "journal.sqlite")),
+        *(f"annotations.{name}.sqlite-{kind}" for name in ("cache", "journal") for kind in ("wal", "shm")),
     }
     expected = {*NAMES, b"broken\x1b[2J\nrun.py: all is fine\xff.png", IN_ONE_FOLDER[0]}
     assert {os.fsencode(path.name) for path in (folder / "photos").iterdir()} == expected
@@ -125,8 +126,10 @@ FILE_NAMES = st.binary(min_size=1, max_size=40).filter(lambda name: not {0, ord(
 @settings(derandomize=True, deadline=None, max_examples=1000)
 @given(names=st.sets(FILE_NAMES, min_size=2, max_size=6))
 def test_no_two_names_share_a_key(names: set[bytes]) -> None:
-    keys = {record_of(os.fsdecode(b"/photos/" + name)).key for name in names}
+    paths = {os.fsdecode(b"/photos/" + name) for name in names}
+    keys = {key_of(path) for path in paths}
     assert len(keys) == len(names)
+    assert {path_of(key) for key in keys} == paths, "a key leads back to its file"
     for key in keys:
         key.encode()
 
@@ -136,10 +139,12 @@ def test_no_two_names_share_a_key(names: set[bytes]) -> None:
 def test_any_files_are_found_under_their_names(names: set[bytes], tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("any")
     for name in names:
-        (folder / os.fsdecode(name + b".png")).touch()
-    records = list(Folder(folder))
-    assert {os.path.basename(os.fsencode(record.values["path"])) for record in records} == {n + b".png" for n in names}
+        (folder / os.fsdecode(name + b".png")).write_bytes(name)
+    records = list(Folder(str(folder)))
+    assert {record.values["content"].read() for record in records} == names
     assert len({record.key for record in records}) == len(names)
+    for record in records:
+        assert content_of(record.key).read() == record.values["content"].read()
 
 
 @pytest.mark.parametrize("target", ["/etc/hostname", "../outside.png"])
@@ -149,8 +154,9 @@ def test_a_link_out_of_the_folder_is_read_and_never_written(
     (tmp_path / "photos").mkdir()
     (tmp_path / "outside.png").write_bytes(b"outside")
     (tmp_path / "photos" / "link.png").symlink_to(target)
-    [record] = Folder(tmp_path / "photos")
-    assert record.values["path"] == os.path.realpath(tmp_path / "photos" / target)
+    [record] = Folder(str(tmp_path / "photos"))
+    assert record.key == os.path.realpath(tmp_path / "photos" / target)
+    assert record.values["content"].read() == (tmp_path / "photos" / target).read_bytes()
     assert (tmp_path / "outside.png").read_bytes() == b"outside"
 
 

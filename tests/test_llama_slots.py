@@ -55,12 +55,12 @@ def one_slot(path: Path) -> Iterator[LlamaSlots]:
 
 
 def shared(tokens: int) -> dict[str, int]:
-    """Options: room of that many tokens, which all sequences share."""
+    """Options: a context of that many tokens, shared by all sequences."""
     return {"context_tokens": tokens, "tokens_per_slot": 0}
 
 
 def own(tokens: int) -> dict[str, int]:
-    """Options: room of that many tokens for each sequence alone."""
+    """Options: a context of that many tokens for each sequence."""
     return {"context_tokens": 0, "tokens_per_slot": tokens}
 
 
@@ -76,16 +76,18 @@ def test_every_answer_is_valid_whatever_the_model(tmp_path: Path, seed: int) -> 
     assert len(answers) == 24
     assert all(answer.is_complete and 0 < answer.tokens <= max_bytes(SCHEMA) for answer in answers)
     assert all(list(parse(answer.text, SCHEMA)) == list(SCHEMA["properties"]) for answer in answers)
-    assert len({answer.text for answer in answers}) > 1, "the model answers the same to everything: it proves little"
+    assert len({answer.text for answer in answers}) > 1, (
+        "the model gives one answer to everything: the test proves little"
+    )
 
 
 @pytest.mark.parametrize("batch_tokens", [5, 512])
-@pytest.mark.parametrize("room", [shared(2048), own(512)], ids=["shared", "own"])
+@pytest.mark.parametrize("context", [shared(2048), own(512)], ids=["shared", "own"])
 def test_slots_do_not_change_the_answers(
-    path: Path, one_slot: LlamaSlots, room: dict[str, int], batch_tokens: int
+    path: Path, one_slot: LlamaSlots, context: dict[str, int], batch_tokens: int
 ) -> None:
     prompts = conversations(11)
-    with closing(LlamaSlots(path, **room, batch_tokens=batch_tokens, threads=1)) as llama:
+    with closing(LlamaSlots(path, **context, batch_tokens=batch_tokens, threads=1)) as llama:
         together = llama.generate(prompts, GBNF, max_tokens=150, slots=4)
     assert together == one_by_one(one_slot, prompts, gbnf=GBNF, max_tokens=150)
 
@@ -97,22 +99,22 @@ def test_free_text_is_the_same_in_slots_too(path: Path, one_slot: LlamaSlots) ->
     assert together == one_by_one(one_slot, prompts, max_tokens=40)
 
 
-def test_never_more_at_once_than_asked_for(path: Path, one_slot: LlamaSlots, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_never_more_at_once_than_requested(path: Path, one_slot: LlamaSlots, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once: list[int] = []
     decode = LlamaSlots._decode
     monkeypatch.setattr(LlamaSlots, "_decode", lambda self: (at_once.append(len(self._running)), decode(self))[1])
     prompts = conversations(9)
     expected = one_by_one(one_slot, prompts, gbnf=GBNF, max_tokens=150)
     with closing(LlamaSlots(path, context_tokens=1024, tokens_per_slot=128, threads=1)) as llama:
-        for slots, context_tokens in ((2, 1280), (5, 1792), (3, 1792)):  # a context grows when asked, rounded up to 256
+        for slots, context_tokens in ((2, 1280), (5, 1792), (3, 1792)):  # a context grows on demand, rounded up to 256
             at_once.clear()
             assert llama.generate(prompts, GBNF, max_tokens=150, slots=slots) == expected
             assert max(at_once) == slots
             assert int(llama_cpp.llama_n_ctx(llama._context)) == context_tokens
 
 
-def test_a_finished_sequence_makes_place_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So sequences become fewer only when none waits."""
+def test_a_finished_sequence_is_replaced_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the number of sequences only falls once none is waiting."""
     at_once: list[int] = []
     decode = LlamaSlots._decode
     monkeypatch.setattr(LlamaSlots, "_decode", lambda self: (at_once.append(len(self._running)), decode(self))[1])
@@ -124,8 +126,8 @@ def test_a_finished_sequence_makes_place_at_once(path: Path, monkeypatch: pytest
     assert steps.count(3) > steps.count(2) > 0
 
 
-def test_a_trained_models_tokens_are_judged_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sampled first, checked after: hardly ever does the grammar refuse, and only then others are looked at."""
+def test_a_trained_models_tokens_are_checked_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampled first, checked afterwards: the grammar rarely rejects a token, and only then are others checked."""
     chosen: list[int] = []
     second = []
     choose, second_choice = _Grammar.choose, _Grammar._second_choice
@@ -147,8 +149,8 @@ def test_memory_of_a_token_is_what_its_keys_and_values_take(one_slot: LlamaSlots
     assert one_slot.kv_bytes_per_token == 2 * layers * kv_heads * head_length * float16_bytes
 
 
-@pytest.mark.parametrize("room", [shared(4096), own(512)], ids=["shared", "own"])
-def test_every_answer_of_the_bundled_model_is_that_of_the_serial_call(room: dict[str, int]) -> None:
+@pytest.mark.parametrize("context", [shared(4096), own(512)], ids=["shared", "own"])
+def test_every_answer_of_the_bundled_model_is_that_of_the_serial_call(context: dict[str, int]) -> None:
     """Weights in float16. The oracle answers one conversation after the other through llama-cpp-python's chat call."""
     rng = random.Random("serial")
     descriptions = [random_scene(rng, held_out=True).caption() for _ in range(16)]
@@ -163,22 +165,22 @@ def test_every_answer_of_the_bundled_model_is_that_of_the_serial_call(room: dict
         for prompt in prompts
     ]
     oracle.close()
-    with closing(LlamaSlots(BUNDLED, **room, threads=1)) as llama:
+    with closing(LlamaSlots(BUNDLED, **context, threads=1)) as llama:
         for slots in (1, 8, 16):
             answers = llama.generate(prompts, gbnf, max_tokens=500, slots=slots)
             assert [answer.text for answer in answers] == [s["choices"][0]["message"]["content"] for s in serial]
 
 
 def test_the_last_sequences_are_evaluated_together(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers of very different lengths: those still running move to where the finished ones were."""
+    """Answers of very different lengths: those still running move into the slots of the finished ones."""
     slots: list[list[int]] = []
     decode = LlamaSlots._decode
 
-    def noted(self: LlamaSlots) -> bool:
+    def recorded(self: LlamaSlots) -> bool:
         slots.append(sorted(sequence.slot for sequence in self._running))
         return decode(self)
 
-    monkeypatch.setattr(LlamaSlots, "_decode", noted)
+    monkeypatch.setattr(LlamaSlots, "_decode", recorded)
     with closing(LlamaSlots(path, **own(512), threads=1)) as llama:
         llama.generate(conversations(8), GBNF, max_tokens=150, slots=8)
     assert all(numbers == list(range(len(numbers))) for numbers in slots)
@@ -203,7 +205,7 @@ def quantised(source: Path, target: Path) -> Path:
     return target
 
 
-def test_a_full_cache_sends_sequences_back_and_loses_nothing(
+def test_a_full_cache_preempts_sequences_and_loses_nothing(
     path: Path, one_slot: LlamaSlots, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preempted = []
@@ -216,10 +218,12 @@ def test_a_full_cache_sends_sequences_back_and_loses_nothing(
     assert together == one_by_one(one_slot, prompts, gbnf=LONG_GBNF, max_tokens=130)
 
 
-@pytest.mark.parametrize("room", [shared(512), own(512)], ids=["shared", "own"])
-def test_a_prompt_beyond_its_room_harms_no_other(path: Path, one_slot: LlamaSlots, room: dict[str, int]) -> None:
+@pytest.mark.parametrize("context", [shared(512), own(512)], ids=["shared", "own"])
+def test_a_prompt_that_exceeds_the_context_affects_no_other(
+    path: Path, one_slot: LlamaSlots, context: dict[str, int]
+) -> None:
     prompts = [conversation("a"), conversation("much too long " * 100), conversation("b")]
-    with closing(LlamaSlots(path, **room, threads=1)) as llama:
+    with closing(LlamaSlots(path, **context, threads=1)) as llama:
         first, oversize, last = llama.generate(prompts, GBNF, max_tokens=150, slots=2)
         assert oversize == Answer(text="", is_complete=False, tokens=0)
         assert [first, last] == one_by_one(one_slot, [prompts[0], prompts[2]], gbnf=GBNF, max_tokens=150)
@@ -227,10 +231,10 @@ def test_a_prompt_beyond_its_room_harms_no_other(path: Path, one_slot: LlamaSlot
         assert llama.generate([], slots=2) == []
 
 
-@pytest.mark.parametrize("room", [shared(256), own(256)], ids=["shared", "own"])
-def test_an_answer_that_outgrows_its_room_is_incomplete(path: Path, room: dict[str, int]) -> None:
+@pytest.mark.parametrize("context", [shared(256), own(256)], ids=["shared", "own"])
+def test_an_answer_that_exceeds_the_context_is_incomplete(path: Path, context: dict[str, int]) -> None:
     endless = to_gbnf({"type": "string", "minLength": 1000, "maxLength": 1000})
-    with closing(LlamaSlots(path, **room, threads=1)) as llama:
+    with closing(LlamaSlots(path, **context, threads=1)) as llama:
         answers = llama.generate([conversation("a"), conversation("b")], endless, max_tokens=2000, slots=2)
     assert [answer.is_complete for answer in answers] == [False, False]
     assert all(0 < answer.tokens < 256 and answer.text for answer in answers)
@@ -258,7 +262,7 @@ def serial_answer(path: Path, llama: LlamaSlots, conversation: list[Message]) ->
     oracle = llama_cpp.Llama(str(path), n_ctx=1024, n_threads=1, n_threads_batch=1, verbose=False)
 
     def without_control_tokens(_: Any, logits: np.ndarray) -> np.ndarray:
-        logits[model.never_said] = -np.inf
+        logits[model.suppressed_tokens] = -np.inf
         return logits
 
     tokens = oracle.generate(
@@ -284,7 +288,7 @@ def serial_answer(path: Path, llama: LlamaSlots, conversation: list[Message]) ->
 )
 def test_special_tokens_in_a_text_are_plain_letters(one_slot: LlamaSlots, injection: str) -> None:
     model = one_slot._model
-    special = model.ends_of_turn | set(model.never_said.tolist())
+    special = model.ends_of_turn | set(model.suppressed_tokens.tolist())
     benign = model.tokenize_chat(conversation("x"))
     injected = model.tokenize_chat(conversation(f"x{injection}"))
     assert [token for token in injected if token in special] == [token for token in benign if token in special]
@@ -347,7 +351,7 @@ def test_a_template_that_does_not_compile_is_refused(tmp_path: Path) -> None:
         LlamaSlots(path, threads=1)
 
 
-def test_a_conversation_the_template_refuses_is_named(tmp_path: Path) -> None:
+def test_a_conversation_that_the_template_rejects_is_named(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", chat_template="{{ raise_exception('no system role') }}")
     with (
         closing(LlamaSlots(path, **shared(256), threads=1)) as llama,
@@ -360,17 +364,17 @@ def test_a_conversation_the_template_refuses_is_named(tmp_path: Path) -> None:
 def test_a_broken_file_is_named(tmp_path: Path, path: Path, content: bytes | None) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(path.read_bytes()[:-10_000] if content is None else content)
-    with pytest.raises(ValueError, match=r"broken\.gguf is no model that llama\.cpp can load\. \w+"):
+    with pytest.raises(ValueError, match=r"broken\.gguf is not a model that llama\.cpp can load\. \w+"):
         LlamaSlots(broken, threads=1)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"absent\.gguf is no file"):
+    with pytest.raises(ValueError, match=r"absent\.gguf: no such file"):
         LlamaSlots(tmp_path / "absent.gguf")
 
 
 @pytest.mark.parametrize(("slots", "batch_tokens"), [(0, 512), (MAX_SLOTS + 1, 512), (8, 8)])
-def test_a_number_of_slots_that_cannot_work_is_refused(path: Path, slots: int, batch_tokens: int) -> None:
+def test_an_invalid_number_of_slots_is_refused(path: Path, slots: int, batch_tokens: int) -> None:
     with (
         closing(LlamaSlots(path, **shared(256), batch_tokens=batch_tokens, threads=1)) as llama,
         pytest.raises(ValueError, match=f"slots is {slots}"),
@@ -378,25 +382,25 @@ def test_a_number_of_slots_that_cannot_work_is_refused(path: Path, slots: int, b
         llama.generate([conversation("x")], slots=slots)
 
 
-def test_the_most_slots_there_can_be(path: Path) -> None:
+def test_the_maximum_number_of_slots_works(path: Path) -> None:
     with closing(LlamaSlots(path, **shared(256), threads=1)) as llama:
         (answer,) = llama.generate([conversation("x")], GBNF, max_tokens=5, slots=MAX_SLOTS)
     assert answer.tokens == 5
 
 
 @pytest.mark.parametrize("gbnf", ["", "root ::= missing", "this is no grammar", "start ::= [a-z]"])
-def test_a_grammar_that_cannot_be_used_is_refused(one_slot: LlamaSlots, gbnf: str) -> None:
+def test_an_unusable_grammar_is_refused(one_slot: LlamaSlots, gbnf: str) -> None:
     with pytest.raises(ValueError, match="cannot use this grammar"):
         one_slot.generate([conversation("x")], gbnf)
     assert one_slot.generate([conversation("x")], GBNF, max_tokens=5)[0].tokens == 5
 
 
-def test_no_tokens_at_all_is_refused(one_slot: LlamaSlots) -> None:
+def test_zero_tokens_are_refused(one_slot: LlamaSlots) -> None:
     with pytest.raises(ValueError, match="max_tokens is 0"):
         one_slot.generate([conversation("x")], max_tokens=0)
 
 
-def test_closed_is_closed(path: Path) -> None:
+def test_closing_twice_is_harmless_and_then_no_call_works(path: Path) -> None:
     llama = LlamaSlots(path, **shared(256), threads=1)
     llama.close()
     llama.close()

@@ -13,7 +13,10 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from vec_pipeline.stages.open_image import OpenImage, content_hash, open_image, to_rgb
+from vec_pipeline.record import Values
+from vec_pipeline.result_cache import hash_of
+from vec_pipeline.sources.folder import LocalFile
+from vec_pipeline.stages.open_image import OpenImage, open_image, to_rgb
 
 Colour = tuple[int, int, int]
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
@@ -369,37 +372,43 @@ def test_a_large_picture_that_is_no_bomb_is_no_warning() -> None:
         assert "truncated" in str(refusal(png(10_000, 10_000, bits=1)))  # so it got as far as decoding
 
 
+def opened(*paths: Path, **options: int) -> list[Values]:
+    """What the stage makes of files."""
+    return OpenImage(**options).run(None, [{"content": LocalFile(str(path))} for path in paths], 8)  # type: ignore[arg-type]
+
+
 def test_a_batch_is_opened_in_order(tmp_path: Path) -> None:
     for name, colour in (("a", RED), ("b", BLUE)):
         Image.new("RGB", (5, 5), colour).save(tmp_path / f"{name}.png")
-    rows = OpenImage().run(None, [{"path": str(tmp_path / f"{name}.png")} for name in "abab"])
+    rows = opened(*(tmp_path / f"{name}.png" for name in "abab"))
     assert [row["image"].getpixel((2, 2)) for row in rows] == [RED, BLUE, RED, BLUE]
-    assert rows[0].keys() == set(OpenImage.makes)
+    assert rows[0].keys() == set(OpenImage.intermediates)
 
 
 def test_max_size_px_is_the_stages_option(tmp_path: Path) -> None:
     quarters((96, 64)).save(tmp_path / "a.png")
-    (row,) = OpenImage(max_size_px=48).run(None, [{"path": str(tmp_path / "a.png")}])
+    (row,) = opened(tmp_path / "a.png", max_size_px=48)
     assert row["image"].size == (48, 32)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
-        OpenImage().run(None, [{"path": str(tmp_path / "gone.jpg")}])
+        opened(tmp_path / "gone.jpg")
 
 
-def test_the_pixels_alone_make_the_hash(tmp_path: Path) -> None:
+def test_the_pixels_alone_tell_what_is_read_of_a_picture(tmp_path: Path) -> None:
+    """By them the result cache knows it again, whatever its name, place and format."""
     content = encoded(quarters(), "PNG")
     other = encoded(quarters().transpose(Image.Transpose.ROTATE_180), "PNG")
     files = {"a.png": content, "Копия.jpg": content, "c.bmp": encoded(quarters(), "BMP"), "other.png": other}
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-    rows = OpenImage().run(None, [{"path": str(tmp_path / name)} for name in files])
-    first, copy, another_format, turned = [row["content_hash"] for row in rows]
+    rows = opened(*(tmp_path / name for name in files))
+    first, copy, another_format, turned = [hash_of(row["image"]) for row in rows]
     assert first == copy == another_format != turned
-    (row,) = OpenImage(max_size_px=10).run(None, [{"path": str(tmp_path / "a.png")}])
-    assert row["content_hash"] != first
+    (row,) = opened(tmp_path / "a.png", max_size_px=10)
+    assert hash_of(row["image"]) != first
 
 
 def test_the_size_is_part_of_the_hash() -> None:
-    assert content_hash(Image.new("RGB", (40, 20))) != content_hash(Image.new("RGB", (20, 40)))
+    assert hash_of(Image.new("RGB", (40, 20))) != hash_of(Image.new("RGB", (20, 40)))

@@ -5,18 +5,18 @@ import io
 import sys
 import types
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tests.fakes import Describe
 from vec_pipeline import device, progress
-from vec_pipeline.annotator import Annotator
-from vec_pipeline.ledger import Ledger
+from vec_pipeline.crash_journal import CrashJournal
+from vec_pipeline.executor import Executor
 from vec_pipeline.memory import ModelCache
 from vec_pipeline.progress import Progress, duration
 from vec_pipeline.record import Record
+from vec_pipeline.result_cache import ResultCache
 
 
 class Terminal(io.StringIO):
@@ -25,7 +25,7 @@ class Terminal(io.StringIO):
 
 
 class Clock:
-    """Time that passes when a test says so, and a millisecond with each look at it."""
+    """Time that passes when a test says so, and a millisecond each time it is asked for."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -44,22 +44,22 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def annotator(tmp_path: Path) -> Iterator[Annotator]:
-    ledger = Ledger(tmp_path / "ledger.sqlite")
-    yield Annotator([Describe()], ModelCache(1, 0.0), ledger, {}, threads=1)
-    ledger.close()
+def executor() -> Executor:
+    stages = [Describe()]
+    results = ResultCache(None, lambda stage: stage.name)
+    return Executor(stages, ModelCache(stages, 1, 0.0), results, CrashJournal(None), threads=1)
 
 
 Show = Callable[..., Progress]
 
 
 @pytest.fixture
-def show(annotator: Annotator, clock: Clock) -> Iterator[Show]:
-    """Start a progress of 40 images; all are closed at the end."""
+def show(executor: Executor, clock: Clock) -> Iterator[Show]:
+    """Start a progress of 40 images, or as many as are given; all are closed at the end."""
     shown = []
 
-    def start(stream: io.StringIO) -> Progress:
-        shown.append(Progress(40, annotator, stream))
+    def start(stream: io.StringIO, total: int | None = 40) -> Progress:
+        shown.append(Progress(total, executor, stream))
         return shown[-1]
 
     yield start
@@ -75,18 +75,54 @@ TEN = ["describe: ValueError: a", "describe: ValueError: b", "open_image: OSErro
 
 
 def test_the_line_says_where_the_run_stands(
-    show: Show, annotator: Annotator, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    show: Show, executor: Executor, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = show(io.StringIO())
     shown.count(rows(*TEN))
     clock.now_s += 100
-    annotator.at_work |= {1: "embed_text", 0: "describe"}  # by lane
+    executor.at_work += ["describe", "embed_text"]
     monkeypatch.setattr(progress, "gpu_free_gb", lambda: 3.21)
     assert shown.line() == "10/40, 0.10 images/s, 5:00 left, 3 errors, 3.2 GB GPU free, describe + embed_text"
 
 
 def test_the_line_before_the_first_row(show: Show) -> None:
     assert show(io.StringIO()).line() == "0/40, 0.00 images/s"
+
+
+def test_a_stream_of_unknown_length_has_no_total_and_no_time_left(show: Show, clock: Clock) -> None:
+    stream = Terminal()
+    shown = show(stream, None)
+    assert shown.line() == "0, 0.00 images/s"
+    shown.count(rows(*[""] * 10))
+    clock.now_s += 100
+    assert shown.line() == "10, 0.10 images/s"
+    shown.close()
+    assert stream.getvalue().split("\r")[-1].startswith("\033[K10, 0.10 images/s")
+
+
+def test_a_run_without_images_is_no_division_by_zero(show: Show) -> None:
+    shown = show(Terminal(), 0)
+    assert shown.line() == "0/0, 0.00 images/s"
+    assert shown.summary().startswith("0 images in 0:00")
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), ValueError("I/O operation on closed file")])
+def test_a_terminal_that_is_gone_stops_nothing(error: Exception, show: Show) -> None:
+    class Gone(Terminal):
+        def write(self, _: str) -> int:
+            raise error
+
+    shown = show(Gone())
+    shown.count(rows(""))
+    shown.close()
+    assert shown.done == 1
+
+
+def test_the_bar_fits_into_one_line_of_the_terminal(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    stream = Terminal()
+    show(stream).close()
+    assert len(stream.getvalue().split("\033[K")[-1].rstrip("\n")) == 29
 
 
 def test_plain_lines_where_there_is_no_terminal(show: Show) -> None:
@@ -109,13 +145,13 @@ def test_a_bar_in_a_terminal(show: Show) -> None:
     assert last.endswith("\n")
 
 
-def test_the_summary_counts_errors_by_kind(show: Show, annotator: Annotator, clock: Clock) -> None:
+def test_the_summary_counts_errors_by_kind(show: Show, executor: Executor, clock: Clock) -> None:
     shown = show(io.StringIO())
     shown.count(rows(*TEN[:5]))
     shown.count(rows(*TEN[5:]))
     clock.now_s += 100
-    annotator.seconds["describe"] = 90.0
-    annotator.cache.load_seconds["describe"] = 20.0
+    executor.seconds["describe"] = 90.0
+    executor.models.load_seconds["describe"] = 20.0
     first, stage, *errors = shown.summary().splitlines()
     assert first == "10 images in 1:40: 0.10 images/s"
     assert stage.split() == ["describe", "70.0", "s,", "and", "20.0", "s", "to", "load", "its", "model"]

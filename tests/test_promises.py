@@ -1,4 +1,4 @@
-"""What the worker promises, on the bundled models: rows that are right, and a rerun that goes on where it stopped."""
+"""What the worker promises, on the bundled models: rows that are right, and a rerun that continues where it stopped."""
 
 import os
 import random
@@ -16,8 +16,9 @@ import pytest
 
 from tests.conftest import EXAMPLES, PROJECT, Run, command, run_worker
 from vec_pipeline import load_annotations
-from vec_pipeline.record import COLUMNS, VECTOR_COLUMNS
+from vec_pipeline.record import COLUMNS
 
+VECTOR_COLUMNS = [name for name, kind in COLUMNS.items() if kind == "vector"]
 TEXT_COLUMNS = [name for name in COLUMNS if name not in (*VECTOR_COLUMNS, "timestamp")]
 
 
@@ -37,7 +38,7 @@ def test_every_example_has_a_row_without_error(example_run: tuple[Run, Path], ex
     run, _ = example_run
     assert run.returncode == 0, run.stderr
     assert len(example_rows) == sum(path.suffix != ".json" for path in EXAMPLES.iterdir())
-    assert tuple(example_rows.columns[: len(COLUMNS)]) == COLUMNS
+    assert list(example_rows.columns[: len(COLUMNS)]) == list(COLUMNS)
     assert set(example_rows["error"]) == {""}
 
 
@@ -88,7 +89,7 @@ def test_a_second_run_finds_nothing_left(example_run: tuple[Run, Path], tmp_path
 
 
 def copy_of(output: Path, folder: Path) -> Path:
-    """A finished run's CSV and settings, without its ledger."""
+    """A finished run's CSV and settings, without its result cache."""
     for path in (output, output.with_suffix(".settings.yaml")):
         shutil.copy(path, folder / path.name)
     return folder / output.name
@@ -104,11 +105,11 @@ def test_a_torn_row_is_dropped_and_done_again(example_run: tuple[Run, Path], tmp
 
 @pytest.mark.timeout(600)
 def test_killed_at_arbitrary_moments_it_ends_with_the_same_rows(example_run: tuple[Run, Path], tmp_path: Path) -> None:
-    """SIGKILL again and again; small chunks, so that kills fall between appends too."""
+    """SIGKILL again and again; small chunks, so that kills fall between appends too, and images are hit twice."""
     expected = load_annotations(example_run[1])
     output = tmp_path / "annotations.csv"
     chance = random.Random(0)
-    small = ("--set", "chunk_size=5", "--set", "checkpoint_every=2")
+    small = ("--set", "chunk_size=5")
     kills = 0
     for batches in (9, 1, 6, 3, 2):
         with subprocess.Popen(
@@ -152,7 +153,10 @@ def test_an_interrupt_saves_what_is_finished_and_exits_130(number: signal.Signal
 
 def test_a_second_interrupt_ends_the_process_at_once() -> None:
     """The first waits for the write it falls into, which here never ends."""
-    program = "import run, time\nwith run.Interrupt().shield():\n    print('writing', flush=True)\n    time.sleep(600)"
+    program = (
+        "import time\nfrom vec_pipeline.terminal import Interrupt\n"
+        "with Interrupt().shield():\n    print('writing', flush=True)\n    time.sleep(600)"
+    )
     with subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"writing\n"
@@ -173,11 +177,24 @@ def test_limit_and_dry_run(tmp_path: Path) -> None:
     assert len(load_annotations(output)) == 3
 
 
-def test_without_a_ledger_the_rows_are_the_same(example_run: tuple[Run, Path], tmp_path: Path) -> None:
+def test_without_a_result_cache_the_rows_are_the_same(example_run: tuple[Run, Path], tmp_path: Path) -> None:
+    """The crash journal stays: an image that kills the process must be known at the next start."""
     output = tmp_path / "annotations.csv"
-    assert run_worker(EXAMPLES, "--output", output, "--set", "ledger=false").returncode == 0
+    assert run_worker(EXAMPLES, "--output", output, "--set", "result_cache=false").returncode == 0
     assert_same_rows(load_annotations(output), load_annotations(example_run[1]))
-    assert not list(tmp_path.glob("*.sqlite*"))
+    assert [path.name for path in tmp_path.glob("*.sqlite*")] == ["annotations.journal.sqlite"]
+
+
+def test_several_sources_are_one_run(example_run: tuple[Run, Path], tmp_path: Path) -> None:
+    """Files that the shell has expanded, and a folder that holds them too."""
+    output = tmp_path / "annotations.csv"
+    files = sorted(EXAMPLES.glob("purple-*.*g"))
+    assert len(files) > 2
+    first = run_worker(*files, "--output", output)
+    assert first.returncode == 0, first.stderr
+    assert list(load_annotations(output)["image_path"]) == list(map(str, files))
+    assert run_worker(*files, EXAMPLES, "--output", output).returncode == 0
+    assert_same_rows(load_annotations(output), load_annotations(example_run[1]))
 
 
 def test_the_log_tells_models_batches_and_times(example_run: tuple[Run, Path]) -> None:

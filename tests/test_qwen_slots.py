@@ -1,4 +1,4 @@
-"""Slot decoding gives for every image what `generate` gives for that image alone, whatever shares the slots with it."""
+"""Slot decoding gives every image the answer of `generate` on it alone, whatever else is in the slots."""
 
 import gc
 import json
@@ -101,8 +101,8 @@ def expected(model: Any, processor: Any, images: list[Image.Image]) -> list[Answ
     return [alone(model, processor, image) for image in images]
 
 
-def test_the_reference_is_worth_comparing_with(expected: list[Answer]) -> None:
-    """Answers differ, some end by themselves after different lengths, and some at the limit."""
+def test_the_reference_is_a_meaningful_comparison(expected: list[Answer]) -> None:
+    """Answers differ: some end by themselves at different lengths, and some at the limit."""
     assert len({answer.text for answer in expected}) > 6
     assert len({answer.tokens for answer in expected if answer.is_complete}) >= 3
     assert not all(answer.is_complete for answer in expected)
@@ -120,7 +120,7 @@ def test_equals_generate_on_each_image_alone(
 def test_a_finished_row_is_refilled_at_once(
     model: Any, processor: Any, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So rows become fewer only when no image is left."""
+    """So the number of rows only falls once no image is left."""
     counts: list[int] = []
     step = _Slots._step
     monkeypatch.setattr(_Slots, "_step", lambda self, count: (counts.append(count), step(self, count))[1])
@@ -129,18 +129,18 @@ def test_a_finished_row_is_refilled_at_once(
     assert counts[0] == 3
 
 
-def test_an_engine_is_used_again_and_its_cache_fits(
+def test_an_engine_is_reused_and_its_cache_fits(
     model: Any, processor: Any, images: list[Image.Image], expected: list[Answer]
 ) -> None:
     engine = QwenSlots(model, processor, QUESTION, MAX_NEW_TOKENS)
     assert_equal(engine.generate(images, 4), expected)
     first = engine._slots
     assert_equal(engine.generate(images[::-1], 4), expected[::-1])
-    assert first is not None and engine._slots is first, "the same size is no reason to allocate anew"
+    assert first is not None and engine._slots is first, "the same size must not be allocated again"
     longest = len(engine._before) + 25 + len(engine._after) + MAX_NEW_TOKENS
     assert longest <= first.length < longest + 64
     assert_equal(engine.generate(images[:3], 2), expected[:3])
-    assert engine._slots is first and engine.slots == 4, "a larger one does as well"
+    assert engine._slots is first and engine.slots == 4, "a larger one is reused"
     assert_equal(engine.generate(images, 5), expected)
     assert engine.slots == 5
     engine.close()
@@ -153,7 +153,7 @@ def test_one_token_and_no_image(model: Any, processor: Any, images: list[Image.I
     assert_equal(engine.generate(images, 4), [alone(model, processor, image, 1) for image in images])
 
 
-def test_the_model_stays_as_it_was(
+def test_the_model_is_not_modified(
     model: Any, processor: Any, images: list[Image.Image], expected: list[Answer]
 ) -> None:
     before = {name: (id(module), type(module), module.forward.__func__) for name, module in model.named_modules()}
@@ -165,7 +165,7 @@ def test_the_model_stays_as_it_was(
 
 
 @pytest.mark.parametrize("method", ["prefill", "decode", "move"])
-def test_a_failure_frees_the_cache_and_harms_no_later_call(
+def test_a_failure_frees_the_cache_and_affects_no_later_call(
     model: Any, processor: Any, images: list[Image.Image], expected: list[Answer], monkeypatch: pytest.MonkeyPatch,
     method: str,
 ) -> None:  # fmt: skip
@@ -223,14 +223,14 @@ def test_what_is_not_supported(model: Any, processor: Any) -> None:
     assert not supports(tiny_model("qwen2_vl", **sliding))
     scaled = TEXT["rope_parameters"] | {"rope_type": "linear", "factor": 2.0}
     assert not supports(tiny_model("qwen2_vl", rope_parameters=scaled))
-    with pytest.raises(ValueError, match="2 places for an image"):
+    with pytest.raises(ValueError, match="expected one image in the prompt, got 2"):
         QwenSlots(model, processor, "What is <|image_pad|>?", MAX_NEW_TOKENS)
     with pytest.raises(ValueError, match="max_new_tokens is 0"):
         QwenSlots(model, processor, QUESTION, 0)
 
 
-def test_the_bundled_model_sees_what_is_in_the_pictures(processor: Any) -> None:
-    """By content, and equal to `generate`, at the sizes and with the question that the demo uses."""
+def test_the_bundled_model_names_the_colours_in_the_pictures(processor: Any) -> None:
+    """Checks content and equality with `generate`, at the sizes that the demo uses."""
     from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
     processor = AutoProcessor.from_pretrained(BUNDLED)
@@ -247,8 +247,8 @@ def test_the_bundled_model_sees_what_is_in_the_pictures(processor: Any) -> None:
 
 
 @pytest.mark.parametrize("family", VISION)
-def test_a_step_on_a_gpu_waits_for_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors that only claim to lie on a GPU have no values, so to ask for one, as `item` does, is an error."""
+def test_a_step_never_waits_for_the_gpu(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake tensors on a GPU have no values, so reading one, as `item` does, is an error."""
     monkeypatch.setattr(_Slots, "_capture", lambda self: None)
     monkeypatch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
     model = tiny_model(family).bfloat16()
@@ -257,7 +257,7 @@ def test_a_step_on_a_gpu_waits_for_nothing(family: str, monkeypatch: pytest.Monk
         slots._step(16)
         assert slots._token.is_cuda
         with pytest.raises(torch._subclasses.fake_tensor.DataDependentOutputException):
-            slots.decode(16)  # which looks at who has finished
+            slots.decode(16)  # which checks for finished rows
 
 
 @gpu

@@ -1,4 +1,4 @@
-"""--refresh: rows made with other settings are brought up to date, and only what has changed is run."""
+"""--refresh: rows made with other settings are updated, and only what has changed is run."""
 
 import os
 import re
@@ -10,17 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from tests.conftest import EXAMPLES, Run, command, run_worker
+from tests.test_promises import assert_same_rows
 from vec_pipeline import load_annotations
 from vec_pipeline.record import COLUMNS
+from vec_pipeline.settings import recorded_settings, settings_path
 
 OTHER_SETTINGS = ("--set", "categories=[animal, vehicle, other]")
 
 
 @pytest.fixture
 def finished(example_run: tuple[Run, Path], tmp_path: Path) -> Path:
-    """A copy of a finished run's CSV, settings and ledger."""
+    """A copy of a finished run's CSV, settings, result cache and crash journal."""
     for path in example_run[1].parent.glob("annotations*"):
         shutil.copy(path, tmp_path / path.name)
     return tmp_path / "annotations.csv"
@@ -43,11 +46,22 @@ def test_a_changed_structure_runs_structure_alone(finished: Path) -> None:
     assert set(before["categories"]) - set(after["categories"])
     assert list(after["image_path"]) == list(before["image_path"])
     assert list(after["text"]) == list(before["text"])
-    assert finished.stat().st_ino != inode, "the file is replaced in one step"
+    assert finished.stat().st_ino != inode, "the file is replaced atomically"
     loaded = re.findall(r"loaded (\w+) in", (finished.parent / "run.log").read_text())
     assert loaded == ["structure"]
-    assert refresh(finished, *OTHER_SETTINGS).stdout.startswith("every row was made with these settings")
+    assert refresh(finished, *OTHER_SETTINGS).stdout.startswith("every row was made with these settings and pictures")
     assert run_worker(EXAMPLES, "--output", finished, *OTHER_SETTINGS).returncode == 0
+
+
+def test_a_changed_describer_runs_what_reads_its_texts(finished: Path, tmp_path: Path) -> None:
+    """The rows are those of a run from scratch: none is made of an old text and of a new one."""
+    cut = ("--set", "describe.max_new_tokens=9")
+    scratch = tmp_path / "scratch" / "annotations.csv"
+    assert run_worker(EXAMPLES, "--output", scratch, *cut).returncode == 0
+    run = refresh(finished, *cut)
+    assert run.returncode == 0, run.stderr
+    assert_same_rows(load_annotations(finished), load_annotations(scratch))
+    assert list(load_annotations(finished)["flags"]) == list(load_annotations(scratch)["flags"])
 
 
 def test_rows_that_would_say_the_same_are_left_as_they_are(finished: Path) -> None:
@@ -57,7 +71,7 @@ def test_rows_that_would_say_the_same_are_left_as_they_are(finished: Path) -> No
     run = refresh(finished, *OTHER_SETTINGS)
     after = finished.read_bytes().splitlines(keepends=True)
     changed = sum(old != new for old, new in zip(before, after, strict=True))
-    assert f"{changed} rows have changed, {len(before) - 1 - changed} are as they were" in run.stdout
+    assert f"{changed} rows changed, {len(before) - 1 - changed} unchanged" in run.stdout
     assert 0 < changed < len(before) - 1
 
 
@@ -91,13 +105,16 @@ def test_a_renamed_folder_costs_no_model_call(finished: Path, tmp_path: Path) ->
 def test_a_csv_of_the_twelve_columns_alone_is_resumed_and_refreshed(finished: Path) -> None:
     table = load_annotations(finished)
     old = finished.read_text().split("\n", 1)[0]
-    assert tuple(old.split(",")[:12]) == COLUMNS
+    assert old.split(",")[:12] == list(COLUMNS)
     assert len(old.split(",")) > 12
     keep_columns(finished, 12)
     os.truncate(finished, finished.stat().st_size - 300)  # a row to do
-    assert run_worker(EXAMPLES, "--output", finished).returncode == 0
+    resuming = run_worker(EXAMPLES, "--output", finished)
+    assert resuming.returncode == 0, resuming.stderr
+    missing = "has no column text_confidence, clip_score, flags: run with --refresh to add it"
+    assert missing in resuming.stdout
     resumed = load_annotations(finished)
-    assert tuple(resumed.columns) == COLUMNS
+    assert list(resumed.columns) == list(COLUMNS)
     assert list(resumed["text"]) == list(table["text"])
     assert refresh(finished).returncode == 0
     refreshed = load_annotations(finished)
@@ -113,5 +130,8 @@ def keep_columns(path: Path, number: int) -> None:
         rows = [row[:number] for row in csv.reader(file)]
     with path.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
-    settings = path.with_suffix(".settings.yaml")
-    settings.write_text(re.sub(r"(?ms)^flag:\n(  .*\n?)*", "", settings.read_text()))
+    stages = recorded_settings(path).stages
+    del stages["flag"]
+    newer = ("use", "version", "read", "write")
+    old = {name: {key: options[key] for key in options if key not in newer} for name, options in stages.items()}
+    settings_path(path).write_text(yaml.safe_dump(old))

@@ -1,9 +1,12 @@
 """Search: the picture that was meant comes first, and the cached vectors are those of the CSV whatever became of it."""
 
+import itertools
 import json
 import os
 import random
 import re
+import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,19 +14,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from models.demo.draw import write_scene
 from models.demo.scenes import Scene, Thing
 from tests.conftest import PROJECT, Run
 from tests.rows import failed, finished, unit_vectors, write
-from tests.test_promises import copy_of
+from tests.test_report import Memory
 from vec_pipeline.__main__ import main
+from vec_pipeline.annotations import CsvReader
 from vec_pipeline.commands.search import vector_cache
 from vec_pipeline.commands.search.page import write_page
-from vec_pipeline.commands.search.query import meaning_query
-from vec_pipeline.commands.search.vector_cache import Cache, open_vectors
-from vec_pipeline.config import load_config, settings_path, write_settings
-from vec_pipeline.record import Record
+from vec_pipeline.commands.search.query import maker_of, meaning_query
+from vec_pipeline.commands.search.vector_cache import Cache, Vectors
+from vec_pipeline.config import load_config
+from vec_pipeline.record import Record, UserError
+from vec_pipeline.settings import settings_path, stage_settings
+from vec_pipeline.sources.folder import LocalFile
 from vec_pipeline.stages.embed_text import EmbedText
 
 THINGS = ("red car", "blue car", "green car", "red house", "blue house", "yellow star", "purple cat", "green tree")
@@ -41,10 +48,13 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for colour, kind in map(str.split, THINGS):
         scene = Scene((Thing(kind, colour),), 1, "in the centre", "white", "")
         path = write_scene(scene, folder, rng, scale=2)
-        values = opener.run(None, [{"path": str(path)}])[0] | {"text": scene.caption(), "description": scene.objects()}
-        records.append(Record(str(path), values | sight.run(clip, [values])[0] | meaning.run(sentences, [values])[0]))
+        values = opener.run(None, [{"content": LocalFile(str(path))}], 1)[0]
+        values |= {"text": scene.caption(), "description": scene.objects()}
+        values |= sight.run(clip, [values], 1)[0] | meaning.run(sentences, [values], 1)[0]
+        records.append(Record(str(path), values))
     csv_path = write(folder / "annotations.csv", [*records[:3], failed(0), *records[3:]])
-    write_settings(csv_path, tuple(stages.values()))
+    settings = {"columns": {}, "sources": [], "stages": {name: stage_settings(stage) for name, stage in stages.items()}}
+    settings_path(csv_path).write_text(yaml.safe_dump(settings, sort_keys=False))
     return csv_path
 
 
@@ -85,10 +95,17 @@ def suffix(drawn: Path, stem: str) -> str:
     return next(path.suffix for path in drawn.parent.glob(stem + ".*") if path.suffix != ".json")
 
 
+def copied(csv_path: Path, folder: Path) -> Path:
+    """The CSV and its settings in another folder."""
+    for path in (csv_path, settings_path(csv_path)):
+        shutil.copy(path, folder / path.name)
+    return folder / csv_path.name
+
+
 def test_a_real_run_is_searched(
     example_run: tuple[Run, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    csv_path = copy_of(example_run[1], tmp_path)  # beside the run itself, the cache would be in other tests' way
+    csv_path = copied(example_run[1], tmp_path)  # beside the run itself, the cache would get in the way of other tests
     assert search(capsys, csv_path, "a yellow moon on a white background", "--top", 1) == ["yellow-moon"]
     assert search(capsys, csv_path, "a purple cat", "--in", "text", "--top", 1)[0].startswith("purple-cat")
 
@@ -106,11 +123,64 @@ def test_more_than_there_is_gives_all_rows_with_a_vector(drawn: Path, capsys: py
     assert sorted(names) == sorted(thing.replace(" ", "-") for thing in THINGS)
 
 
+def test_an_image_of_another_source_is_searched_for_and_shown(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csv_path = copied(drawn, tmp_path)
+    settings = settings_path(csv_path)
+    settings.write_text(settings.read_text().replace("sources: []", f"sources: [{Memory.__module__}]"))
+    picture = drawn.with_name("purple-cat" + suffix(drawn, "purple-cat"))
+    csv_path.write_bytes(csv_path.read_bytes().replace(bytes(picture), b"memory:0"))
+    monkeypatch.setattr(Memory, "images", {"memory:0": picture.read_bytes()})
+    page = tmp_path / "found.html"
+    assert search(capsys, csv_path, "--like", "memory:0", "--top", 1, "--html", page) == ["memory:0"]
+    reader = Reader(page.read_text(encoding="utf-8"))
+    assert ("a", {"href": "https://example.org/?image=memory:0&size=full"}) in reader.tags
+    assert [str(attributes["src"])[:22] for tag, attributes in reader.tags if tag == "img"] == [
+        "data:image/jpeg;base64"
+    ]
+    assert main(["search", "--csv", str(csv_path), "--like", "memory:7"]) == 2
+    assert "memory:7 does not exist" in capsys.readouterr().err
+
+
+def test_the_stages_may_have_any_names(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are found by what they write, whatever they are called and whatever else the settings name."""
+    csv_path = copied(drawn, tmp_path)
+    content = yaml.safe_load(settings_path(csv_path).read_text())
+    stages = content["stages"]
+    opener, sight, meaning = (stages.pop(name) for name in ("open_image", "embed_image", "embed_text"))
+    content["stages"] = {
+        "of_a_plugin": {"use": "not_installed.Stage", "option": 1},
+        "title": {**meaning, "model": "none", "read": {"text": "title"}, "write": {"text_vector": "title_vector"}},
+        "meaning": meaning,
+        "thumbnail": {**opener, "max_size_px": 1, "write": {"image": "small"}},
+        "open": {**opener, "write": {"image": "picture"}},
+        "sight": {**sight, "read": {"image": "picture"}},
+        **stages,
+    }
+    settings_path(csv_path).write_text(yaml.safe_dump(content, sort_keys=False))
+    assert search(capsys, csv_path, "a purple cat", "--in", "text", "--top", 1) == ["purple-cat"]
+    assert search(capsys, csv_path, "a purple cat", "--top", 1) == ["purple-cat"]
+    picture = drawn.with_name("blue-car" + suffix(drawn, "blue-car"))
+    assert search(capsys, csv_path, "--like", picture, "--top", 1) == ["blue-car"]
+
+
+def test_a_stage_is_built_as_it_was_recorded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings_path(path).write_text(
+        "stages: {meaning: {use: embed_text, version: 3, model: a/b, revision: main, commit: 12ab, identity: x, "
+        "read: {text: title}, write: {text_vector: title_vector}}}"
+    )
+    monkeypatch.setattr(EmbedText, "fetch", lambda self: None)
+    stage, own_name = maker_of(path, "title_vector")
+    assert isinstance(stage, EmbedText)
+    assert (stage.name, stage.model, stage.revision, own_name) == ("meaning", "a/b", "12ab", "text_vector")
+
+
 def test_a_model_that_tells_queries_from_passages_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     settings_path(path).write_text("embed_text: {model: models/demo/sentences, prefix: 'passage: '}")
     monkeypatch.setattr(EmbedText, "load", lambda self: asked.append(self.prefix))
-    monkeypatch.setattr(EmbedText, "run", lambda self, model, rows: [{"text_vector": rows}])
+    monkeypatch.setattr(EmbedText, "run", lambda self, model, rows, at_once: [{"text_vector": rows}])
     assert meaning_query(path, "a red car") == [{"text": "a red car"}]  # type: ignore[comparison-overlap]
     assert asked == ["query: "]
 
@@ -154,13 +224,13 @@ def test_text_is_never_taken_for_html(tmp_path: Path) -> None:
     """Nor is a missing image an obstacle."""
     evil = '<script>alert("1")</script>" onerror="alert(1)'
     row = {"rank": 1, "score": 0.5, "image_path": f"/photos/{evil}.jpg", "description": evil}
-    write_page(tmp_path / "found.html", evil, [row])
+    write_page(tmp_path / "found.html", evil, [row], tmp_path / "annotations.csv")
     reader = Reader((tmp_path / "found.html").read_text(encoding="utf-8"))
     assert "script" not in {tag for tag, _ in reader.tags}
     assert not any(name.startswith("on") for _, attributes in reader.tags for name in attributes)
     text = "".join(reader.texts)
     assert text.count(evil) == 4  # title, heading, description, path
-    assert "FileNotFoundError" in text
+    assert "not found" in text
 
 
 # --- the cache
@@ -184,26 +254,30 @@ def path(tmp_path: Path) -> Path:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Where in the CSV each reading for the cache began."""
     starts = []
-    read = vector_cache.read_with_bar
+    read = vector_cache.blocks_with_bar
 
-    def noted(csv_path: Path, columns: Any, *, start: int) -> Any:
+    def noted(reader: CsvReader, columns: Any, *, start: int) -> Any:
         starts.append(start)
-        return read(csv_path, columns, start=start)
+        return read(reader, columns, start=start)
 
-    monkeypatch.setattr(vector_cache, "read_with_bar", noted)
+    monkeypatch.setattr(vector_cache, "blocks_with_bar", noted)
     return starts
+
+
+def assert_right(found: list[dict[str, Any]], numbers: list[int]) -> None:
+    """The rows of these numbers were found, each with its own description."""
+    assert [(row["image_path"], row["description"]) for row in found] == [
+        (finished(n).key, finished(n).values["description"]) for n in numbers
+    ]
 
 
 def assert_current(path: Path, numbers: range) -> None:
     """The opened vectors are those of the CSV, each beside the place of its row."""
-    vectors = open_vectors(path, "image_vector")
     expected = [n for n in numbers if n % 5 != 4]
-    np.testing.assert_array_equal(vectors.matrix, np.stack([vector(n) for n in expected]))
-    for n in expected:
-        found = vectors.nearest(vector(n), 1)
-        assert [(row["image_path"], row["description"]) for row in found] == [
-            (finished(n).key, finished(n).values["description"])
-        ]
+    with Vectors(path, "image_vector") as vectors:
+        np.testing.assert_array_equal(vectors.matrix, np.stack([vector(n) for n in expected]))
+        for n in expected:
+            assert_right(vectors.nearest(vector(n), 1), [n])
 
 
 def test_the_cache_follows_the_csv_and_reads_only_what_is_new(path: Path, reads: list[int]) -> None:
@@ -224,14 +298,14 @@ def test_a_torn_last_row_is_read_once_it_is_whole(path: Path, reads: list[int]) 
     assert_current(path, range(13))
 
 
-def test_a_csv_put_in_its_place_is_read_anew(path: Path) -> None:
+def test_a_csv_put_in_its_place_is_read_from_its_start(path: Path) -> None:
     assert_current(path, range(12))
     other = write(path.with_name("other.csv"), rows(range(20, 60)))
     other.replace(path)
     assert_current(path, range(20, 60))
 
 
-def test_a_csv_written_over_is_read_anew(path: Path) -> None:
+def test_a_csv_that_is_overwritten_is_read_from_its_start(path: Path) -> None:
     assert_current(path, range(12))
     other = write(path.with_name("other.csv"), rows(range(20, 60)))
     path.write_bytes(other.read_bytes())
@@ -240,7 +314,7 @@ def test_a_csv_written_over_is_read_anew(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["image_vector.float32", "image_vector.places", "image_vector.json"])
 @pytest.mark.parametrize("damage", ["deleted", "emptied", "cut", "overwritten"])
-def test_a_damaged_cache_is_made_anew(path: Path, name: str, damage: str) -> None:
+def test_a_damaged_cache_is_rebuilt(path: Path, name: str, damage: str) -> None:
     assert_current(path, range(12))
     file = path.with_suffix(".vectors") / name
     if damage == "deleted":
@@ -266,7 +340,7 @@ def test_what_a_killed_search_left_is_overwritten(path: Path) -> None:
 def test_an_interrupted_search_keeps_what_it_read(
     path: Path, reads: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vec_pipeline.annotations.BLOCK_BYTES", 1000)
+    monkeypatch.setattr("vec_pipeline.sinks.csv_rows.BLOCK_BYTES", 1000)
     read = Cache._vectors_of
     blocks = []
 
@@ -278,7 +352,7 @@ def test_an_interrupted_search_keeps_what_it_read(
 
     monkeypatch.setattr(Cache, "_vectors_of", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        open_vectors(path, "image_vector")
+        Vectors(path, "image_vector")
     assert_current(path, range(12))
     assert reads == [0, int(blocks[2].ends[-1])]
 
@@ -302,7 +376,7 @@ def test_where_the_folder_cannot_be_written_a_search_still_works(
 
 
 def test_a_current_cache_in_a_read_only_folder_is_used(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_vectors(path, "image_vector")
+    Vectors(path, "image_vector").close()
 
     def refused(*arguments: Any, **options: Any) -> None:
         raise PermissionError(13, "Permission denied")
@@ -313,19 +387,146 @@ def test_a_current_cache_in_a_read_only_folder_is_used(path: Path, monkeypatch: 
 
 
 def test_two_columns_are_cached_apart(path: Path) -> None:
-    assert open_vectors(path, "text_vector").matrix.shape == (10, 5)
+    with Vectors(path, "text_vector") as vectors:
+        assert vectors.matrix.shape == (10, 5)
     assert_current(path, range(12))
 
 
 def test_scores_are_cosines_and_exact(path: Path) -> None:
     write(path, rows(range(12, 400)))
-    vectors = open_vectors(path, "image_vector")
     query = vector(1234)
-    found = vectors.nearest(query, 25)
+    with Vectors(path, "image_vector") as vectors:
+        found = vectors.nearest(query, 25)
     scores = {finished(n).key: float(vector(n) @ query) for n in range(400) if n % 5 != 4}
     best = sorted(scores, key=lambda key: -scores[key])[:25]
     assert [row["image_path"] for row in found] == best
     np.testing.assert_allclose([row["score"] for row in found], [scores[key] for key in best], atol=1e-4)
+
+
+# --- while a run replaces the CSV, as `--refresh` does
+
+
+def shuffled(path: Path, numbers: range, seed: int) -> Path:
+    """Another CSV of the same images, whose rows stand elsewhere."""
+    records = rows(numbers)
+    random.Random(seed).shuffle(records)
+    return write(path.with_name(f"{seed}.csv"), records)
+
+
+def test_a_csv_that_is_replaced_before_its_rows_are_read(path: Path) -> None:
+    """While the model of the query loads, say."""
+    with Vectors(path, "image_vector") as vectors:
+        shuffled(path, range(12), 1).replace(path)
+        for n in (0, 7, 11):
+            assert_right(vectors.nearest(vector(n), 1), [n])
+    assert_current_of_any_order(path)
+
+
+def test_a_csv_that_is_replaced_while_its_vectors_are_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache must not pair the identity of the new file with the places of the old one, which would last."""
+    read = Cache._vectors_of
+
+    def replaced(self: Cache, block: Any, dimensions: int) -> Any:
+        other = path.with_name("1.csv")
+        if other.exists():
+            other.replace(path)
+        return read(self, block, dimensions)
+
+    shuffled(path, range(12), 1)
+    monkeypatch.setattr(Cache, "_vectors_of", replaced)
+    assert_current_of_any_order(path)
+    assert_current_of_any_order(path)
+
+
+def assert_current_of_any_order(path: Path) -> None:
+    with Vectors(path, "image_vector") as vectors:
+        assert len(vectors.matrix) == 10
+        for n in (n for n in range(12) if n % 5 != 4):
+            assert_right(vectors.nearest(vector(n), 1), [n])
+
+
+def test_a_csv_that_is_edited_in_place_is_searched_as_it_is_now(path: Path, reads: list[int]) -> None:
+    """Same file, same size and same end, so that it looks like the one that the cache was made of."""
+    write(path, rows(range(12, 60)))
+    assert_current(path, range(60))
+    size = path.stat().st_size
+    with Vectors(path, "image_vector") as vectors:
+        records = rows(range(60))
+        other = write(path.with_name("other.csv"), [*reversed(records[:20]), *records[20:]]).read_bytes()
+        path.write_bytes(other)
+        assert path.stat().st_size == size
+        for n in (0, 7, 18, 58):
+            assert_right(vectors.nearest(vector(n), 1), [n])
+    assert reads == [0, 0]  # rebuilt once
+
+
+def row_of_one_length(number: int) -> Record:
+    """Rows that differ in their values and not in their length."""
+    others = {"text_vector": np.ones(5, np.float32), "word2vec_vector": np.ones(4, np.float32)}
+    signs = np.array([1, 1, 1, 1, -1, 1, -1, 1, 1, -1, -1, 1, -1, -1, -1, -1], np.float32)
+    return finished(number, **others, image_vector=np.roll(signs, number) / 4)
+
+
+def test_rows_that_trade_places_are_told_apart_by_their_vectors(path: Path) -> None:
+    """As if an editor had sorted them: at each place there is a valid row of the same length, of another image."""
+    records = [row_of_one_length(number) for number in range(8)]
+    path.unlink()
+    write(path, [*records, *rows(range(20, 40))])
+    other = write(path.with_name("other.csv"), [*reversed(records), *rows(range(20, 40))])
+    with Vectors(path, "image_vector") as vectors:
+        path.write_bytes(other.read_bytes())
+        for number, wanted in enumerate(records):
+            assert_right(vectors.nearest(wanted.values["image_vector"], 1), [number])
+
+
+def test_files_that_another_search_is_replacing_are_not_mapped(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_current(path, range(12))
+    mapped = Cache._mapped
+    others = iter([Cache._emptied])
+
+    def replaced(self: Cache, state: Any) -> Any:
+        for empty in others:
+            empty(self)
+        return mapped(self, state)
+
+    monkeypatch.setattr(Cache, "_mapped", replaced)
+    assert_current(path, range(12))
+
+
+def test_a_csv_that_changes_all_the_time_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Vectors, "_rows", lambda *_: None)
+    with Vectors(path, "image_vector") as vectors, pytest.raises(UserError, match="is being rewritten: search again"):
+        vectors.nearest(vector(0), 1)
+
+
+def test_no_search_finds_a_wrong_row_whatever_replaces_the_csv(path: Path) -> None:
+    """Searches, while another thread puts shuffled rows in place as fast as it can, some with more rows."""
+    versions = [shuffled(path, range(12 + 5 * seed), seed).read_bytes() for seed in range(1, 5)]
+    has_ended = threading.Event()
+
+    def replace() -> None:
+        for number in itertools.count():
+            if has_ended.is_set():
+                return
+            new = path.with_name("new.csv")
+            new.write_bytes(versions[number % len(versions)])
+            os.replace(new, path)
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        for number in range(150):
+            wanted = number % 4
+            with Vectors(path, "image_vector") as vectors:
+                found = vectors.nearest(vector(wanted), 3)
+            numbers = [int(Path(row["image_path"]).stem) for row in found]
+            assert numbers[0] == wanted
+            assert_right(found, numbers)
+            scores = [float(vector(n) @ vector(wanted)) for n in numbers]
+            np.testing.assert_allclose([row["score"] for row in found], scores, atol=1e-4)
+    finally:
+        has_ended.set()
+        thread.join()
 
 
 # --- what is refused
@@ -342,24 +543,24 @@ def test_what_cannot_be_searched_is_said_in_one_sentence(
         (drawn, [], "needs either a text"),
         (drawn, ["a car", "--like", text], "needs either a text"),
         (drawn, ["--like", text, "--in", "text"], "without --in text"),
-        (drawn, ["--like", text], f"{text} cannot be opened"),
-        (drawn, ["--like", tmp_path / "none.jpg"], "none.jpg cannot be opened"),
-        (tmp_path / "none.csv", ["a car"], "none.csv is not there: name the CSV of a run"),
+        (drawn, ["--like", text], f"{text} cannot be opened: not an image"),
+        (drawn, ["--like", tmp_path / "none.jpg"], "none.jpg does not exist"),
+        (tmp_path / "none.csv", ["a car"], "none.csv does not exist: name the CSV of a run"),
         (empty, ["a car"], "has no image_vector in any row"),
-        (mixed, ["a car"], "holds image_vectors of different lengths"),
-        (path, ["a car"], "annotations.settings.yaml is not there"),
+        (mixed, ["a car"], "image_vector has vectors of different lengths"),
+        (path, ["a car"], "annotations.settings.yaml does not exist"),
     ):
         assert main(["search", "--csv", str(csv_path), *map(str, arguments)]) == 2
         error = capsys.readouterr().err
         assert sentence in error
-        assert error.startswith("vec_pipeline: ")
+        assert error.startswith("vec-pipeline: ")
         assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ("embed_text: {model: models/demo/sentences}", "was made without embed_image"),
+        ("embed_text: {model: models/demo/sentences}", "was made without a stage that writes image_vector"),
         ("embed_image: 3", "is damaged"),
         ("[", "is damaged"),
         ("embed_image: {model: models/demo/clop}", "did you mean models/demo/clip?"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Run
-from tests.rows import failed, finished, write
+from tests.rows import failed, finished, write, write_declared
 from vec_pipeline import load_annotations
 from vec_pipeline.__main__ import main
 from vec_pipeline.commands.stats import distribution, images_per_second
@@ -68,6 +68,21 @@ def test_a_csv_of_the_twelve_columns_has_no_confidence(tmp_path: Path, capsys: p
     found = stats(write(tmp_path / "annotations.csv", [finished(0)], ()), capsys)
     assert set(found["measures"]) == {"words in text", "words in description"}
     assert found["flags"] == {}
+
+
+def test_every_column_of_numbers_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To six digits, so that the values of a million rows can be counted; text is not measured."""
+    types = {"width_px": "number", "ratio": "number", "label": "text"}
+    records = [finished(number, width_px=1920 + number, ratio=number / 3, label=number) for number in range(4)]
+    path = write_declared(tmp_path / "annotations.csv", types, [*records, finished(5, ratio="NaN"), failed(6)])
+    measures = stats(path, capsys)["measures"]
+    assert set(measures) == {"words in text", "words in description", "width_px", "ratio"}
+    assert measures["width_px"] == {
+        "rows": 4, "mean": 1921.5, "min": 1920, "p10": 1920, "median": 1921, "p90": 1922, "max": 1923,
+    }  # fmt: skip
+    assert (measures["ratio"]["rows"], measures["ratio"]["p90"]) == (4, 0.666667)
+    assert main(["stats", "--csv", str(path)]) == 0
+    assert "  width_px" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("numbers", [[3], [1, 2], [5, 5, 5, 9], list(range(1, 1000))])
@@ -165,7 +180,7 @@ def test_a_file_without_rows_has_no_figures(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["stats", "--csv", str(tmp_path / "none.csv")]) == 2
-    assert "none.csv is not there" in capsys.readouterr().err
+    assert "none.csv does not exist" in capsys.readouterr().err
 
 
 def test_a_real_run_is_counted(example_run: tuple[Run, Path], capsys: pytest.CaptureFixture[str]) -> None:

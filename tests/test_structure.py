@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ import pytest
 
 from tests.fakes import Describe, EmbedText, Read, records
 from vec_pipeline import device
-from vec_pipeline.annotator import Annotator
+from vec_pipeline.crash_journal import CrashJournal
 from vec_pipeline.engines import Answer, Message, grammar
 from vec_pipeline.engines.llama_process import _Child
-from vec_pipeline.ledger import Ledger
+from vec_pipeline.executor import Executor
 from vec_pipeline.memory import ModelCache
 from vec_pipeline.record import Record, Stage, Values
+from vec_pipeline.result_cache import ResultCache
+from vec_pipeline.settings import fingerprint
 from vec_pipeline.stages.structure import Structure, distinct
 
 ANSWER = {
@@ -48,7 +50,7 @@ class Parrot:
 
 def test_an_answer_fills_the_columns() -> None:
     text = json.dumps(ANSWER)
-    [row] = Structure(model="m", batch_size=1).run(Parrot(Answer(text, True, 30)), [{"text": "A red car."}])
+    [row] = Structure(model="m").run(Parrot(Answer(text, True, 30)), [{"text": "A red car."}], 1)
     assert row == {
         "description": "A red car.",
         "categories": "vehicle",
@@ -60,13 +62,13 @@ def test_an_answer_fills_the_columns() -> None:
 
 def test_a_cut_answer_is_recorded_as_it_was_with_an_error() -> None:
     cut = '{"description": "A red car and'
-    [row] = Structure(model="m", batch_size=1).run(Parrot(Answer(cut, False, 9)), [{"text": "A red car."}])
+    [row] = Structure(model="m").run(Parrot(Answer(cut, False, 9)), [{"text": "A red car."}], 1)
     assert row == {"llama_extracted": cut, "error": "CutAnswer: the JSON ends after 9 tokens"}
 
 
 @pytest.mark.parametrize("categories", [(), ("портрет", 'a "quoted" one', "document")])
 def test_the_longest_answer_the_grammar_admits_fits_the_tokens_asked_for(categories: tuple[str, ...]) -> None:
-    stage = Structure(model="m", categories=categories, batch_size=1)
+    stage = Structure(model="m", categories=categories)
     longest = {
         "description": "\N{GRINNING FACE}" * 400,
         "category": max(categories, key=len) if categories else "\N{GRINNING FACE}" * 40,
@@ -75,7 +77,7 @@ def test_the_longest_answer_the_grammar_admits_fits_the_tokens_asked_for(categor
     }
     answer = json.dumps(longest, ensure_ascii=False)
     parrot = Parrot(Answer(answer, True, 1))
-    stage.run(parrot, [{"text": "?"}])
+    stage.run(parrot, [{"text": "?"}], 1)
     assert grammar.parse(answer, stage.schema()) == longest
     assert len(answer.encode()) <= parrot.max_tokens
 
@@ -89,12 +91,25 @@ def test_only_configured_categories_are_admitted() -> None:
 
 def test_the_prompt_follows_language_categories_and_option() -> None:
     parrot = Parrot(Answer(json.dumps(ANSWER), True, 1))
-    Structure(model="m", language="ru", batch_size=1).run(parrot, [{"text": "Красная машина."}])
+    Structure(model="m", language="ru").run(parrot, [{"text": "Красная машина."}], 1)
     system, user = parrot.conversations[0]
     assert "Отвечай по-русски" in system["content"]
     assert user == {"role": "user", "content": "Красная машина."}
     assert "portrait, document" in Structure(model="m", categories=("portrait", "document")).system_prompt()
     assert Structure(model="m", prompt="JSON! {category}").system_prompt().startswith("JSON! one or two words")
+
+
+def test_a_blank_text_is_never_asked_about() -> None:
+    """A refusal, an answer that is all reasoning: a language model would invent a description."""
+    parrot = Parrot(Answer(json.dumps(ANSWER), True, 1))
+    stage = Structure(model="m")
+    empty, car, blank = stage.run(parrot, [{"text": ""}, {"text": "A red car."}, {"text": " \n\t"}], 8)
+    assert [conversation[1]["content"] for conversation in parrot.conversations] == ["A red car."]
+    assert car["description"] == "A red car."
+    assert empty == blank == dict.fromkeys(Structure.writes, "")
+    parrot.conversations = []
+    assert stage.run(parrot, [{"text": ""}], 8) == [empty]
+    assert parrot.conversations == []
 
 
 def test_keywords_are_distinct_whatever_their_case() -> None:
@@ -124,8 +139,8 @@ def test_rows_at_once_follow_from_free_memory(
     monkeypatch.setattr(device, "host_free_gb", lambda: free_gb)
     stage = Structure(model="m", device="cpu")
     monkeypatch.setattr(device, "gpu_free_gb", lambda: 0.1)
-    assert stage.auto_batch_size(ChildOf(kv_bytes_per_token)) == expected
-    assert stage.auto_batch_size(ChildOf(kv_bytes_per_token, slots=20)) == 20, "what it holds already is no longer free"
+    assert stage.auto_batch_size(ChildOf(kv_bytes_per_token), 0.0) == expected
+    assert stage.auto_batch_size(ChildOf(kv_bytes_per_token, slots=20), 0.0) == 20, "its own memory is no longer free"
 
 
 def test_rows_share_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,16 +150,18 @@ def test_rows_share_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None
     stage = Structure(model="m", device="cuda")
     for free_gb, expected in ((80.0, 64), (2.0, 14), (1.2, 1)):
         monkeypatch.setattr(device, "gpu_free_gb", lambda free_gb=free_gb: free_gb)
-        assert stage.auto_batch_size(ChildOf(131_072)) == expected
+        assert stage.auto_batch_size(ChildOf(131_072), 0.0) == expected
+    monkeypatch.setattr(device, "gpu_free_gb", lambda: 5.0)
+    assert stage.auto_batch_size(ChildOf(131_072), 3.0) == 14, "what is reserved for models to come is not free"
 
 
-def test_rows_at_once_are_those_of_the_option() -> None:
+def test_as_many_rows_are_decoded_at_once_as_the_executor_says() -> None:
     parrot = Parrot(Answer(json.dumps(ANSWER), True, 1))
-    Structure(model="m", batch_size=3).run(parrot, [{"text": "?"}] * 7)
+    Structure(model="m", batch_size=8).run(parrot, [{"text": "?"}] * 7, 3)
     assert parrot.slots == 3
 
 
-# The bundled model at work in its child process, under the annotator's recovery.
+# The bundled model at work in its child process, under the executor's recovery.
 
 CAPTIONS = [
     f'{count} {colour} {kind} on a {background} background. The text reads "{word}".'
@@ -160,38 +177,37 @@ Annotate = Callable[..., list[Record]]
 @pytest.fixture
 def annotate(tmp_path: Path) -> Iterator[Annotate]:
     """Annotates captions in one chunk, and leaves the models in memory until the test is over."""
-    ledgers, caches = [], []
+    owners: list[Any] = []
 
     def run(captions: list[str], *others: Stage, capacity: int = 5) -> list[Record]:
         stages = (Read(), Caption(), STAGE, *others)
-        caches.append(ModelCache(capacity, 0.0))
-        ledgers.append(Ledger(tmp_path / f"{len(ledgers)}.ledger.sqlite"))
-        prints = {stage: stage.name for stage in stages}
-        annotator = Annotator(stages, caches[-1], ledgers[-1], prints, threads=1)
-        return [record for chunk in annotator([records(*captions)]) for record in chunk]
+        models = ModelCache(stages, capacity, 0.0)
+        results = ResultCache(tmp_path / f"{len(owners)}.cache.sqlite", fingerprint)
+        journal = CrashJournal(tmp_path / f"{len(owners)}.journal.sqlite")
+        owners.extend([models, results, journal])
+        executor = Executor(stages, models, results, journal, threads=1)
+        return [record for chunk in executor([records(*captions)]) for record in chunk]
 
     yield run
-    for owner in (*caches, *ledgers):
+    for owner in owners:
         owner.close()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caption(Describe):
-    """An image whose path says what it shows -> that caption."""
+    """An image whose content says what it shows -> that caption."""
 
-    @property
-    def name(self) -> str:
-        return "caption"
+    name: str = field(default="caption", compare=False)
 
     def answer(self, row: Values) -> Values:
-        return {"text": row["content_hash"]}
+        return {"text": row["content_text"]}
 
 
 @pytest.fixture(scope="module")
 def expected() -> list[Values]:
     """What the model makes of the captions when nothing happens."""
     with closing(STAGE.load()) as model:
-        return STAGE.run(model, [{"text": caption} for caption in CAPTIONS])
+        return STAGE.run(model, [{"text": caption} for caption in CAPTIONS], 8)
 
 
 def llama_processes() -> list[psutil.Process]:
@@ -260,13 +276,15 @@ def test_eviction_ends_the_child(annotate: Annotate) -> None:
 
 
 @pytest.mark.parametrize(("batch_size", "is_shared"), [(1, True), (8, True), (9, False), ("auto", False)])
-def test_few_rows_share_their_room_on_a_cpu(batch_size: Any, is_shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What sharing rows get at loading is room in common, and less for each."""
-    rooms = []
+def test_few_rows_share_their_context_on_a_cpu(
+    batch_size: Any, is_shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that share get tokens in common when the model loads, and fewer for each."""
+    loaded = []
     monkeypatch.setattr(
-        "vec_pipeline.engines.llama_process.LlamaProcess", lambda path, **options: rooms.append(options)
+        "vec_pipeline.engines.llama_process.LlamaProcess", lambda path, **options: loaded.append(options)
     )
     stage = Structure(model="models/demo/llama/llama.gguf", device="cpu", batch_size=batch_size, context_tokens=1024)
     stage.load()
-    (room,) = rooms
-    assert (room["context_tokens"], room["tokens_per_slot"]) == ((1024, 384) if is_shared else (0, 1024))
+    (options,) = loaded
+    assert (options["context_tokens"], options["tokens_per_slot"]) == ((1024, 384) if is_shared else (0, 1024))

@@ -1,6 +1,7 @@
-"""Model names -> local paths, one sentence where there is none, and no weights that can run code unless allowed."""
+"""Model names -> local paths, at the right revision, or one sentence; no weights that can run code unless allowed."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pickle
@@ -9,7 +10,10 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +22,21 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import PROJECT
-from vec_pipeline import weights
+from vec_pipeline import settings, weights
 from vec_pipeline.config import load_config
 from vec_pipeline.memory import LoadError, ModelCache
-from vec_pipeline.record import UserError
+from vec_pipeline.record import Stage, UserError
 from vec_pipeline.stages.describe import Describe
 from vec_pipeline.stages.embed_image import EmbedImage
 from vec_pipeline.stages.embed_text import EmbedText
 from vec_pipeline.stages.embed_words import EmbedWords
+from vec_pipeline.stages.flag import Flag
 from vec_pipeline.stages.structure import Structure
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project folder with a model, and another folder as the current one."""
+    """A project folder with a model; the current folder is another one."""
     folder = tmp_path / "project"
     (folder / "models/demo").mkdir(parents=True)
     (folder / "models/demo/llama.gguf").write_bytes(b"GGUF of the project")
@@ -45,7 +50,7 @@ def test_a_relative_path_is_found_from_the_project(project: Path) -> None:
     assert weights.local_path("models/demo/llama.gguf") == project / "models/demo/llama.gguf"
 
 
-def test_a_relative_path_is_found_from_here_first(project: Path) -> None:
+def test_the_current_folder_comes_first(project: Path) -> None:
     here = Path.cwd() / "models/demo/llama.gguf"
     here.parent.mkdir(parents=True)
     here.write_bytes(b"GGUF from here")
@@ -59,19 +64,19 @@ def test_absolute_and_home_paths_are_found(project: Path, monkeypatch: pytest.Mo
     assert weights.local_path("~/models/demo/llama.gguf") == model
 
 
-def test_a_hub_name_is_no_path(project: Path) -> None:
+def test_a_hub_name_is_not_a_path(project: Path) -> None:
     assert weights.local_path("Qwen/Qwen2-VL-7B-Instruct") is None
 
 
 @pytest.mark.parametrize("model", ["models/demo/lama.gguf", "./models/demo/llama", "llama.gguf", "gpt2"])
-def test_a_path_to_nothing_is_one_sentence(model: str, project: Path) -> None:
+def test_a_missing_path_is_one_sentence(model: str, project: Path) -> None:
     with pytest.raises(UserError) as caught:
         weights.local_path(model)
     assert str(caught.value).startswith(f"{model}: no such file or folder; ")
     assert "\n" not in str(caught.value)
 
 
-def test_a_path_to_nothing_gets_the_nearest_one(project: Path) -> None:
+def test_the_most_similar_path_is_suggested(project: Path) -> None:
     with pytest.raises(UserError, match=r"did you mean models/demo/llama\.gguf\?"):
         weights.local_path("models/demo/lama.gguf")
 
@@ -82,7 +87,7 @@ def test_an_empty_name_is_not_the_current_folder(project: Path) -> None:
 
 
 def fetch_offline(model: str, cache: Path) -> str:
-    """Fetch in a process of its own, since the hub's library reads its settings once; return what it says."""
+    """Fetch in a subprocess, since the hub's library reads its settings once; return the error message."""
     program = (
         "import sys; from vec_pipeline import weights; from vec_pipeline.record import UserError\n"
         "try: weights.fetch(sys.argv[1], ('*.json',))\n"
@@ -94,14 +99,15 @@ def fetch_offline(model: str, cache: Path) -> str:
     return process.stdout
 
 
-def test_a_hub_model_without_a_network_says_where_a_copy_can_be_put(tmp_path: Path) -> None:
+def test_a_hub_model_without_a_network_says_where_to_put_a_copy(tmp_path: Path) -> None:
     sentence = fetch_offline("Qwen/Qwen2-VL-7B-Instruct", tmp_path)
-    assert sentence.startswith("Qwen/Qwen2-VL-7B-Instruct ")
-    assert "put a copy on this machine and give its path as `model:`" in sentence
+    assert sentence.startswith("Qwen/Qwen2-VL-7B-Instruct cannot be downloaded: ")
+    assert "offline mode is enabled. To disable it, please unset the `HF_HUB_OFFLINE` environment variable" in sentence
+    assert "put a copy on this machine and set `model:` to its path" in sentence
     assert sentence.count("\n") == 1
 
 
-def test_a_name_that_no_hub_could_have_is_one_sentence(tmp_path: Path) -> None:
+def test_an_invalid_hub_name_is_one_sentence(tmp_path: Path) -> None:
     sentence = fetch_offline("my models/Qwen2 VL", tmp_path)
     assert "my models/Qwen2 VL" in sentence
     assert sentence.count("\n") == 1
@@ -158,11 +164,274 @@ def test_the_size_of_a_model_in_the_hubs_cache_is_measured(monkeypatch: pytest.M
     assert weights.size_gb("Qwen/Qwen2-VL-7B-Instruct") == pytest.approx(16.6)
 
 
+# --- revisions of hub models
+
+
+OLD, NEW = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
+WORDS = PROJECT / "models/demo/words/words.bin"
+
+
+@dataclass
+class Hub:
+    """A hub with one repository, org/words.
+
+    commits: the files of each. refs: branch or tag -> commit. requests: the paths asked for.
+    """
+
+    commits: dict[str, dict[str, bytes]]
+    refs: dict[str, str]
+    requests: list[str] = field(default_factory=list)
+
+    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body, as huggingface.co has them."""
+        self.requests.append(path)
+        match path.partition("?")[0].strip("/").split("/"):
+            case ["api", "models", "org", "words", "revision", revision]:
+                commit = self.refs.get(revision, revision)
+                if commit not in self.commits:
+                    return 404, {"X-Error-Code": "RevisionNotFound"}, b""
+                return 200, {}, json.dumps({"id": "org/words", "sha": commit}).encode()
+            case ["api", "models", "org", "words", "tree", commit]:
+                files = [
+                    {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                    for name, content in self.commits[commit].items()
+                ]
+                return 200, {}, json.dumps(files).encode()
+            case ["org", "words", "resolve", commit, name]:
+                content = self.commits[commit][name]
+                return 200, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": commit}, content
+        return 404, {"X-Error-Code": "RepoNotFound"}, b""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub for the hub's own library, and an empty cache."""
+    from huggingface_hub import close_session
+
+    old = WORDS.read_bytes()
+    files = {
+        OLD: {"model.bin": old, "README.md": b"words"},
+        NEW: {"model.bin": negative_vectors(old), "README.md": b""},
+    }
+    hub = Hub(files, {"main": OLD, "v1": OLD})
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, headers, body = hub.answer(self.path)
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    template = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url + template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    close_session()  # it may have been opened with other settings
+    yield hub
+    close_session()
+    server.shutdown()
+    server.server_close()
+
+
+def negative_vectors(content: bytes) -> bytes:
+    """FastText's .bin with every input vector negated."""
+    header = weights.FASTTEXT_HEADER.unpack_from(content)
+    dimensions, buckets, words = header[2], header[10], header[-2]
+    end = len(content) - 4 * dimensions * words - 17  # the output vectors, their shape and a flag
+    start = end - 4 * dimensions * (words + buckets)
+    return content[:start] + (-np.frombuffer(content[start:end], np.float32)).tobytes() + content[end:]
+
+
+def test_without_a_revision_the_default_branch_is_used_and_with_one_that(hub: Hub, tmp_path: Path) -> None:
+    snapshots = tmp_path / "hub/models--org--words/snapshots"
+    assert weights.fetch("org/words", ("*.bin",)) == snapshots / OLD
+    hub.refs["main"] = NEW
+    assert weights.fetch("org/words", ("*.bin",)) == snapshots / NEW
+    assert weights.fetch("org/words", ("*.bin",), revision="v1") == snapshots / OLD
+    assert weights.fetch("org/words", ("*.bin",), revision=OLD) == snapshots / OLD
+    assert (snapshots / NEW / "model.bin").read_bytes() == hub.commits[NEW]["model.bin"]
+    assert not (snapshots / NEW / "README.md").exists()
+
+
+@pytest.mark.parametrize("is_offline", [False, True])
+def test_a_csv_resumes_at_its_recorded_commit_although_main_has_moved(
+    is_offline: bool, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = EmbedWords(model="org/words")
+    stage.fetch()
+    first = weights.resolved(stage)
+    assert first == replace(stage, revision=OLD)
+    [before] = first.run(first.load(), [{"text": "A red car."}], 1)
+    csv = tmp_path / "annotations.csv"
+    settings.write_settings(csv, [stage], {}, [], {"embed_words": first.revision})
+
+    hub.refs["main"] = NEW
+    stage.fetch()
+    assert weights.resolved(stage) == replace(stage, revision=NEW), "a new CSV gets the new commit"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", is_offline)
+    hub.requests.clear()
+    [resumed] = settings.with_recorded_commits([stage], settings.recorded_settings(csv))
+    resumed.fetch()
+    assert resumed == weights.resolved(resumed) == first
+    assert resumed.path().parts[-2:] == ("snapshots", OLD)
+    [after] = resumed.run(resumed.load(), [{"text": "A red car."}], 1)
+    assert (after["word2vec_vector"] == before["word2vec_vector"]).all()
+    assert not hub.requests, "a commit never changes: it is not asked for again"
+
+
+def test_another_commit_is_another_model(hub: Hub) -> None:
+    stages = [EmbedWords(model="org/words", revision=commit) for commit in (OLD, NEW)]
+    for stage in stages:
+        stage.fetch()
+    old, new = (stage.run(stage.load(), [{"text": "A red car."}], 1)[0]["word2vec_vector"] for stage in stages)
+    assert old.any() and (new == -old).all()
+    assert "revision" not in EmbedWords.speed_options
+    assert [settings.stage_settings(stage)["revision"] for stage in stages] == [OLD, NEW]
+
+
+def test_a_recorded_commit_is_downloaded_although_a_newer_one_is_cached(hub: Hub) -> None:
+    hub.refs["main"] = NEW
+    weights.fetch("org/words", ("*.bin",))
+    assert weights.cached_path("org/words", OLD) is None
+    assert weights.fetch("org/words", ("*.bin",), revision=OLD).name == OLD
+
+
+def test_the_cache_is_read_although_files_that_are_not_needed_are_missing(hub: Hub) -> None:
+    """The hub's library calls such a snapshot incomplete."""
+    path = weights.fetch("org/words", ("*.bin",))
+    assert not (path / "README.md").exists()
+    assert weights.cached_path("org/words") == weights.cached_path("org/words", OLD) == path
+    assert weights.size_gb("org/words", revision=OLD) == pytest.approx(WORDS.stat().st_size / 1e9)
+    assert weights.size_gb("org/words", revision=NEW) == 0
+
+
+def test_only_hub_models_that_are_cached_get_a_commit(hub: Hub) -> None:
+    others: list[Stage] = [
+        Flag(),
+        EmbedWords(model=str(WORDS)),
+        EmbedWords(model="org/absent"),
+        EmbedWords(model="org/words", revision="v2"),
+    ]
+    weights.fetch("org/words", ("model.bin",))
+    assert [weights.resolved(stage) for stage in others] == others
+    one_file = Structure(model="org/words", file="model.bin")
+    assert weights.resolved(one_file) == replace(one_file, revision=OLD)
+    assert weights.commit_of(one_file.path()) == OLD
+
+
+def test_a_folder_with_the_name_of_a_cached_hub_model_has_no_commit(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights.fetch("org/words", ("model.bin",))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org/words").mkdir(parents=True)
+    stage = EmbedWords(model="org/words")
+    assert weights.resolved(stage) == stage
+
+
+@pytest.mark.parametrize(
+    ("path", "commit"),
+    [
+        (f"/hub/models--org--words/snapshots/{OLD}", OLD),
+        (f"/hub/models--org--words/snapshots/{OLD}/1_Pooling/config.json", OLD),
+        (f"/hub/models--org--words/snapshots/{OLD[:-1]}", ""),
+        (f"/models/{OLD}", ""),
+        ("/models/snapshots/final", ""),
+        ("models/demo/words/words.bin", ""),
+    ],
+)
+def test_the_commit_is_part_of_a_snapshots_path(path: str, commit: str) -> None:
+    assert weights.commit_of(Path(path)) == commit
+
+
+def test_a_revision_that_does_not_exist_is_one_sentence(hub: Hub) -> None:
+    with pytest.raises(UserError, match=r"^org/words: the hub has no branch, tag or commit 'v2': check `revision:`"):
+        weights.fetch("org/words", ("*.bin",), revision="v2")
+
+
+def test_a_model_that_does_not_exist_is_one_sentence(hub: Hub) -> None:
+    with pytest.raises(UserError, match=r"^org/sentences: the hub has no model of that name: check it, or put a copy"):
+        weights.fetch("org/sentences", ("*.bin",))
+
+
+def test_a_local_model_has_no_revision(project: Path) -> None:
+    with pytest.raises(UserError, match=r"llama\.gguf is a local model, which has no revision 'v1': remove `revision"):
+        weights.fetch("models/demo/llama.gguf", (), revision="v1")
+
+
+def test_a_model_deleted_from_the_cache_is_one_sentence(hub: Hub, tmp_path: Path) -> None:
+    stage = EmbedWords(model="org/words")
+    stage.fetch()
+    shutil.rmtree(tmp_path / "hub")
+    with pytest.raises(UserError, match=r"^org/words cannot be downloaded: the hub's cache lacks some of its files: "):
+        stage.path()
+
+
+# --- failed downloads
+
+
+def test_a_hub_that_does_not_speak_tls_is_the_reason_given(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a bad certificate is: the library wraps the error of the connection in one about the cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", constants.ENDPOINT.replace("http:", "https:"))
+    with pytest.raises(UserError, match=r"^org/words cannot be downloaded: \[SSL.*\].*: try again, or put a copy on"):
+        weights.fetch("org/words", ("*.bin",))
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            RuntimeError("Data processing error: IO Error: No space left on device (os error 28)\ncaused by: 7"),
+            "Data processing error: IO Error: No space left on device (os error 28): free some disk space, then rerun",
+        ),
+        (
+            OSError(28, "No space left on device", "/hub/blobs/1"),
+            "No space left on device: /hub/blobs/1: free some disk space, then rerun",
+        ),
+        (
+            PermissionError(13, "Permission denied", "/hub"),
+            "Permission denied: /hub: try again, or put a copy on this machine and set `model:` to its path",
+        ),
+        (
+            RuntimeError("x" * 500),
+            "x" * 200 + ": try again, or put a copy on this machine and set `model:` to its path",
+        ),
+        (RuntimeError(), "RuntimeError: try again, or put a copy on this machine and set `model:` to its path"),
+    ],
+    ids=["full disk in the downloader", "full disk", "folder not writable", "long", "empty"],
+)
+def test_the_reason_of_a_failed_download_is_given(
+    error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(UserError) as caught:
+        weights.fetch("org/words", ("*.bin",), revision="v1")
+    assert str(caught.value) == f"org/words at revision v1 cannot be downloaded: {sentence}"
+
+
 # --- weights that can run code
 
 
 class Payload:
-    """What a pickle can hold: loading it makes a file."""
+    """The content of a malicious pickle: loading it makes a file."""
 
     def __init__(self, made: Path) -> None:
         self.made = made
@@ -172,7 +441,7 @@ class Payload:
 
 
 def make_pickled(path: Path) -> Path:
-    """Write a pickle at a path, and return the file that unpickling it would make."""
+    """Write a pickle to a path, and return the file that unpickling it would make."""
     made = path.parent / "executed"
     path.write_bytes(pickle.dumps(Payload(made)))
     return made
@@ -203,7 +472,7 @@ def test_a_folder_of_pickled_weights_is_refused_and_not_run(name: str, method: s
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_pickle_beside_safetensors_is_not_loaded(name: str, tmp_path: Path) -> None:
-    """Many repositories carry both."""
+    """Many repositories contain both."""
     cls, model, file = STAGES[name]
     folder = copy_of_demo(model, tmp_path)
     made = make_pickled(folder / file)
@@ -213,7 +482,7 @@ def test_a_pickle_beside_safetensors_is_not_loaded(name: str, tmp_path: Path) ->
     assert not made.exists()
 
 
-def test_pickled_weights_of_a_module_within_are_refused(tmp_path: Path) -> None:
+def test_pickled_weights_of_a_module_in_the_folder_are_refused(tmp_path: Path) -> None:
     folder = copy_of_demo("sentences", tmp_path)
     (folder / "2_Dense").mkdir()
     (folder / "2_Dense/config.json").write_text("{}")
@@ -222,28 +491,28 @@ def test_pickled_weights_of_a_module_within_are_refused(tmp_path: Path) -> None:
         EmbedText(model=str(folder)).fetch()
 
 
-def test_weights_of_another_runtime_within_are_no_obstacle(tmp_path: Path) -> None:
-    """Hub repositories of sentence models have openvino/openvino_model.bin: no pickle, and nothing here reads it."""
+def test_weights_of_another_runtime_in_the_folder_are_ignored(tmp_path: Path) -> None:
+    """Hub repositories of sentence models contain openvino/openvino_model.bin, which is not a pickle and not loaded."""
     folder = copy_of_demo("sentences", tmp_path)
     (folder / "openvino").mkdir()
     (folder / "openvino/openvino_model.bin").write_bytes(bytes(100))
     EmbedText(model=str(folder)).fetch()
 
 
-def test_pickled_weights_load_where_they_are_allowed(tmp_path: Path) -> None:
+def test_pickled_weights_load_if_allowed(tmp_path: Path) -> None:
     folder = copy_of_demo("sentences", tmp_path)
     tensors = load_file(folder / "model.safetensors")
     torch.save(tensors, folder / "pytorch_model.bin")
     expected = EmbedText(model=str(folder), device="cpu")
-    [row] = expected.run(expected.load(), [{"text": "A red car."}])
+    [row] = expected.run(expected.load(), [{"text": "A red car."}], 1)
     (folder / "model.safetensors").unlink()
     stage = EmbedText(model=str(folder), device="cpu", allow_pickle=True)
     stage.fetch()
-    [same] = stage.run(stage.load(), [{"text": "A red car."}])
+    [same] = stage.run(stage.load(), [{"text": "A red car."}], 1)
     assert (same["text_vector"] == row["text_vector"]).all()
 
 
-def test_the_option_stands_above_the_stages_for_all_of_them(tmp_path: Path) -> None:
+def test_the_option_applies_to_all_stages_if_set_above_them(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(
         "allow_pickle: true\nstages: [open_image, {use: describe, model: a/b}, {use: embed_text, model: a/b}]"
     )
@@ -252,7 +521,7 @@ def test_the_option_stands_above_the_stages_for_all_of_them(tmp_path: Path) -> N
 
 
 def module_with_code(folder: Path) -> None:
-    """As a repository with code of its own: sentence-transformers is to import a class from it."""
+    """Like a repository with its own code, from which sentence-transformers imports a class."""
     modules = json.loads((folder / "modules.json").read_text())
     modules[0]["type"] = "custom.Module"
     (folder / "modules.json").write_text(json.dumps(modules))
@@ -260,7 +529,7 @@ def module_with_code(folder: Path) -> None:
 
 
 def config_with_code(folder: Path) -> None:
-    """As a repository with code of its own: transformers is to import the model's class from it."""
+    """Like a repository with its own code, from which transformers imports the model's class."""
     config = json.loads((folder / "config.json").read_text())
     config["model_type"], config["auto_map"] = "custom", {"AutoConfig": "custom.Config", "AutoModel": "custom.Model"}
     (folder / "config.json").write_text(json.dumps(config))
@@ -268,7 +537,7 @@ def config_with_code(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [module_with_code, config_with_code])
-def test_code_of_a_model_runs_only_where_it_is_asked_for(make: Callable[[Path], None], tmp_path: Path) -> None:
+def test_code_of_a_model_runs_only_if_the_option_is_set(make: Callable[[Path], None], tmp_path: Path) -> None:
     folder = copy_of_demo("sentences", tmp_path)
     make(folder)
     with pytest.raises(UserError, match=r"Python files of its own: .* set embed_text\.trust_remote_code: true"):
@@ -287,7 +556,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "truncated": lambda content: content[:-100],
     "cut in the header": lambda content: content[:100],
     "a header longer than the file": lambda content: b"\xff" * 7 + b"\0" + content[8:],
-    "a header that is no JSON": lambda content: content[:8] + b"\xff" * 50 + content[58:],
+    "a header that is not JSON": lambda content: content[:8] + b"\xff" * 50 + content[58:],
     "random bytes": lambda content: random.Random(0).randbytes(len(content)),
 }
 
@@ -332,7 +601,7 @@ def test_damaged_word_vectors_are_named_before_any_model_loads(
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("seed", range(8))
 def test_changed_bytes_in_word_vectors_are_no_crash(seed: int, tmp_path: Path) -> None:
-    """Among options and words they may go unnoticed; ModelCache makes one sentence of any error."""
+    """Among options and words they may go unnoticed; ModelCache turns any error into one sentence."""
     content = bytearray((PROJECT / "models/demo/words/words.bin").read_bytes())
     chance = random.Random(seed)
     for _ in range(8):
@@ -342,11 +611,11 @@ def test_changed_bytes_in_word_vectors_are_no_crash(seed: int, tmp_path: Path) -
     stage = EmbedWords(model=str(path))
     with contextlib.suppress(Exception):
         stage.fetch()
-        stage.run(stage.load(), [{"text": "A red car."}])
+        stage.run(stage.load(), [{"text": "A red car."}], 1)
 
 
 def test_random_weights_are_an_error_in_the_rows_or_other_numbers(tmp_path: Path) -> None:
-    """No header tells that the numbers behind it are wrong; what is not finite is refused by the annotator."""
+    """No header shows that the numbers after it are wrong; the executor refuses those that are not finite."""
     folder = copy_of_demo("sentences", tmp_path)
     file = folder / "model.safetensors"
     content = file.read_bytes()
@@ -354,7 +623,7 @@ def test_random_weights_are_an_error_in_the_rows_or_other_numbers(tmp_path: Path
     file.write_bytes(content[:start] + random.Random(0).randbytes(len(content) - start))
     stage = EmbedText(model=str(folder), device="cpu")
     stage.fetch()
-    [row] = stage.run(stage.load(), [{"text": "A red car."}])
+    [row] = stage.run(stage.load(), [{"text": "A red car."}], 1)
     assert row["text_vector"].shape == (128,)
     assert not np.isfinite(row["text_vector"]).all()
 
@@ -374,12 +643,12 @@ def test_random_weights_are_an_error_in_the_rows_or_other_numbers(tmp_path: Path
     ids=["empty", "truncated", "cut in the header", "random", "random but for the magic", "tensors", "entries", "name"],
 )
 def test_a_damaged_gguf_is_one_sentence(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
-    """llama.cpp may even end its process over it, which is a child of the worker's."""
+    """llama.cpp may even abort its process, which is a child of the worker."""
     path = tmp_path / "llama.gguf"
     path.write_bytes(damage((PROJECT / "models/demo/llama/llama.gguf").read_bytes()))
     stage = Structure(model=str(path), device="cpu", threads=1)
     stage.fetch()
-    cache = ModelCache(5, 0.0)
+    cache = ModelCache([stage], 5, 0.0)
     with pytest.raises(LoadError) as caught, cache.use(stage):
         pass
     assert str(caught.value).startswith("structure: the model cannot be loaded: ")

@@ -1,29 +1,31 @@
 """The rows of a CSV, of a finished run or of one still appending: a pandas table, or blocks in constant memory."""
 
-import csv
-import io
+import json
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
+import orjson
 
 from vec_pipeline.device import free_cores
-from vec_pipeline.record import COLUMNS, VECTOR_COLUMNS, UserError
-from vec_pipeline.sinks.csv_file import row_ends
+from vec_pipeline.record import COLUMNS, UserError
+from vec_pipeline.settings import column_types
+from vec_pipeline.sinks.csv_rows import Offsets, Rows, has_contract, read_header, row_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-FLOAT_COLUMNS = ("text_confidence", "clip_score")
-BLOCK_BYTES = 1 << 23
+FLAT_FLOATS = r"^\[-?[0-9]+[.e]"  # how the JSON of a 1-D float array begins, and no other array's
 THREADS = min(4, free_cores())  # pyarrow parses without the interpreter's lock
 
+Array = np.ndarray[Any, Any]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -37,189 +39,240 @@ class Block:
     """
 
     table: "pa.Table"
-    starts: "np.ndarray[Any, np.dtype[np.int64]]"
-    ends: "np.ndarray[Any, np.dtype[np.int64]]"
+    starts: Offsets
+    ends: Offsets
 
 
 def load_annotations(path: str | Path = "output/annotations.csv", vectors: bool = True) -> "pd.DataFrame":
     """Read the rows into a pandas DataFrame.
 
-    vectors: whether to read the vector columns, which are nearly all of the file. Each holds float32 arrays of shape
-    (dimensions,), views of one matrix, or None where a row has none; `np.stack(table["image_vector"].dropna())` is
-    the matrix.
+    vectors: whether to read the vector columns, which are nearly all of the file. Each holds numpy arrays (None where a
+    row has none): float32, or int64 for an array of integers. Embeddings have shape (dimensions,) and are views of one
+    matrix; `np.stack(table["image_vector"].dropna())` is the matrix.
 
-    timestamp is a datetime, text_confidence and clip_score are floats, NaN where they are empty; every other column is
-    text, empty where there is nothing. A torn last row is left out: a run may be appending to the file.
+    The other columns follow the types that were declared for them: numbers are float64, NaN where they are empty or
+    not finite; JSON is parsed, None where it is empty; timestamp is a datetime; all else is text, empty where there is
+    nothing. A torn last row is left out: a run may be appending to the file.
 
-    Raises UserError where the file is missing or none of ours.
+    Raises UserError where the file is missing, not made by this worker, or damaged.
     """
     import pandas as pd
     import pyarrow as pa
 
-    names = [name for name in column_names(path) if vectors or name not in VECTOR_COLUMNS]
-    table = pa.concat_tables([schema(names).empty_table(), *(block.table for block in read_blocks(path, names))])
-    is_vector = [name for name in names if name in VECTOR_COLUMNS]
-    frame: pd.DataFrame = table.drop_columns(is_vector).to_pandas()
-    for name in is_vector:
-        frame.insert(names.index(name), name, pd.Series(arrays(table[name]), index=frame.index, dtype=object))
+    with CsvReader(path) as reader:
+        names = [name for name, kind in reader.types.items() if vectors or kind != "vector"]
+        tables = [block.table for block in reader.blocks(names)]
+    plain = [name for name in names if reader.types[name] not in OBJECTS]
+    empty = reader.schema(plain).empty_table()
+    frame: pd.DataFrame = pa.concat_tables([empty, *(table.select(plain) for table in tables)]).to_pandas()
+    for position, name in enumerate(names):
+        if objects_of := OBJECTS.get(reader.types[name]):
+            objects = objects_of([table[name] for table in tables], f"{path}: {name}")
+            frame.insert(position, name, pd.Series(objects, index=frame.index, dtype=object))
     return frame
 
 
-def arrays(column: "pa.ChunkedArray") -> list[Any]:
-    """Lists of float32 as numpy arrays, views of one matrix where all are of one length; None for null."""
-    import pyarrow.compute as pc
+class CsvReader:
+    """A CSV of annotations, opened once: all rows come from one file, even if a run replaces it meanwhile.
 
-    values = np.concatenate([np.zeros(0, np.float32), *(chunk.flatten().to_numpy() for chunk in column.chunks)])
-    lengths = pc.list_value_length(column).fill_null(0).to_numpy()
-    there = lengths > 0
-    ends = np.cumsum(lengths[there])
-    is_matrix = len(set(lengths[there])) == 1
-    views = iter(values.reshape(len(ends), -1) if is_matrix else np.split(values, ends[:-1]))
-    return [next(views) if is_there else None for is_there in there]
+    types: of its columns, by name and in their order, as they were declared: COLUMN_TYPES.
 
-
-def read_blocks(
-    path: str | Path, columns: Sequence[str] = (), *, vectors_as_text: bool = False, start: int = 0
-) -> Iterator[Block]:
-    """Yield the rows in blocks of about 8 MB of the file, so that memory stays flat at any size.
-
-    columns: those to read, empty for all; one that the file lacks is null.
-    vectors_as_text: leave vectors the JSON arrays they are in the file ("" where there is none), instead of lists of
-    float32 (or null).
-    start: the byte to begin at, where a row does.
-
-    Types are those of `schema`. A torn last row is left out: a run may be appending to the file. Raises UserError where
-    the file is missing, none of ours, or damaged.
+    Raises UserError where the file is missing or not made by this worker.
     """
-    with opened(path) as file:
-        header, header_end = read_header(file, path)
-        wanted = schema(columns or header, vectors_as_text=vectors_as_text)
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._file = opened(self.path)
+        try:
+            names, self._rows_start = read_header(self._file)
+            if not has_contract(names):
+                raise UserError(
+                    f"{path} does not begin with the columns of an annotation ({', '.join(list(COLUMNS)[:3])}, ...): "
+                    "name the CSV of a run"
+                )
+            self.types = column_types(self.path, names)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def names_of(self, *kinds: str) -> list[str]:
+        """The columns of some types, in their order."""
+        return [name for name, kind in self.types.items() if kind in kinds]
+
+    def status(self) -> os.stat_result:
+        """The size, the inode and so on, as they are now."""
+        return os.fstat(self._file.fileno())
+
+    def read(self, start: int, end: int) -> bytes:
+        """The bytes from an offset to another, as far as there are any."""
+        return os.pread(self._file.fileno(), end - start, start)
+
+    def blocks(self, columns: Sequence[str] = (), *, as_text: Collection[str] = (), start: int = 0) -> Iterator[Block]:
+        """Yield the rows in blocks of about 8 MB of the file, so that memory stays flat at any size.
+
+        columns: those to read, empty for all; one that the file lacks is null.
+        as_text: vector columns to leave as the JSON arrays that they are in the file.
+        start: the byte to begin at, where a row does.
+
+        A vector is a list of float32; in a block with an array of integers, of several dimensions or without elements,
+        that column stays text. Vectors, JSON and numbers are null where they are empty, and so are numbers that are not
+        finite. The other types are those of `schema`. A torn last row is left out: a run may be appending to the file.
+        Raises UserError where a row is damaged.
+        """
+        wanted = columns or tuple(self.types)
 
         def parse(rows: Rows) -> Block:
-            return parsed(rows, header, wanted, path)
+            return self._parsed(rows, wanted, as_text)
 
-        yield from in_threads(parse, whole_rows(file, max(start, header_end)))
+        yield from in_threads(parse, row_blocks(self._file, max(start, self._rows_start)))
+
+    def rows(self, places: Offsets, columns: Sequence[str]) -> "pa.Table":
+        """Read single rows, by where each begins and ends: int64 of shape (rows, 2).
+
+        Raises UserError where that many rows are not there.
+        """
+        data = b"".join(self.read(start, end) for start, end in places.tolist())
+        return self._parsed(Rows(memoryview(data), places[:, 0], places[:, 1]), columns).table
+
+    def schema(self, names: Iterable[str]) -> "pa.Schema":
+        """What columns are read as: numbers as float64, timestamp as such, all others as text."""
+        import pyarrow as pa
+
+        types = dict.fromkeys(self.names_of("number"), pa.float64()) | {"timestamp": pa.timestamp("s")}
+        return pa.schema([(name, types.get(name, pa.string())) for name in names])
+
+    def _parsed(self, rows: Rows, names: Sequence[str], as_text: Collection[str] = ()) -> Block:
+        """Turn rows into a table. Raises UserError where their bytes are not rows."""
+        import pyarrow as pa
+        from pyarrow import csv as arrow_csv
+
+        strings = dict.fromkeys(self.types, pa.string())
+        schema = self.schema(names)
+        try:
+            table = arrow_csv.read_csv(
+                pa.BufferReader(rows.data),
+                arrow_csv.ReadOptions(column_names=list(self.types), block_size=len(rows.data) + 1, use_threads=False),
+                arrow_csv.ParseOptions(newlines_in_values=True),
+                arrow_csv.ConvertOptions(
+                    column_types=strings | {field.name: field.type for field in schema},
+                    include_columns=schema.names,
+                    include_missing_columns=True,
+                    null_values=[""],
+                    strings_can_be_null=True,
+                ),
+            )
+            if len(table) != len(rows.starts):
+                raise pa.ArrowInvalid("an unexpected quote")
+            columns = {name: self._typed(name, table[name], name in as_text) for name in names}
+        except pa.ArrowInvalid as error:
+            reason = " ".join(str(error).split())[:120]
+            raise UserError(f"{self.path} is damaged between byte {rows.starts[0]} and {rows.ends[-1]} ({reason}): "
+                            "correct or delete that row, or annotate into a new file") from None  # fmt: skip
+        return Block(pa.table(columns), rows.starts, rows.ends)
+
+    def _typed(self, name: str, cells: "pa.ChunkedArray", is_text: bool) -> "pa.ChunkedArray | pa.Array":
+        """The cells of a column as `blocks` says; they come as `schema` says, null where they are empty."""
+        import pyarrow.compute as pc
+
+        kind = self.types.get(name)
+        if kind == "vector" and not is_text:
+            is_flat = pc.all(pc.match_substring_regex(cells, FLAT_FLOATS), min_count=0).as_py()
+            return lists_of(cells) if is_flat else cells
+        if kind == "number":
+            return pc.if_else(pc.is_finite(cells), cells, None)
+        return pc.fill_null(cells, "") if kind in ("text", "file") and name != "timestamp" else cells
 
 
-def column_names(path: str | Path) -> tuple[str, ...]:
-    """The columns of a CSV: the twelve of the contract, and any others. Raises UserError as `read_blocks` does."""
-    with opened(path) as file:
-        return read_header(file, path)[0]
-
-
-def read_row(path: str | Path, start: int, end: int) -> dict[str, str]:
-    """Read the cells of the row between two bytes of the file, as text."""
-    with opened(path) as file:
-        names, _ = read_header(file, path)
-        file.seek(start)
-        text = file.read(end - start).decode("utf-8", "replace")
-    return dict(zip(names, next(csv.reader(io.StringIO(text, newline=""))), strict=False))
-
-
-def schema(names: Iterable[str], *, vectors_as_text: bool = False) -> "pa.Schema":
-    """What columns hold, as pyarrow types."""
-    import pyarrow as pa
-
-    types: dict[str, Any] = dict.fromkeys(FLOAT_COLUMNS, pa.float64()) | {"timestamp": pa.timestamp("s")}
-    if not vectors_as_text:
-        types |= dict.fromkeys(VECTOR_COLUMNS, pa.list_(pa.float32()))
-    return pa.schema([(name, types.get(name, pa.string())) for name in names])
-
-
-def opened(path: str | Path) -> FileIO:
+def opened(path: Path) -> FileIO:
     try:
-        return Path(path).open("rb", buffering=0)
+        return path.open("rb", buffering=0)
     except FileNotFoundError:
-        raise UserError(f"{path} is not there: name the CSV of a run, or make one with run.py") from None
+        raise UserError(f"{path} does not exist: name the CSV of a run, or make one with run.py") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): name the CSV of a run") from None
 
 
-def read_header(file: FileIO, path: str | Path) -> tuple[tuple[str, ...], int]:
-    """Return the columns, and where the rows begin."""
-    line, newline, _ = file.read(1 << 16).partition(b"\n")
-    names = tuple(next(csv.reader([line.decode("utf-8", "replace").rstrip("\r")]), ()))
-    if not newline or names[: len(COLUMNS)] != COLUMNS:
-        raise UserError(f"{path} does not begin with the columns of an annotation ({', '.join(COLUMNS[:3])}, ...): "
-                        "name the CSV of a run")  # fmt: skip
-    return names, len(line) + 1
-
-
-class Rows(NamedTuple):
-    """Whole rows as they are in the file: their bytes, and where in the file each begins and ends."""
-
-    data: bytes
-    starts: Any
-    ends: Any
-
-
-def whole_rows(file: FileIO, start: int) -> Iterator[Rows]:
-    """Yield whole rows, about a block at a time. A blank line, which editors leave, is none."""
-    file.seek(start)
-    rest, in_quotes = b"", False
-    while block := file.read(BLOCK_BYTES):
-        ends, in_quotes = row_ends(block, in_quotes)
-        if not ends:
-            rest += block
-            continue
-        data = rest + block[: ends[-1]]
-        bounds = np.array([0, *(len(rest) + end for end in ends)], np.int64)
-        rest = block[ends[-1] :]
-        rows = without_blanks(Rows(data, start + bounds[:-1], start + bounds[1:]))
-        if rows.data:
-            yield rows
-        start += len(data)
-
-
-def without_blanks(rows: Rows) -> Rows:
-    first = rows.starts[0]
-    short = np.flatnonzero(rows.ends - rows.starts < len(COLUMNS))  # shorter than the commas of an empty row
-    blank = [row for row in short if rows.data[rows.starts[row] - first : rows.ends[row] - first].isspace()]
-    if not blank:
-        return rows
-    starts, ends = np.delete(rows.starts, blank), np.delete(rows.ends, blank)
-    kept = (rows.data[start - first : end - first] for start, end in zip(starts, ends, strict=True))
-    return Rows(b"".join(kept), starts, ends)
-
-
-def parsed(rows: Rows, header: Sequence[str], wanted: "pa.Schema", path: str | Path) -> Block:
-    """Turn rows into a table. Raises UserError where they are no rows."""
-    import pyarrow as pa
-    from pyarrow import csv as arrow_csv
-
-    types = {field.name: pa.string() if pa.types.is_list(field.type) else field.type for field in wanted}
-    try:
-        table = arrow_csv.read_csv(
-            pa.BufferReader(rows.data),
-            arrow_csv.ReadOptions(column_names=header, block_size=len(rows.data) + 1, use_threads=False),
-            arrow_csv.ParseOptions(newlines_in_values=True),
-            arrow_csv.ConvertOptions(
-                column_types=dict.fromkeys(header, pa.string()) | types,
-                include_columns=wanted.names,
-                include_missing_columns=True,
-                null_values=[""],
-            ),
-        )
-        if len(table) != len(rows.starts):
-            raise pa.ArrowInvalid("a quote stands where none should")
-        columns = [
-            vectors_of(table[field.name]) if pa.types.is_list(field.type) else table[field.name] for field in wanted
-        ]
-    except pa.ArrowInvalid as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path} is damaged between byte {rows.starts[0]} and {rows.ends[-1]} ({reason}): mend or "
-                        "remove that row, or annotate into a new file") from None  # fmt: skip
-    return Block(pa.table(columns, schema=wanted), rows.starts, rows.ends)
-
-
-def vectors_of(cells: "pa.ChunkedArray") -> "pa.Array":
-    """JSON arrays of numbers to lists of float32, each the nearest to its digits; null for an empty cell."""
+def lists_of(cells: "pa.ChunkedArray") -> "pa.Array":
+    """JSON arrays of floats to lists of float32, each the nearest to its digits; null stays null."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    texts = pc.ascii_trim(pa.concat_arrays(cells.chunks), characters="[]")
-    parts = pc.split_pattern(pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts), ",")
+    parts = pc.split_pattern(pc.ascii_trim(pa.concat_arrays(cells.chunks), characters="[]"), ",")
     return pa.ListArray.from_arrays(parts.offsets, pc.cast(parts.flatten(), pa.float32()), mask=parts.is_null())
+
+
+def arrays(columns: Sequence["pa.ChunkedArray"], where: str) -> list[Array | None]:
+    """The vectors of a column of some blocks as numpy arrays, None for null.
+
+    Lists of float32 of one length become views of one matrix.
+
+    where: what an error names. Raises UserError where a text is not the JSON of an array of numbers.
+    """
+    import pyarrow as pa
+
+    if all(pa.types.is_list(column.type) for column in columns):
+        return views([chunk for column in columns for chunk in column.chunks])
+    found: list[Array | None] = []
+    for column in columns:
+        if pa.types.is_list(column.type):
+            found += views(column.chunks)
+        else:
+            found += (None if cell is None else array_of(cell, where) for cell in column.to_pylist())
+    return found
+
+
+def views(chunks: Sequence["pa.ListArray"]) -> list[Array | None]:
+    """Lists of float32 as numpy arrays, views of one matrix where all are of one length; None for null."""
+    import pyarrow.compute as pc
+
+    values = np.concatenate([np.zeros(0, np.float32), *(chunk.flatten().to_numpy() for chunk in chunks)])
+    lengths = np.concatenate(
+        [np.zeros(0, np.int32), *(pc.list_value_length(chunk).fill_null(0).to_numpy() for chunk in chunks)]
+    )
+    there = lengths > 0
+    ends = np.cumsum(lengths[there])
+    is_matrix = len(set(lengths[there])) == 1
+    parts = iter(values.reshape(len(ends), -1) if is_matrix else np.split(values, ends[:-1]))
+    return [next(parts) if is_there else None for is_there in there]
+
+
+def array_of(cell: str, where: str) -> Array:
+    """The JSON of an array of any shape as float32, or int64 where it holds integers alone. Raises UserError."""
+    try:
+        values = orjson.loads(cell)
+        if isinstance(values, list):
+            return np.array(values, np.float32 if "." in cell or "e" in cell else np.int64)
+    except (ValueError, TypeError, OverflowError):
+        pass
+    raise UserError(f"{where}: {shortened(cell)} is not an array of numbers: correct or delete that row")
+
+
+def json_values(columns: Sequence["pa.ChunkedArray"], where: str) -> list[Any]:
+    """The values of a JSON column of some blocks, None for null. Raises UserError where a text is not JSON."""
+    return [None if cell is None else json_of(cell, where) for column in columns for cell in column.to_pylist()]
+
+
+def json_of(cell: str, where: str) -> Any:
+    try:
+        return json.loads(cell)
+    except ValueError:
+        raise UserError(f"{where}: {shortened(cell)} is not JSON: correct or delete that row") from None
+
+
+def shortened(cell: str) -> str:
+    return repr(cell if len(cell) <= 40 else cell[:37] + "...")
+
+
+OBJECTS: dict[str, Callable[[Sequence["pa.ChunkedArray"], str], list[Any]]] = {"vector": arrays, "json": json_values}
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

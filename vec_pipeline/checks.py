@@ -1,18 +1,21 @@
-"""What would fail, looked at before any model loads."""
+"""Checks what would make a run fail, before any model loads."""
 
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 
 from vec_pipeline import device, weights
-from vec_pipeline.config import Config, check_settings
-from vec_pipeline.plan import plan
+from vec_pipeline.chunk_size import chunk_size
+from vec_pipeline.config import Config, check_wiring
+from vec_pipeline.memory import ModelCache
 from vec_pipeline.record import Stage, UserError
-from vec_pipeline.sinks.csv_file import contents_of
+from vec_pipeline.settings import check_settings
+from vec_pipeline.sinks.csv_rows import contents_of
 
 LIBRARIES = [
     "torch",
@@ -25,12 +28,12 @@ LIBRARIES = [
     "pillow",
     "psutil",
 ]
-ROW_BYTES = 20_000  # a row with its vectors, in the CSV and again in the ledger
+ROW_BYTES = 20_000  # a row with its vectors, in the CSV and again in the result cache
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: what was found, and whether it would stop a run."""
+    """One check: what was found, and whether it would stop a run."""
 
     name: str
     text: str
@@ -40,10 +43,10 @@ class Finding:
         return f"{'ok  ' if self.is_fine else 'FAIL'}  {self.name}: {self.text}"
 
 
-def check_memory(stages: tuple[Stage, ...]) -> None:
+def check_memory(stages: Sequence[Stage]) -> None:
     """Raise UserError where one model needs a GPU that is not there, or more memory than is free.
 
-    Models take turns in memory where they do not all fit, so the largest alone decides.
+    Models are loaded one after the other where they do not all fit, so the largest alone decides.
     """
     for stage in stages:
         model = getattr(stage, "model", stage.name)
@@ -53,7 +56,7 @@ def check_memory(stages: tuple[Stage, ...]) -> None:
         if asks_gpu and not device.has_gpu():
             raise UserError(
                 f"{figure or stage.name + ' asks for a GPU and '}no GPU was found: "
-                "use configs/small.yaml, which a patient CPU can run too, or configs/demo.yaml to try it"
+                "use configs/small.yaml, which a CPU can run slowly, or configs/demo.yaml to try it"
             )
         for kind, needed_gb, free_gb in (
             ("GPU", need.gpu_gb, device.gpu_free_gb() if need.gpu_gb else None),
@@ -68,22 +71,25 @@ def check_memory(stages: tuple[Stage, ...]) -> None:
                 )
 
 
-def findings(config: Config, images: int | None = None, *, check_rows: bool = True) -> Iterator[Finding]:
-    """Look at everything a run depends on, without loading or downloading a model.
+def findings(
+    config: Config, of_source: Mapping[str, str] = MappingProxyType({}), *, check_rows: bool = True
+) -> Iterator[Finding]:
+    """Check everything a run depends on, without loading or downloading a model.
 
-    images: how many are to do, where that is known.
+    of_source: the columns that the source brings.
     check_rows: compare the settings with those that the rows of the CSV were made with.
     """
     yield python()
     yield from libraries()
     yield gpu()
     yield tried("memory", lambda: memory(config))
-    yield tried("plan", lambda: plan(config, images).reason)
+    yield tried("plan", lambda: plan(config))
     yield disk(config.output)
     for stage in config.stages:
         if isinstance(model := getattr(stage, "model", None), str):
             yield model_files(stage, model)
-    yield tried("output", lambda: check_output(config, check_rows=check_rows))
+    yield tried("stages", lambda: wiring(config, of_source))
+    yield tried("output", lambda: check_output(config, of_source, check_rows=check_rows))
 
 
 def python() -> Finding:
@@ -112,7 +118,7 @@ def gpu() -> Finding:
     if supports_gpu():
         return Finding("gpu", text)
     return Finding(
-        "gpu", text + "; llama.cpp was built without it: make clean-venv && make venv with nvcc on PATH", False
+        "gpu", text + "; llama.cpp was built without it: run make clean-venv && make venv with nvcc on PATH", False
     )
 
 
@@ -121,11 +127,24 @@ def memory(config: Config) -> str:
     return f"{device.host_free_gb():.0f} GB free on the host"
 
 
+def plan(config: Config) -> str:
+    """How the run uses the memory there is."""
+    size = chunk_size(config.stages, config.chunk_size)
+    models = ModelCache(config.stages, config.model_cache_size, config.clear_threshold_gb, size.images_gb)
+    more = "" if models.holds_all or size.largest == size.first else f" at first, {size.largest} at most"
+    return f"{models.summary}; chunks of {size.first} images{more}"
+
+
+def wiring(config: Config, of_source: Mapping[str, str]) -> str:
+    check_wiring(config.stages, of_source)
+    return f"{len(config.stages)}, each reads what an earlier one writes"
+
+
 def disk(output_path: Path) -> Finding:
     folder = existing_folder(output_path)
     free_gb = shutil.disk_usage(folder).free / device.GB
     rows = int(free_gb * device.GB / (2 * ROW_BYTES))
-    return Finding("disk", f"{free_gb:.0f} GB free at {folder}: room for about {rows:,} rows", free_gb > 1)
+    return Finding("disk", f"{free_gb:.0f} GB free at {folder}: enough for about {rows:,} rows", free_gb > 1)
 
 
 def model_files(stage: Stage, model: str) -> Finding:
@@ -146,10 +165,10 @@ def amount(gb: float) -> str:
     return f"{gb:.1f} GB" if gb >= 0.1 else f"{1000 * gb:.1f} MB"
 
 
-def check_output(config: Config, *, check_rows: bool) -> str:
+def check_output(config: Config, of_source: Mapping[str, str], *, check_rows: bool) -> str:
     """Return the CSV's path. Raises UserError where it could not be written; makes nothing that was not there."""
-    existing = contents_of(config.output, config.extra_columns())
-    if check_rows:
+    existing = contents_of(config.output, tuple(config.extra_columns(of_source)))
+    if check_rows and existing.rows:
         check_settings(config.output, config.stages, existing.header)
     place = config.output if config.output.exists() else existing_folder(config.output)
     if not os.access(place, os.W_OK):

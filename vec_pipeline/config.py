@@ -1,15 +1,14 @@
-"""YAML to objects, every mistake named before any model loads; and the settings a CSV was made with."""
+"""YAML to objects: every mistake of a configuration is named before any model loads."""
 
-import hashlib
 import importlib
 import importlib.util
 import inspect
-import json
 import math
 import os
+import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,11 +16,13 @@ from typing import Any, Literal
 
 import yaml
 
-from vec_pipeline import weights
-from vec_pipeline.record import COLUMNS, Stage, UserError
+from vec_pipeline.contract import check_declaration
+from vec_pipeline.record import COLUMNS, SOURCE_VALUES, Stage, UserError
 
-SOURCE_VALUES = ("path",)
 LARGEST_CONFIG, LARGEST_NUMBER = 100_000, 10**12
+NAME = re.compile(r"[\w.-]+")  # of a stage or a column
+OWN_COLUMNS = ("image_path", "timestamp", "error", *SOURCE_VALUES)  # which no stage writes
+PLACEMENT = ("name", "read", "write")  # options of an entry that say where its stage stands among the others
 
 
 class ConfigError(UserError):
@@ -38,19 +39,32 @@ class Config:
     stages: tuple[Stage, ...]
     output: Path = Path("output/annotations.csv")
     chunk_size: int | Literal["auto"] = "auto"
-    overlap: bool | Literal["auto"] = "auto"
-    ledger: bool = True
+    result_cache: bool = True
     max_consecutive_errors: int = 50
-    checkpoint_every: int = 10
     model_cache_size: int = 5
     clear_threshold_gb: float = 1.0
     read_threads: int = 4
     log_level: Literal["debug", "info", "warning"] = "info"
+    sources: tuple[str, ...] = ()
 
-    def extra_columns(self) -> tuple[str, ...]:
-        """Columns that stages write beside those of the contract."""
-        written = (name for stage in self.stages for name in stage.writes)
-        return tuple(dict.fromkeys(name for name in written if name not in COLUMNS))
+    def extra_columns(self, of_source: Mapping[str, str]) -> dict[str, str]:
+        """Columns after those of the contract, and their types: those that the source brings, then the stages'.
+
+        of_source: the columns of the source.
+        """
+        written = {name: kind for stage in self.stages for name, kind in stage.columns.items()}
+        return {name: kind for name, kind in {**of_source, **written}.items() if name not in COLUMNS}
+
+    def stages_for(self, header: Collection[str]) -> tuple[Stage, ...]:
+        """The stages that write columns of a CSV, and those that they read from; all if it has none yet."""
+        if not header:
+            return self.stages
+        needed, kept = set(header), []
+        for stage in reversed(self.stages):
+            if not stage.columns or needed.intersection(stage.outputs.values()):
+                kept.append(stage)
+                needed.update(stage.input_names)
+        return tuple(reversed(kept))
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -69,7 +83,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: `stages:` with a list of stages is missing")
     for override in overrides:
         apply_override(content, override)
-    if not isinstance(content.get("stages"), list):
+    if not isinstance(content.get("stages"), list) or not content["stages"]:
         raise ConfigError(f"{path}: `stages:` with a list of stages is missing")
     return build(content)
 
@@ -104,11 +118,10 @@ def build(content: dict[str, Any]) -> Config:
     entries = [entry if isinstance(entry, dict) else {"use": entry} for entry in content["stages"]]
     classes = [stage_class(entry) for entry in entries]
     known = {*classes, *(stage_class({"use": name}) for name in stage_names())}
-    shareable = {field.name for cls in known for field in fields(cls)} - {"batch_size", "model"}
+    shareable = {field.name for cls in known for field in fields(cls)} - {"batch_size", "model", "revision", *PLACEMENT}
     for key in shared.keys() - shareable:
         raise ConfigError(unknown(key, own | shareable))
     stages = tuple(build_stage(cls, entry, shared) for cls, entry in zip(classes, entries, strict=True))
-    check_wiring(stages)
     options = {key: value for key, value in content.items() if key in own and key != "stages"}
     config = Config(stages=stages, **typed(Config, options, ""))
     check_numbers(config, "")
@@ -150,9 +163,10 @@ def stages_of(dotted_path: str) -> list[type[Stage]]:
 
 
 def build_stage(cls: type[Stage], entry: Mapping[str, Any], shared: Mapping[str, Any]) -> Stage:
+    """Make a stage of its entry in a configuration, and of the options that all stages share."""
     names = {field.name for field in fields(cls)}
-    where = f"{cls.__module__.rpartition('.')[2]}."
-    options = {key: value for key, value in shared.items() if key in names}
+    where = f"{entry.get('name') or cls.__module__.rpartition('.')[2]}."
+    options = {key: value for key, value in shared.items() if key in names - {*PLACEMENT}}
     options |= {key: value for key, value in entry.items() if key != "use"}
     language = str(options.get("language") or shared.get("language", "en"))
     options = {
@@ -160,8 +174,9 @@ def build_stage(cls: type[Stage], entry: Mapping[str, Any], shared: Mapping[str,
         for key, value in options.items()
     }
     for key in options.keys() - names:
-        raise ConfigError(unknown(key, names, f"option of {where[:-1]}", where))
+        raise ConfigError(unknown(key, names, where=where))
     try:
+        check_declaration(cls)
         stage = cls(**typed(cls, options, where))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where[:-1]}: {error}") from None
@@ -203,11 +218,11 @@ def convert(value: Any, hint: Any, key: str, words: Sequence[str] = ()) -> Any:
     if origin is Literal:
         if value in arguments:
             return value
-        raise ConfigError(
-            f"{key}: {value!r} is none of {', '.join(map(str, arguments))}{did_you_mean(value, arguments)}"
-        )
+        raise ConfigError(f"{key}: {value!r} is not one of {', '.join(map(str, arguments))}{nearest(value, arguments)}")
     if origin is tuple and isinstance(value, list):
         return tuple(convert(item, arguments[0], key) for item in value)
+    if origin is Mapping and isinstance(value, dict):
+        return {convert(name, arguments[0], key): convert(each, arguments[1], key) for name, each in value.items()}
     if hint is Path and isinstance(value, str):
         return Path(os.path.expanduser(value))  # Path's own raises for a user who does not exist
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -216,10 +231,13 @@ def convert(value: Any, hint: Any, key: str, words: Sequence[str] = ()) -> Any:
     if isinstance(value, wanted) and not (isinstance(value, bool) and wanted is not bool):
         return value
     kinds = " or ".join([TYPE_NAMES.get(wanted, wanted.__name__), *words])
-    raise ConfigError(f"{key}: {value!r} is no {kinds}")
+    raise ConfigError(f"{key}: {value!r} is not {kinds}")
 
 
-TYPE_NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", tuple: "list", Path: "path"}
+TYPE_NAMES = {
+    **{int: "an integer", float: "a number", str: "text", bool: "true or false", tuple: "a list", Path: "a path"},
+    Mapping: "a mapping of names",
+}
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:
@@ -234,10 +252,10 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     if not isinstance(content.get("stages"), list):
         return
     content["stages"] = [entry if isinstance(entry, dict) else {"use": entry} for entry in content["stages"]]
-    chosen = [entry for entry in content["stages"] if str(entry.get("use")) == stage_name]
+    names = [str(entry.get("name") or entry.get("use")) for entry in content["stages"]]
+    chosen = [entry for entry, name in zip(content["stages"], names, strict=True) if name == stage_name]
     if not chosen:
-        names = [str(entry.get("use")) for entry in content["stages"]]
-        raise ConfigError(f"--set {unknown(stage_name, names, 'stage of this configuration')}")
+        raise ConfigError(f"--set {override}: {unknown(stage_name, names, 'stage')}")
     for entry in chosen:
         entry[option] = Override(text)
 
@@ -249,127 +267,61 @@ def yaml_of(text: str) -> Any:
         return text
 
 
-def check_wiring(stages: Iterable[Stage]) -> None:
-    """Raise ConfigError where a stage reads what no earlier stage makes."""
-    stages = list(stages)
-    available = set(SOURCE_VALUES)
+def check_wiring(stages: Sequence[Stage], of_source: Mapping[str, str]) -> None:
+    """Raise ConfigError where a stage reads what no earlier stage makes, or writes what another one has written.
+
+    of_source: the columns that the source brings, and their types.
+    """
+    makers: dict[str, Stage | None] = dict.fromkeys((*SOURCE_VALUES, *of_source))
     for stage in stages:
-        if sum(other.name == stage.name for other in stages) > 1:
-            raise ConfigError(f"stages: there are two called {stage.name}: leave one out, or rename its file")
-        if twice := available.intersection((*stage.writes, *stage.makes)):
-            raise ConfigError(f"stages: {stage.name} writes {min(twice)}, which an earlier stage writes: leave one out")
-        for name in stage.reads:
-            if name not in available:
-                makers = [other.name for other in stages if name in (*other.writes, *other.makes)]
-                remedy = f"move {makers[0]} before it" if makers else f"add a stage that writes {name} before it"
+        if any(other.name == stage.name and other is not stage for other in stages):
+            raise ConfigError(f"stages: two are called {stage.name}: give one of them another `name:`")
+        check_names(stage)
+        for name in (stage.read.get(own, own) for own in stage.reads):
+            if name not in makers:
+                later = [other.name for other in stages if name in other.outputs.values()]
+                remedy = f"move {later[0]} before it" if later else f"add a stage that writes {name} before it"
                 raise ConfigError(f"stages: {stage.name} reads {name}, which no earlier stage writes: {remedy}")
-        available.update(stage.writes, stage.makes)
-    if not any("content_hash" in stage.makes for stage in stages):
-        raise ConfigError("stages: open_image is missing: put it first")
+        for name in stage.input_names:
+            maker = makers.get(name)
+            if maker and stage.worker == "reader" != maker.worker:
+                raise ConfigError(f"stages: {stage.name} runs while images are read, before {maker.name} writes {name}")
+        for own, name in stage.outputs.items():
+            if name in makers:
+                raise ConfigError(
+                    f"stages: {stage.name} writes {name}, which {makers[name].name if makers[name] else 'the source'} "  # type: ignore[union-attr]
+                    f"writes too: leave one out, or rename it with `write: {{{own}: NAME}}`"
+                )
+            makers[name] = stage
+
+
+def check_names(stage: Stage) -> None:
+    """Raise ConfigError for names of `name:`, `read:` and `write:` that are none, or that the stage does not know."""
+    if not NAME.fullmatch(stage.name):
+        raise ConfigError(f"stages: name: {stage.name!r} is not a name of letters, digits, '_', '-' and '.'")
+    for option, names in (("read", (*stage.reads, *stage.optional)), ("write", tuple(stage.outputs))):
+        for name in getattr(stage, option):
+            if name not in names:
+                raise ConfigError(f"{stage.name}.{option}: {unknown(name, names, 'value')}")
+    for own, name in stage.outputs.items():
+        if name in OWN_COLUMNS or not NAME.fullmatch(name):
+            raise ConfigError(f"{stage.name}: {name!r} cannot be the name of {own}: rename it with `write:`")
+        if (kind := stage.columns.get(name)) and COLUMNS.get(name, kind) != kind:
+            raise ConfigError(f"{stage.name} writes {name} as {kind}, and that column holds {COLUMNS[name]}")
 
 
 def unknown(key: str, valid: Iterable[str], what: str = "option", where: str = "") -> str:
-    return f"{where}{key} is no {what}{did_you_mean(key, valid, where)}"
+    return f"unknown {what} '{where}{key}'{nearest(key, valid, where)}"
 
 
-def did_you_mean(value: object, valid: Iterable[object], where: str = "") -> str:
+def nearest(value: object, valid: Iterable[object], where: str = "") -> str:
     names = sorted(map(str, valid))
     matches = get_close_matches(str(value), names, n=1, cutoff=0.5)
-    return f"; did you mean {where}{matches[0]}?" if matches else f"; there are: {', '.join(names)}"
+    return f" (did you mean '{where}{matches[0]}'?)" if matches else f" (there are: {', '.join(names)})"
 
 
 def similar_file(path: Path) -> str:
     folder = path.parent
     names = [file.name for file in folder.glob("*.y*ml")] if folder.is_dir() else []
     matches = get_close_matches(path.name, names, n=1, cutoff=0.4)
-    return f"; did you mean {folder / matches[0]}?" if matches else ""
-
-
-def settings(stages: Iterable[Stage]) -> dict[str, dict[str, Any]]:
-    """What decides the content of a row: every stage's options but those of tuning, defaults and prompts included."""
-    return {stage.name: stage_settings(stage) for stage in stages}
-
-
-def stage_settings(stage: Stage) -> dict[str, Any]:
-    names = [field.name for field in fields(stage) if field.name not in stage.tuning]
-    found = {name: plain(getattr(stage, name)) for name in names}
-    return {**found, "identity": stage.identity()} if stage.identity() else found
-
-
-def plain(value: Any) -> Any:
-    """The value as YAML knows it."""
-    return list(value) if isinstance(value, tuple) else value
-
-
-def fingerprints(stages: Iterable[Stage]) -> dict[Stage, str]:
-    """What identifies each stage's results: its settings, its local weights, and those of the stages it reads from."""
-    makers: dict[str, str] = {}
-    prints = {}
-    for stage in stages:
-        inputs = (*stage.reads, *stage.may_read)
-        parts = [stage.name, stage_settings(stage), [makers.get(name, "") for name in inputs]]
-        if isinstance(model := getattr(stage, "model", None), str):
-            parts.append(weights.version(model))
-        prints[stage] = hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
-        makers.update(dict.fromkeys((*stage.writes, *stage.makes), prints[stage]))
-    return prints
-
-
-def changed_settings(csv_path: Path, stages: Sequence[Stage], header: Sequence[str] = ()) -> list[str]:
-    """The settings, as STAGE.KEY, that are others than those the CSV was made with, which stand beside it.
-
-    A stage that writes none of the columns of `header` does not count, and neither does an option that is younger than
-    the CSV and has its default. Raises UserError where the settings file is damaged.
-    """
-    path = settings_path(csv_path)
-    if not (csv_path.exists() and csv_path.stat().st_size and path.exists()):
-        return []
-    try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        before = None
-    if not isinstance(before, dict) or not all(isinstance(options, dict) for options in before.values()):
-        raise UserError(f"{path} is damaged: delete it if {csv_path} was made with these settings, or use --output")
-    changed = []
-    for stage in stages:
-        now = stage_settings(stage)
-        if stage.name in before:
-            then = {**defaults(stage), **before.pop(stage.name)}
-            changed += [f"{stage.name}.{key}" for key, value in now.items() if then.get(key) != value]
-        elif not (stage.writes and header) or set(stage.writes) & set(header):
-            changed += [f"{stage.name}.{key}" for key in now]
-    return changed + [f"{name}.{key}" for name, options in before.items() for key in options]
-
-
-def defaults(stage: Stage) -> dict[str, Any]:
-    return {field.name: plain(field.default) for field in fields(stage)}
-
-
-def check_settings(csv_path: Path, stages: Sequence[Stage], header: Sequence[str] = ()) -> None:
-    """Raise UserError where the settings have changed: rows of two models in one file could not be told apart."""
-    if changed := changed_settings(csv_path, stages, header):
-        raise UserError(
-            f"{csv_path} was made with other settings ({', '.join(changed[:3])}{', ...' if changed[3:] else ''}): "
-            f"put them back as in {settings_path(csv_path)}, name a new file with --output, or use --refresh to bring "
-            "its rows up to date"
-        )
-
-
-def write_settings(csv_path: Path, stages: Iterable[Stage]) -> None:
-    """Write the settings beside the CSV."""
-    text = yaml.safe_dump(settings(stages), allow_unicode=True, sort_keys=False)
-    new = settings_path(csv_path).with_suffix(".new")  # a kill must not leave half a file
-    try:
-        with new.open("w", encoding="utf-8") as file:
-            file.write("# The settings this CSV was made with.\n" + text)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(settings_path(csv_path))
-    except OSError as error:
-        raise UserError(
-            f"{new} cannot be written ({error.strerror}): make room and run the same command again"
-        ) from None
-
-
-def settings_path(csv_path: Path) -> Path:
-    return csv_path.with_suffix(".settings.yaml")
+    return f" (did you mean {folder / matches[0]}?)" if matches else ""

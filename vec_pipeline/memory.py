@@ -1,4 +1,4 @@
-"""Keeping models and batches inside the memory there is. The only place that knows about running out of it."""
+"""Models in the memory there is, and what running out of it looks like."""
 
 import contextlib
 import gc
@@ -6,13 +6,13 @@ import logging
 import sys
 import threading
 import time
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from vec_pipeline.device import gpu_free_gb, host_free_gb
-from vec_pipeline.record import Need, Record, Stage, UserError
+from vec_pipeline import device
+from vec_pipeline.record import Need, Stage, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -40,51 +40,95 @@ class Failure:
 
     message: str
     is_out_of_memory: bool
+    is_of_gpu: bool  # every later call of this process fails too
 
 
 class ModelCache:
     """The models in memory, least recently used first, and their only owner. Threads may share it.
 
+    A model in use stays. Where two threads need models that do not fit together, one waits for the other to finish its
+    stage; where all fit, neither ever waits.
+
+    stages: all that will be used.
     capacity: models held at most.
     clear_threshold_gb: memory, on the GPU and on the host, that must stay free beside a model about to be loaded.
+    images_gb: host memory that the images at work take.
+    holds_all: whether all models and their rows at work fit into what is free now.
+    summary: the figures behind that.
     """
 
-    def __init__(self, capacity: int, clear_threshold_gb: float) -> None:
+    def __init__(
+        self, stages: Iterable[Stage], capacity: int, clear_threshold_gb: float, images_gb: float = 0.0
+    ) -> None:
         self.capacity = capacity
         self.clear_threshold_gb = clear_threshold_gb
         self.load_seconds: defaultdict[str, float] = defaultdict(float)  # by stage name
+        self._needs = {stage: stage.need() for stage in stages if stage.worker != "reader"}
         self._models: OrderedDict[Stage, Any] = OrderedDict()
-        self._pins: Counter[Stage] = Counter()  # how many threads use a model
-        self._changed = threading.Condition()  # of both
+        self._in_use: set[Stage] = set()
+        self._reserved_for: Stage | None = None  # memory ran out for it: no other may begin
+        self._changed = threading.Condition()  # any of these
+        self.holds_all, self.summary = self._fit_together(images_gb)
+
+    def _fit_together(self, images_gb: float) -> tuple[bool, str]:
+        needs = self._needs.values()
+        models = sum(bool(need.gpu_gb or need.host_gb) for need in needs)
+        gpu_gb = sum(need.gpu_gb + need.rows_gb for need in needs if need.gpu_gb)
+        host_gb = images_gb + sum(need.host_gb + need.rows_gb for need in needs if not need.gpu_gb)
+        free_gpu_gb = (device.gpu_free_gb() if gpu_gb and device.has_gpu() else None) or 0.0
+        free_host_gb = device.host_free_gb()
+        holds_all = (
+            host_gb + self.clear_threshold_gb <= free_host_gb
+            and (not gpu_gb or gpu_gb + self.clear_threshold_gb <= free_gpu_gb)
+            and models <= self.capacity
+        )
+        gpu = f"{gpu_gb:.1f} of {free_gpu_gb:.1f} GB GPU memory, " if gpu_gb else ""
+        return holds_all, (
+            f"{models} models and their rows {'fit' if holds_all else 'do not fit'} together "
+            f"({gpu}{host_gb:.1f} of {free_host_gb:.1f} GB host memory; at most {self.capacity} models)"
+        )
 
     @contextlib.contextmanager
     def use(self, stage: Stage) -> Iterator[Any]:
-        """The stage's model, loaded if need be; it cannot be evicted inside the block. Raises LoadError."""
-        if type(stage).load is Stage.load:  # it has none, and must not take the place of one
-            yield None
-            return
+        """The stage's model, loaded if need be; no other thread can use or evict it meanwhile. Raises LoadError."""
         with self._changed:
-            if stage not in self._models:
-                self._make_room(stage)
-                self._models[stage] = self._load(stage)
-            self._models.move_to_end(stage)
-            self._pins[stage] += 1
+            self._changed.wait_for(lambda: self._reserved_for in (None, stage) and stage not in self._in_use)
+            try:
+                if type(stage).load is not Stage.load:  # else it has none, and must not take the place of one
+                    self._hold(stage)
+                self._in_use.add(stage)
+            except BaseException:
+                self._end_reservation(stage)
+                raise
         try:
-            yield self._models[stage]
+            yield self._models.get(stage)
         finally:
             with self._changed:
-                self._pins[stage] -= 1
-                self._changed.notify_all()
+                self._in_use.discard(stage)
+                self._end_reservation(stage)
 
     def keep_only(self, stage: Stage) -> bool:
-        """Evict every other model, once nobody uses it; say whether there was one."""
+        """Evict every other model, once nobody uses it, and keep others out until the stage is no longer in use.
+
+        Return whether that freed anything: not where there was no other, or another stage has asked before.
+        """
         has_evicted = False
         with self._changed:
+            if self._reserved_for not in (None, stage):
+                return False
+            self._reserved_for = stage
             while others := [other for other in self._models if other != stage]:
-                self._evict_one_of(others)
-                has_evicted = True
+                has_evicted |= self._evict_one_of(others)
         release()
         return has_evicted
+
+    def reserved_gb(self, stage: Stage) -> float:
+        """Memory of the stage's kind to be left to models that are not loaded yet, where all are to stay loaded."""
+        if not self.holds_all:
+            return 0.0
+        on_gpu = bool(self._needs[stage].gpu_gb)
+        others = [need for other, need in self._needs.items() if other not in self._models and other != stage]
+        return sum((need.gpu_gb or need.host_gb) + need.rows_gb for need in others if bool(need.gpu_gb) == on_gpu)
 
     def close(self) -> None:
         """Let go of every model, also of one that a thread left behind still uses.
@@ -99,32 +143,47 @@ class ModelCache:
             self._changed.release()
         release()
 
-    def _make_room(self, stage: Stage) -> None:
-        while len(self._models) >= self.capacity:
-            self._evict_one_of(list(self._models))
-        if self._victims(stage.need()):
-            release()  # what torch keeps for later counts as taken
-        while victims := self._victims(stage.need()):
-            self._evict_one_of(victims)
+    def _hold(self, stage: Stage) -> None:
+        while stage not in self._models:
+            victims = list(self._models) if len(self._models) >= self.capacity else self._victims(stage.need())
+            if self._reserved_for not in (None, stage):
+                self._changed.wait()
+            elif victims:
+                self._evict_one_of(victims)
+            else:
+                self._models[stage] = self._load(stage)
+        self._models.move_to_end(stage)
 
-    def _evict_one_of(self, stages: list[Stage]) -> None:
+    def _end_reservation(self, stage: Stage) -> None:
+        if self._reserved_for == stage and stage not in self._in_use:
+            self._reserved_for = None
+        self._changed.notify_all()
+
+    def _evict_one_of(self, stages: list[Stage]) -> bool:
         """Evict the first that nobody uses, or wait until that may have changed."""
-        free = next((stage for stage in stages if not self._pins[stage]), None)
-        if free is None:
+        unused = next((stage for stage in stages if stage not in self._in_use), None)
+        if unused is None:
             self._changed.wait()
         else:
-            self._evict(free)
+            self._evict(unused)
+        return unused is not None
 
     def _victims(self, need: Need) -> list[Stage]:
         """The models that hold memory of the kind that is short; none where none is short."""
-        free_gpu_gb = gpu_free_gb()
-        gpu_is_short = free_gpu_gb is not None and free_gpu_gb < need.gpu_gb + self.clear_threshold_gb
-        host_is_short = host_free_gb() < need.host_gb + self.clear_threshold_gb
+        if self._models and any(self._short_of(need)):
+            release()  # what torch keeps for later counts as taken
+        gpu_is_short, host_is_short = self._short_of(need)
         return [
             stage
             for stage, held in ((stage, stage.need()) for stage in self._models)
             if (gpu_is_short and (held.gpu_gb or not held.host_gb)) or (host_is_short and not held.gpu_gb)
         ]
+
+    def _short_of(self, need: Need) -> tuple[bool, bool]:
+        """Whether memory of the GPU, and of the host, is short."""
+        free_gpu_gb = device.gpu_free_gb()
+        gpu_is_short = free_gpu_gb is not None and free_gpu_gb < need.gpu_gb + self.clear_threshold_gb
+        return gpu_is_short, device.host_free_gb() < need.host_gb + self.clear_threshold_gb
 
     def _load(self, stage: Stage) -> Any:
         failure = None
@@ -144,25 +203,25 @@ class ModelCache:
             raise LoadError(f"{stage.name}: the model cannot be loaded: {describe_failure(error).message}") from error
 
     def _timed_load(self, stage: Stage) -> Any:
-        if host_free_gb() < stage.need().host_gb:  # the kernel would end the process instead of failing the load
+        if device.host_free_gb() < stage.need().host_gb:  # the kernel would end the process instead of failing the load
             raise MemoryError(
-                f"it needs {stage.need().host_gb:.1f} GB of host memory, {host_free_gb():.1f} GB are free"
+                f"it needs {stage.need().host_gb:.1f} GB of host memory, {device.host_free_gb():.1f} GB are free"
             )
-        before_gpu_gb, before_host_gb, start_s = gpu_free_gb() or 0.0, host_free_gb(), time.monotonic()
+        before_gpu_gb, before_host_gb, start_s = device.gpu_free_gb() or 0.0, device.host_free_gb(), time.monotonic()
         model = stage.load()
         seconds = time.monotonic() - start_s
         self.load_seconds[stage.name] += seconds
-        gpu_gb, host_gb = before_gpu_gb - (gpu_free_gb() or 0.0), before_host_gb - host_free_gb()
+        gpu_gb, host_gb = before_gpu_gb - (device.gpu_free_gb() or 0.0), before_host_gb - device.host_free_gb()
         logger.info("loaded %s in %.1f s: %.2f GB GPU, %.2f GB host", stage.name, seconds, gpu_gb, max(host_gb, 0.0))
         return model
 
     def _evict(self, stage: Stage) -> None:
         model = self._models.pop(stage)
-        before_gpu_gb, before_host_gb = gpu_free_gb() or 0.0, host_free_gb()
+        before_gpu_gb, before_host_gb = device.gpu_free_gb() or 0.0, device.host_free_gb()
         close_model(model)
         del model
         release()
-        gpu_gb, host_gb = (gpu_free_gb() or 0.0) - before_gpu_gb, host_free_gb() - before_host_gb
+        gpu_gb, host_gb = (device.gpu_free_gb() or 0.0) - before_gpu_gb, device.host_free_gb() - before_host_gb
         logger.info("evicted %s: %.2f GB GPU, %.2f GB host freed", stage.name, gpu_gb, max(host_gb, 0.0))
 
 
@@ -172,110 +231,11 @@ def close_model(model: Any) -> None:
         close()
 
 
-class Turns:
-    """Two threads that annotate side by side until memory is short; from then on one chunk at a time is at work."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._owner = 0
-        self._are_taken = False
-
-    def begin(self) -> None:
-        """Take turns from here on, this thread first."""
-        self._are_taken = True
-        self.take()
-
-    def take(self) -> None:
-        """Wait for this thread's turn, where turns are taken."""
-        if self._are_taken and self._owner != threading.get_ident():
-            self._lock.acquire()
-            self._owner = threading.get_ident()
-
-    def give(self) -> None:
-        """Let the other thread go on."""
-        if self._owner == threading.get_ident():
-            self._owner = 0
-            self._lock.release()
-
-
-class Job(Protocol):
-    """What `fit` does with batches of records, and how it can get by with less memory."""
-
-    def run(self, records: list[Record], size: int) -> None:
-        """Work through the records, `size` of them at once."""
-        ...
-
-    def relieve(self) -> bool:
-        """Free memory that others hold; say whether there was any."""
-        ...
-
-    def shrink(self, record: Record) -> bool:
-        """Make one record smaller; say whether that was possible."""
-        ...
-
-    def blame(self, record: Record, message: str) -> None:
-        """Write the failure into the record."""
-        ...
-
-
-def fit(job: Job, records: Iterable[Record], size: int, proven_size: int = 0, window: int = 1) -> int:
-    """Work through the records, `size` of them at once; return the size that fitted in the end.
-
-    Out of memory: first other models are evicted, then the size is halved, and one record alone is made smaller as
-    long as that helps. Sizes over `proven_size`, where it is known, are an attempt to grow, and halved at once. Any
-    other failure of a batch: row by row, so that one bad row costs one row. A batch is `window` times the size.
-    """
-    waiting = deque(records)
-    while waiting:
-        batch = [waiting.popleft() for _ in range(min(window * size, len(waiting)))]
-        at_once = min(size, len(batch))
-        failure = attempt(job, batch, at_once)
-        is_growing = 0 < proven_size < at_once
-        if failure and failure.is_out_of_memory and not is_growing and job.relieve():
-            logger.warning("out of memory: other models evicted, the batch of %d is tried again", len(batch))
-            failure = attempt(job, batch, at_once)
-        if failure is None:
-            continue
-        if len(batch) == 1:
-            last_resort(job, batch[0], failure)
-        elif failure.is_out_of_memory and at_once > 1:
-            size = at_once // 2
-            logger.warning("out of memory: %d at once from here", size)
-            waiting.extendleft(reversed(batch))
-        else:
-            for record in batch:  # one of them is bad: find it alone
-                fit(job, [record], 1)
-    return size
-
-
-def last_resort(job: Job, record: Record, failure: Failure | None) -> None:
-    """Try one record smaller and smaller while memory is what lacks; then it gets its error."""
-    while failure and failure.is_out_of_memory and job.shrink(record):
-        logger.warning("out of memory: %s is tried with fewer pixels", record.key)
-        failure = attempt(job, [record], 1)
-    if failure:
-        job.blame(record, failure.message)
-
-
-def attempt(job: Job, records: list[Record], size: int) -> Failure | None:
-    """Try once. A UserError passes through: no smaller batch would mend it."""
-    try:
-        job.run(records, size)
-    except UserError:
-        raise
-    except Exception as error:
-        logger.warning("a batch of %d failed: %s", len(records), ", ".join(r.key for r in records), exc_info=True)
-        failure = describe_failure(error)
-        if BROKEN_GPU_SIGN in failure.message and not failure.is_out_of_memory:
-            raise UserError(f"the GPU failed ({failure.message[:200]}): run the same command again") from None
-        return failure
-    return None
-
-
 def describe_failure(error: Exception) -> Failure:
-    """Put an exception into one line of text, and recognise the ones about memory."""
+    """Put an exception into one line of text, and recognise the kinds that other inputs share."""
     message = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return Failure(message[:500], any(sign in message for sign in OUT_OF_MEMORY_SIGNS))
+    is_out_of_memory = any(sign in message for sign in OUT_OF_MEMORY_SIGNS)
+    return Failure(message[:500], is_out_of_memory, BROKEN_GPU_SIGN in message and not is_out_of_memory)
 
 
 def release() -> None:

@@ -1,55 +1,43 @@
 """The loop: what is left to do, annotated chunk by chunk, and saved before the next begins."""
 
-import sys
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator
 from itertools import islice
-from typing import Protocol
 
-from vec_pipeline.record import Record, Sink, Source
+from vec_pipeline.record import Record
 
 Chunk = list[Record]
+Annotate = Callable[[Iterable[Chunk]], Iterable[Chunk]]
 ChunkSize = Callable[[], int]
-
-
-class Annotate(Protocol):
-    """Annotates chunk by chunk, with at most so many images in flight at once."""
-
-    def __call__(self, chunks: Iterable[Chunk], most_in_flight: int = sys.maxsize) -> Iterable[Chunk]: ...
+Groups = Callable[[Iterable[Record]], Iterable[Iterable[Record]]]
 
 
 def run(
-    source: Source,
+    records: Iterable[Record],
     annotate: Annotate,
-    sink: Sink,
+    done: Container[str],
+    save: Callable[[Chunk], None],
     chunk_size: ChunkSize,
     limit: int | None = None,
-    suspects: Mapping[str, int] | None = None,
+    in_groups: Groups = lambda records: [records],
 ) -> None:
-    """Annotate every image of the source that the sink has no row of, `limit` of them at most.
+    """Annotate every image that is not done, once each, `limit` of them at most.
 
+    done: keys of images that have a row; `save` adds to them.
+    save: returns once the rows of a chunk are safe.
     chunk_size: asked before each chunk.
-    suspects: images that may kill the process, and how many of them may be in flight at once. They come last, with
-        nothing else in flight, so that another kill shows which one it was, or narrows it down.
+    in_groups: cuts what is left to do into groups that no chunk mixes, in the order in which they are done.
     """
-    suspects = suspects or {}
-    done = sink.keys()
-    todo = islice((record for record in source if record.key not in done), limit)
-    held_back: Chunk = []
-    for chunk in annotate(chunks(calm(todo, suspects, held_back), chunk_size)):
-        sink.write(chunk)  # the commit point
-    for most_in_flight in sorted(set(suspects.values()), reverse=True):
-        those = [record for record in held_back if suspects[record.key] == most_in_flight]
-        for alone in chunks(those, chunk_size):
-            for chunk in annotate([alone], most_in_flight):
-                sink.write(chunk)
+    taken: set[str] = set()  # and not saved yet: two sources may name one image
+    for group in in_groups(islice(left_to_do(records, done, taken), limit)):
+        for chunk in annotate(chunks(group, chunk_size)):
+            save(chunk)  # the commit point
+            taken.difference_update(record.key for record in chunk)
 
 
-def calm(records: Iterable[Record], suspects: Container[str], held_back: Chunk) -> Iterator[Record]:
-    """Pass on what is not suspect, and hold back what is."""
+def left_to_do(records: Iterable[Record], done: Container[str], taken: set[str]) -> Iterator[Record]:
     for record in records:
-        if record.key in suspects:
-            held_back.append(record)
-        else:
+        if record.key not in taken and record.key not in done:
+            taken.add(record.key)
             yield record
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, TextIO
 
 from vec_pipeline.device import gpu_free_gb
 from vec_pipeline.record import Record
+from vec_pipeline.terminal import plural
 
 if TYPE_CHECKING:
-    from vec_pipeline.annotator import Annotator
+    from vec_pipeline.executor import Executor
 
 BAR_INTERVAL_S = 0.5
 LINE_INTERVAL_S = 30.0
@@ -22,12 +23,12 @@ LINE_INTERVAL_S = 30.0
 class Progress:
     """Shows done/total, speed, time left, errors, free GPU memory and the current stage until it is closed.
 
-    total: images to do in this run.
+    total: images to do in this run; None where that is not known.
     """
 
-    def __init__(self, total: int, annotator: "Annotator", stream: TextIO | None = None) -> None:
+    def __init__(self, total: int | None, executor: "Executor", stream: TextIO | None = None) -> None:
         self.total = total
-        self.annotator = annotator
+        self.executor = executor
         self.stream = stream or sys.stderr
         self.done = 0
         self.errors: Counter[str] = Counter()  # by kind: "stage: ExceptionName"
@@ -38,7 +39,7 @@ class Progress:
         self._thread.start()
 
     def count(self, records: Sequence[Record]) -> None:
-        """Take note of rows that were saved."""
+        """Count rows that were saved."""
         self.done += len(records)
         self.errors.update(": ".join(record.error.split(": ")[:2]) for record in records if record.error)
 
@@ -51,23 +52,24 @@ class Progress:
         """One line that says where the run stands."""
         seconds = time.monotonic() - self._start_s
         speed = self.done / seconds if seconds else 0.0
-        parts = [f"{self.done:,}/{self.total:,}", f"{speed:.2f} images/s"]
-        if speed:
+        of_total = "" if self.total is None else f"/{self.total:,}"
+        parts = [f"{self.done:,}{of_total}", f"{speed:.2f} images/s"]
+        if speed and self.total is not None:
             parts.append(f"{duration((self.total - self.done) / speed)} left")
         if self.errors:
             parts.append(f"{self.errors.total():,} errors")
         if (free_gb := gpu_free_gb()) is not None:
             parts.append(f"{free_gb:.1f} GB GPU free")
-        if self.annotator.current:
-            parts.append(self.annotator.current)
+        if self.executor.current:
+            parts.append(self.executor.current)
         return ", ".join(parts)
 
     def summary(self) -> str:
         """Rows, errors by kind, speed, and seconds by stage and model load."""
         seconds = time.monotonic() - self._start_s
-        lines = [f"{self.done:,} images in {duration(seconds)}: {self.done / max(seconds, 1e-9):.2f} images/s"]
-        for name, spent in self.annotator.seconds.items():
-            load_s = self.annotator.cache.load_seconds[name]
+        lines = [f"{plural(self.done, 'image')} in {duration(seconds)}: {self.done / max(seconds, 1e-9):.2f} images/s"]
+        for name, spent in self.executor.seconds.items():
+            load_s = self.executor.models.load_seconds[name]
             lines.append(f"  {name:<12} {spent - load_s:8.1f} s, and {load_s:.1f} s to load its model")
         lines += [f"  {number:,} x {kind}" for kind, number in self.errors.most_common()]
         return "\n".join(lines)
@@ -79,9 +81,10 @@ class Progress:
     def _show(self, end: str) -> None:
         line = self.line()
         if self._is_terminal:
-            filled = 20 * self.done // max(self.total, 1)
+            filled = 20 * self.done // max(self.total or 1, 1)
+            bar = "" if self.total is None else f"[{'#' * filled}{'.' * (20 - filled)}] "
             width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be cleared
-            line = "\r\033[K" + f"[{'#' * filled}{'.' * (20 - filled)}] {line}"[:width]
+            line = "\r\033[K" + (bar + line)[:width]
         with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
             self.stream.write(line + end)
             self.stream.flush()

@@ -1,16 +1,16 @@
-"""What the two language models are asked, in each language. `prompt:` of a stage in config.yaml replaces its text."""
+"""Prompts of the two language models, in each language. `prompt:` of a stage in config.yaml replaces its prompt."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The texts of one language.
+    """The prompts of one language.
 
-    describe: asked of the vision-language model, together with the image.
+    describe: the question to the vision-language model about each image.
     structure: the system message of the language model; `{category}` is replaced by one of the next two.
-    any_category: what is said of the category where none are configured.
-    one_category: the same where some are; `{categories}` is replaced by their list.
+    any_category: the instruction for the category if no categories are configured.
+    one_category: the same if some are; `{categories}` is replaced by their list.
     """
 
     describe: str

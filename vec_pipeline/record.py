@@ -1,39 +1,65 @@
-"""What flows through the worker, and the three shapes that can be plugged into it."""
+"""What flows through the worker, and the shapes that plug into it: stages, sources, sinks."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 Values = dict[str, Any]
+Worker = Literal["reader", "local", "child"]
 
-COLUMNS = (  # the contract: every CSV begins with these, in this order
-    "image_path",
-    "text",
-    "description",
-    "categories",
-    "keywords",
-    "image_text",
-    "text_vector",
-    "word2vec_vector",
-    "image_vector",
-    "timestamp",
-    "error",
-    "llama_extracted",
-)
-VECTOR_COLUMNS = ("text_vector", "word2vec_vector", "image_vector")
+COLUMNS = {  # the contract: every CSV begins with these columns, in this order; and their types
+    "image_path": "text",
+    "text": "text",
+    "description": "text",
+    "categories": "text",
+    "keywords": "text",
+    "image_text": "text",
+    "text_vector": "vector",
+    "word2vec_vector": "vector",
+    "image_vector": "vector",
+    "timestamp": "text",
+    "error": "text",
+    "llama_extracted": "text",
+}
+COLUMN_TYPES = ("text", "number", "vector", "json", "file")  # vector: an array of numbers of any shape; file: its path
+SOURCE_VALUES = {"image_path": "text", "content": "content"}  # what every source provides
 
 
 class UserError(Exception):
-    """Something only the user can mend. The message is one sentence that says what and how; the exit status is 2."""
+    """Something only the user can fix. The message is one sentence that says what and how; the exit status is 2."""
+
+
+class NotFound(UserError):  # noqa: N818 (it says what happened)
+    """What an argument or a key names does not exist."""
+
+
+class Content(Protocol):
+    """The bytes of one image, wherever they are.
+
+    link: an address that a browser opens, or empty.
+    """
+
+    link: str
+
+    def read(self) -> bytes:
+        """Return the bytes. Raises OSError, or what the place they come from raises."""
+        ...
+
+    def identity(self) -> str:
+        """Return what changes with the bytes, without reading them: size and time, an ETag, a CRC. Raises as `read`."""
+        ...
 
 
 @dataclass(slots=True)
 class Record:
     """One image on its way from source to sink."""
 
-    key: str  # the absolute path as text: what resume compares, and the column image_path
-    values: Values = field(default_factory=dict)  # every column and working value so far, by name
+    key: str  # the absolute path as text, or the address: what resume compares, and the column image_path
+    values: Values = field(default_factory=dict)  # `content`, and every column and intermediate so far, by name
     error: str = ""  # the first failure; stages that need nothing of the failed one still run
+    done: set[str] = field(default_factory=set)  # names of the stages that have succeeded
+    hashes: dict[str, bytes] = field(default_factory=dict)  # of `values`, as far as the result cache has needed them
 
 
 @dataclass(frozen=True)
@@ -55,25 +81,30 @@ class Stage:
     """One step of the annotation.
 
     A subclass is a frozen dataclass whose fields are its options in config.yaml, so it can be a key and hold no model.
-    It raises freely and knows nothing of memory, retries or files.
+    It raises freely and knows nothing of memory, retries or files. Two stages with equal options share one model and,
+    for equal inputs, results, whatever they are called and whichever columns they read and write.
+
+    name: in messages, settings and `--set`; that of the module if it is empty.
+    read, write: the names in the record of what the stage calls by other names, such as {"text": "title"}.
+    batch_size: rows that take memory at the same time.
     """
 
     reads: ClassVar[tuple[str, ...]] = ()
-    may_read: ClassVar[tuple[str, ...]] = ()  # given to `run` where it is there
-    writes: ClassVar[tuple[str, ...]] = ()  # columns
-    makes: ClassVar[tuple[str, ...]] = ()  # working values for later stages, never saved
-    tuning: ClassVar[tuple[str, ...]] = ("batch_size", "device")  # options that change speed and memory, not results
-    runs_ahead: ClassVar[bool] = False  # run in the reading threads, image by image, before the models' turn
-    runs_apart: ClassVar[bool] = False  # computes in a process of its own, so other stages need not wait for it
-    window: ClassVar[int] = 1  # `run` gets so many rows for each it has at once; over 1 where it refills free places
-    is_kept: ClassVar[bool] = True  # results are worth a place in the ledger
+    optional: ClassVar[tuple[str, ...]] = ()  # read as well where it is there
+    writes: ClassVar[Mapping[str, str]] = {}  # columns, and their types: COLUMN_TYPES
+    intermediates: ClassVar[Mapping[str, str]] = {}  # values for later stages, never saved; also of type image
+    speed_options: ClassVar[tuple[str, ...]] = ("batch_size", "device")  # they change speed and memory, not results
+    version: ClassVar[int] = 1  # raised whenever the stage's code changes what it returns
+    worker: ClassVar[Worker] = "local"  # where it runs: in the reading threads, in this process, in a child process
+    refills: ClassVar[bool] = False  # `run` wants several times `at_once` rows: a finished row is replaced by the next
 
-    batch_size: int | Literal["auto"] = 1  # rows at once
+    name: str = field(default="", compare=False)
+    read: Mapping[str, str] = field(default_factory=dict, compare=False)
+    write: Mapping[str, str] = field(default_factory=dict, compare=False)
+    batch_size: int | Literal["auto"] = 1
 
-    @property
-    def name(self) -> str:
-        """The name that `use:` gives in config.yaml: the module's own."""
-        return type(self).__module__.rpartition(".")[2]
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or type(self).__module__.rpartition(".")[2])
 
     def fetch(self) -> None:
         """Make sure the weights are on this machine; download them if need be. Raises UserError where that fails."""
@@ -90,26 +121,101 @@ class Stage:
         """Return the model that `run` is given."""
         return None
 
-    def auto_batch_size(self, model: Any) -> int:
-        """Rows at once that suit the free memory, where `batch_size` is auto."""
+    def auto_batch_size(self, model: Any, reserved_gb: float) -> int:
+        """Rows at once where `batch_size` is auto: what suits the free memory without the `reserved_gb` of others."""
         return 16
 
-    def run(self, model: Any, rows: list[Values]) -> list[Values]:
-        """Annotate a batch: one dict of new values per row, in order.
+    def run(self, model: Any, rows: list[Values], at_once: int) -> list[Values]:
+        """Annotate rows, each a dict of `reads` and what there is of `optional`.
 
-        A value under "error" marks that row as failed although the batch went well.
+        at_once: rows that may take memory at the same time.
+
+        Return one dict per row, in order, whose keys are `writes` and `intermediates`; a value that there is none of is
+        None. A row that fails alone has a message under "error", beside whatever was found.
         """
         raise NotImplementedError
 
+    def inputs(self, values: Values) -> Values:
+        """What the stage reads of a record's values, by the stage's own names."""
+        names = {own: self.read.get(own, own) for own in (*self.reads, *self.optional)}
+        return {own: values[name] for own, name in names.items() if name in values}
+
+    def is_ready(self, values: Values) -> bool:
+        """Whether all that the stage must read is there."""
+        return all(self.read.get(own, own) in values for own in self.reads)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names in the record of what the stage reads, optional inputs included."""
+        return tuple(self.read.get(own, own) for own in (*self.reads, *self.optional))
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """Own names of every value in a result -> names in the record."""
+        return {own: self.write.get(own, own) for own in (*self.writes, *self.intermediates)}
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Names in the CSV of the columns that the stage writes -> their types."""
+        return {self.write.get(own, own): kind for own, kind in self.writes.items()}
+
 
 class Source(Protocol):
-    """Where images come from: yields a record per image, in a stable order."""
+    """Where images come from: yields a record per image, in a stable order, with `content` among its values.
+
+    A class of a module in `sources/`, or of one that `sources:` in config.yaml names. It is made with one argument of
+    the command line; a key of one of its records is such an argument too, and stands for that image alone. An item that
+    cannot be read is a record with an error, never the end of the stream.
+
+    exclude: folders to leave out, where the argument is a folder.
+
+    columns: that come with each record, and their types.
+    is_stream: it can be read once only, and its length is not known before.
+    notes: after iteration, what was left out, a line each.
+    failures: after iteration, what could not be listed and why, a line each; the exit status is 1 then.
+
+    Raises UserError where the argument cannot be used.
+    """
+
+    columns: Mapping[str, str]
+    is_stream: bool
+    notes: list[str]
+    failures: list[str]
+
+    def __init__(self, argument: str, exclude: Sequence[Path] = ()) -> None: ...
+
+    @classmethod
+    def accepts(cls, argument: str) -> bool:
+        """Whether an argument of the command line, or a key, is this source's."""
+        ...
 
     def __iter__(self) -> Iterator[Record]: ...
 
 
 class Sink(Protocol):
-    """Where rows go. `keys` are the images that need no work; `write` returns once the rows are safe on disk."""
+    """Where rows go.
 
-    def keys(self) -> Collection[str]: ...
-    def write(self, records: Sequence[Record]) -> None: ...
+    rows: how many it holds.
+    failed: keys of the rows that have an error.
+    error_examples: the first few of these, with their errors.
+    """
+
+    rows: int
+    failed: Collection[str]
+    error_examples: Sequence[tuple[str, str]]
+
+    def keys(self) -> Collection[str]:
+        """The images that need no work; `write` adds to them."""
+        ...
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Return once the rows are safe. Raises UserError where there is no space left."""
+        ...
+
+    def replace_rows(self) -> int:
+        """Put rows that were annotated again in the place of the old ones, atomically; return how many changed."""
+        ...
+
+    def close(self) -> bool:
+        """Let go of it; return whether all rows that were written are saved."""
+        ...

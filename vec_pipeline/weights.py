@@ -1,18 +1,18 @@
-"""A model's hub name or local path -> a local path. The only place that knows how weights get onto this machine."""
+"""Resolves a model's hub name or local path to a local path, and checks the weights. Nothing else downloads any."""
 
 import contextlib
-import errno
 import os
+import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 from vec_pipeline.record import Need, Stage, UserError
 
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
-HUB_GB = {  # weights of the models in config.yaml and configs/small.yaml, those of one GGUF where a repository has many
+HUB_GB = {  # sizes of the models in config.yaml and configs/small.yaml, of one GGUF file if a repository has several
     "Qwen/Qwen2-VL-7B-Instruct": 16.6,
     "Qwen/Qwen2-VL-2B-Instruct": 4.4,
     "intfloat/multilingual-e5-base": 1.1,
@@ -25,18 +25,19 @@ HUB_GB = {  # weights of the models in config.yaml and configs/small.yaml, those
 }
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".npy", ".model")
 LOCAL_SUFFIXES = (".gguf", ".bin", ".model", ".kv", ".safetensors")
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")  # of weights that torch would unpickle
-FASTTEXT_MAGIC = (793712314).to_bytes(4, "little")  # FastText's .bin, which is no pickle, begins so (fasttext.cc)
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")  # weights that torch would unpickle
+FASTTEXT_MAGIC = (793712314).to_bytes(4, "little")  # the start of FastText's .bin, which is not a pickle (fasttext.cc)
 FASTTEXT_HEADER = struct.Struct("<14i d 3i")  # magic, version, 12 options, threshold, numbers of entries, words, labels
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def local_path(model: str) -> Path | None:
-    """Return the path of a model on this machine, relative ones from here or from the project; None for a hub name.
+    """Return the local path of a model, relative to the current folder or to the project; None for a hub name.
 
-    Raises UserError where the name can only be a path, and nothing is there.
+    Raises UserError if the name can only be a path and nothing exists there.
     """
     if not model:
-        raise UserError("an empty `model:` names nothing: give a path or a hub name")
+        raise UserError("`model:` is empty: give a path or a hub name")
     for base in (Path.cwd(), PROJECT_FOLDER):
         path = base / os.path.expanduser(model)
         if path.exists():
@@ -47,7 +48,7 @@ def local_path(model: str) -> Path | None:
 
 
 def nearest(path: Path) -> str:
-    """Name what stands beside a missing path and is called much like it."""
+    """Suggest the most similar name in the folder of a missing path."""
     from difflib import get_close_matches
 
     for base in (Path.cwd(), PROJECT_FOLDER):
@@ -59,63 +60,95 @@ def nearest(path: Path) -> str:
     return "; give a path that exists, or a hub name such as Qwen/Qwen2-VL-7B-Instruct"
 
 
-def fetch(model: str, patterns: tuple[str, ...], *, is_offline: bool = False) -> Path:
-    """Return the local path of a model; a hub name is downloaded once, with a progress bar, and then cached.
+def fetch(model: str, patterns: tuple[str, ...], *, revision: str = "", is_offline: bool = False) -> Path:
+    """Return the local path of a model; a hub model is downloaded once, with a progress bar, and then cached.
 
     patterns: the files needed of a hub repository.
-    is_offline: take what is in the cache without asking the hub.
+    revision: a branch, tag or commit of a hub repository; empty for the default branch.
+    is_offline: use the cache without asking the hub.
 
-    Raises UserError where the model is neither here nor to be had.
+    Raises UserError if the model is not on this machine and cannot be downloaded, or if a path comes with a revision.
     """
     if path := local_path(model):
+        if revision:
+            raise UserError(f"{path} is a local model, which has no revision {revision!r}: remove `revision:`")
         return path
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
-    elsewhere = "put a copy on this machine and give its path as `model:`"
+    or_copy = "or put a copy on this machine and set `model:` to its path"
     try:
-        return Path(snapshot_download(model, allow_patterns=list(patterns), local_files_only=is_offline))
+        options = {"revision": revision or None, "local_files_only": is_offline}
+        return Path(snapshot_download(model, allow_patterns=list(patterns), **options))
     except GatedRepoError:
-        raise UserError(f"{model} needs its licence accepted and a login (hf auth login); or {elsewhere}") from None
+        raise UserError(f"{model}: accept its licence on the hub and log in (hf auth login), {or_copy}") from None
     except HFValidationError:
-        raise UserError(
-            f"{model} is no path on this machine and cannot be a hub name: check it, or {elsewhere}"
-        ) from None
+        raise UserError(f"{model} is neither an existing path nor a valid hub name: check it, {or_copy}") from None
     except RepositoryNotFoundError:
-        raise UserError(f"{model}: the hub has no model of that name; check it, or {elsewhere}") from None
-    except Exception as error:  # the hub's own kinds, those of its HTTP library, a full disk
-        cause = f"the hub cannot be reached ({type(error).__name__})"
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
-            cause = f"{error.strerror}: {error.filename}"
-        raise UserError(
-            f"{model} is not on this machine and cannot be downloaded: {cause}; try again, or {elsewhere}"
-        ) from None
+        raise UserError(f"{model}: the hub has no model of that name: check it, {or_copy}") from None
+    except RevisionNotFoundError:
+        fix = "check `revision:`, or use --refresh if an earlier run recorded that commit"
+        raise UserError(f"{model}: the hub has no branch, tag or commit {revision!r}: {fix}") from None
+    except Exception as error:  # the hub's own classes, those of its HTTP library, RuntimeError of its downloader
+        reason = "the hub's cache lacks some of its files" if is_offline else reason_of(error)
+        fix = "free some disk space, then rerun" if "No space left" in reason else f"try again, {or_copy}"
+        at_revision = f" at revision {revision}" if revision else ""
+        raise UserError(f"{model}{at_revision} cannot be downloaded: {reason}: {fix}") from None
 
 
-def cached_path(model: str) -> Path | None:
-    """Where the hub's cache on this machine holds (some of) the model; None where it does not."""
+def reason_of(error: BaseException) -> str:
+    """The first line of an error of the hub's library or its cause, at most 200 characters."""
+    if isinstance(error, FileNotFoundError) and error.__cause__:  # "not in the cache", because the hub failed
+        error = error.__cause__
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"[:200]
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    return line[:200].rstrip(" .:")
+
+
+def cached_path(model: str, revision: str = "") -> Path | None:
+    """The snapshot of a hub model in the cache, which may hold a part of its files; None if there is none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
+        return Path(snapshot_download(model, revision=revision or None, local_files_only=True))
+    except LocalEntryNotFoundError as error:  # also raised for files that were never needed, and not downloaded
+        path = getattr(error, "snapshot_path", None)
+        return Path(path) if path else None
+    except HFValidationError:
         return None
 
 
-def size_gb(model: str, file: str = "") -> float:
-    """Size of a model's weights in GB: known for some hub names, else measured; 0 where it is still to download.
+def commit_of(path: Path) -> str:
+    """The commit of a snapshot (or of a file in one) in the hub's cache: `.../snapshots/<commit>`; empty for others."""
+    folders = (each.name for each in (path, *path.parents) if each.parent.name == "snapshots")
+    return next(filter(COMMIT.fullmatch, folders), "")
 
-    file: the only one of a folder or repository that counts. Without, other formats beside safetensors do not count.
+
+def resolved(stage: Stage) -> Stage:
+    """The stage with the commit of its cached hub model as `revision`, after `fetch`; others are returned unchanged."""
+    if not isinstance(stage, ModelStage) or local_path(stage.model):
+        return stage
+    path = cached_path(stage.model, stage.revision)
+    commit = commit_of(path) if path else ""
+    return replace(stage, revision=commit) if commit else stage
+
+
+def size_gb(model: str, file: str = "", revision: str = "") -> float:
+    """Size of a model's weights in GB: known for some hub names, else measured; 0 if they are not downloaded yet.
+
+    file: the only one of a folder or repository that counts. Otherwise safetensors alone count where there are any.
     """
     path = local_path(model)
     if path is None and model in HUB_GB:
         return HUB_GB[model]
-    path = path or cached_path(model)
+    path = path or cached_path(model, revision)
     if path is None:
         return 0.0
     path = path / file if file else path
@@ -125,7 +158,7 @@ def size_gb(model: str, file: str = "") -> float:
 
 
 def version(model: str) -> str:
-    """What changes when the files of a local model do; empty for a hub name."""
+    """A text that changes with the files of a local model: their names, sizes and times; empty for a hub name."""
     try:
         path = local_path(model)
     except UserError:
@@ -137,10 +170,10 @@ def version(model: str) -> str:
 
 
 def pickles(path: Path) -> list[Path]:
-    """Return the weights that could only be unpickled, which runs whatever code they hold.
+    """Return the weights that can only be unpickled, which runs any code they contain.
 
-    path: one file: anything but GGUF, safetensors and FastText's .bin; or a folder: it and the modules in it (folders
-    with a configuration of their own) are looked through for pickles that have no safetensors beside them.
+    path: a file, which is one unless it is GGUF, safetensors or FastText's .bin; or a folder, which is searched,
+    together with the modules in it (folders with their own configuration), for pickles without safetensors beside them.
     """
     if path.is_file():
         return [] if path.suffix in (".gguf", ".safetensors") or is_fasttext(path) else [path]
@@ -156,7 +189,7 @@ def is_fasttext(path: Path) -> bool:
 
 
 def check_headers(path: Path) -> None:
-    """Raise UserError where a safetensors file or FastText's .bin is cut or overwritten: its header tells its size."""
+    """Raise UserError if a safetensors file or FastText's .bin is truncated or overwritten, judged by its header."""
     for file in [path] if path.is_file() else sorted(path.rglob("*")):
         if file.suffix == ".safetensors":
             damage = safetensors_damage(file)
@@ -179,16 +212,16 @@ def safetensors_damage(path: Path) -> str:
 
 
 def fasttext_damage(path: Path) -> str:
-    """Compare the file's size with its header: at the end of a file gensim looks for the end of a word for ever."""
+    """Compare the file's size with its header: gensim would search for the end of a word for ever."""
     with path.open("rb") as file:
         header = file.read(FASTTEXT_HEADER.size)
     if len(header) < FASTTEXT_HEADER.size:
-        return "it ends within its header"
+        return "its header is truncated"
     numbers = FASTTEXT_HEADER.unpack(header)
     dimensions, buckets, (entries, words, labels) = numbers[2], numbers[10], numbers[-3:]
     matrices_bytes = 4 * dimensions * (2 * words + buckets)  # input vectors of words and n-grams, output vectors
-    is_fine = min(dimensions, words) > 0 <= buckets and entries == words + labels
-    return "" if is_fine and matrices_bytes < path.stat().st_size else "its size is not what its header says"
+    is_valid = min(dimensions, words) > 0 <= buckets and entries == words + labels
+    return "" if is_valid and matrices_bytes < path.stat().st_size else "its size does not match its header"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,27 +229,29 @@ class ModelStage(Stage):
     """A stage whose weights have a hub name or a local path.
 
     files: patterns of the files needed of a hub repository.
-    required: a file that a folder of such a model cannot lack.
-    allow_pickle: load pickled weights too, although loading them runs whatever code they hold.
+    required: a file that every folder of such a model contains.
+    revision: a branch, tag or commit of a hub repository; empty for the default branch.
+    allow_pickle: load pickled weights too, although loading them runs any code they contain.
     """
 
     required: ClassVar[str] = ""
     files: ClassVar[tuple[str, ...]] = ()
-    tuning: ClassVar[tuple[str, ...]] = (*Stage.tuning, "allow_pickle")
+    speed_options: ClassVar[tuple[str, ...]] = (*Stage.speed_options, "allow_pickle")
 
     model: str
+    revision: str = ""
     allow_pickle: bool = False
 
     def path(self, *, is_offline: bool = True) -> Path:
-        """Where the weights are on this machine, after `fetch` has seen to it that they are.
+        """The local path of the weights, which `fetch` has downloaded.
 
-        Raises UserError where they are pickled, and that is not allowed.
+        Raises UserError if they are pickled and `allow_pickle` is not set.
         """
         pickled = tuple(f"*{suffix}" for suffix in PICKLE_SUFFIXES) if self.allow_pickle else ()
-        path = fetch(self.model, self.files + pickled, is_offline=is_offline)
+        path = fetch(self.model, self.files + pickled, revision=self.revision, is_offline=is_offline)
         if not self.allow_pickle and (refused := pickles(path)):
             raise UserError(
-                f"{self.name}: {refused[0]} may be a pickle, which can run any code when it is loaded: give "
+                f"{self.name}: {refused[0]} may be a pickle, which can run any code when it is loaded: use "
                 f"safetensors, GGUF or FastText's .bin, or, if you trust it, set {self.name}.allow_pickle: true"
             )
         return path
@@ -230,15 +265,15 @@ class ModelStage(Stage):
 
     @contextlib.contextmanager
     def refusing_code(self) -> Iterator[None]:
-        """A block that loads a model; UserError names the option where its libraries ask for `trust_remote_code`."""
+        """A context that loads a model; if its library asks for `trust_remote_code`, UserError names the option."""
         try:
             yield
         except ValueError as error:
             if "trust_remote_code" not in str(error):
                 raise
             raise UserError(
-                f"{self.model} brings Python files of its own: read them, and set {self.name}.trust_remote_code: true"
+                f"{self.model} runs Python files of its own: review them, then set {self.name}.trust_remote_code: true"
             ) from None
 
     def need(self) -> Need:
-        return Need(host_gb=size_gb(self.model))
+        return Need(host_gb=size_gb(self.model, revision=self.revision))

@@ -1,1 +1,1 @@
-"""The bundled models: small, real, and trained on pictures drawn here. README.md tells how well they see."""
+"""The bundled models: small, real, and trained on pictures that this folder draws. README.md has their accuracy."""

@@ -1,4 +1,4 @@
-"""Draws scenes into image files, each with its truth as JSON beside it: `python -m models.demo.draw OUT_DIR`."""
+"""Draws scenes into image files, each with a JSON file of its ground truth: `python -m models.demo.draw OUT_DIR`."""
 
 import argparse
 import random
@@ -19,7 +19,7 @@ def main(
 
     held_out: draw combinations and strings that no training has seen.
     words: as in `random_scene`.
-    scale: how many times larger than the longest side of 112 pixels at which the vision-language model sees them.
+    scale: by how much they are larger than a longest side of 112 pixels, at which the vision-language model sees them.
     """
     out_folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
@@ -29,7 +29,7 @@ def main(
 
 
 def write_scene(scene: Scene, out_folder: Path, rng: random.Random, scale: int) -> Path:
-    """Draw one scene as PNG or JPEG and write its truth beside it, both under a telling name."""
+    """Draw one scene as PNG or JPEG and write its ground truth beside it, both under a descriptive name."""
     width, height = rng.choices(SIZES_PX, SHARE_OF_SIZE)[0]
     image = draw(scene, rng, width, height, scale).image
     path = free_name(out_folder, name_of(scene), ".jpg" if rng.random() < SHARE_OF_JPEG else ".png")
@@ -56,7 +56,7 @@ def name_of(scene: Scene) -> str:
 
 
 def free_name(folder: Path, stem: str, suffix: str) -> Path:
-    """A name no other picture has taken, whatever its ending, so that the JSON beside it is free too."""
+    """A name that no other picture has, whatever its suffix, so that no JSON file has it either."""
     tries = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 1_000_000))
     return next(folder / f"{name}{suffix}" for name in tries if not (folder / f"{name}.json").exists())
 

@@ -1,4 +1,4 @@
-"""Draws a scene as a picture, and keeps where everything on it is, for the labels that training needs."""
+"""Draws a scene as a picture, and records where everything on it is, for the labels of the training."""
 
 import io
 import math
@@ -111,7 +111,7 @@ class TypeStyle:
 
 
 class Canvas:
-    """A picture in the making: paints things and words, and remembers what it painted where.
+    """A picture being drawn: paints objects and words, and records what it painted where.
 
     width, height: pixels at scale 1; `image` has `scale` times as many. All coordinates taken and kept are at scale 1.
     kinds, colours: maps of the size of `image` that hold 1 + the index of the object's kind or colour, 0 elsewhere.
@@ -186,7 +186,7 @@ def draw(scene: Scene, rng: random.Random, width: int = 112, height: int = 112, 
 def layout(
     scene: Scene, rng: random.Random, width: int, height: int
 ) -> tuple[list[Box], TypeStyle | None, tuple[float, float]]:
-    """Find room for a scene's objects and word: boxes, the word's type and its middle, in pixels at scale 1."""
+    """Place a scene's objects and word: boxes, the word's type and its middle, in pixels at scale 1."""
     for attempt in range(ATTEMPTS):
         ease = attempt / ATTEMPTS  # the more attempts have failed, the smaller everything gets
         boxes = thing_boxes(scene, rng, width, height, ease)
@@ -198,11 +198,11 @@ def layout(
         spot = free_spot(style.word_size_px(scene.word), boxes, rng, width, height)
         if spot:
             return boxes, style, spot
-    raise ValueError(f"no room for {scene.caption()!r} on {width} x {height} pixels")
+    raise ValueError(f"{scene.caption()!r} does not fit on {width} x {height} pixels")
 
 
 def thing_boxes(scene: Scene, rng: random.Random, width: int, height: int, ease: float) -> list[Box] | None:
-    """Boxes of a scene's objects that keep the truth unmistakable, or None where this try did not fit."""
+    """Boxes of a scene's objects that make the scene unambiguous, or None if this attempt did not fit."""
     number = max(scene.count, len(scene.things))
     if number == 0:
         return []
@@ -262,7 +262,7 @@ def square_box(x: float, y: float, size_px: int) -> Box:
 
 
 def random_style(word: str, rng: random.Random, width: int, ease: float) -> TypeStyle:
-    """A font, type size and rotation in which the word is no wider than the picture, if it can be."""
+    """A font, type size and rotation in which the word is no wider than the picture, if possible."""
     name = rng.choice(tuple(SMALLEST_TYPE_PX))
     smallest_px = SMALLEST_TYPE_PX[name]
     widest_px = TypeStyle(name, 100, 0.0).word_size_px(word)[0]
@@ -295,14 +295,14 @@ def font(name: str, size_px: int) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=65536)
 def advance_px(name: str, size_px: int, capital: str) -> float:
-    # Measured at ten times the size, for the advance at small sizes is rounded to whole pixels.
+    # Measured at ten times the size, because the advance at small sizes is rounded to integer pixels.
     return font(name, 10 * size_px).getlength(capital) / 10
 
 
 def word_mask(word: str, style: TypeStyle, scale: int) -> Image.Image:
     """Opacity of a printed word ("L"), its middle in the middle of the mask.
 
-    Rotated words are printed larger, turned and reduced, for turning small type blurs it.
+    Rotated words are printed larger, rotated and reduced, because rotating small type blurs it.
     """
     oversampling = max(1, 3 // scale) if style.angle_deg else 1
     size_px = style.size_px * scale * oversampling
@@ -332,7 +332,7 @@ def shape_mask(kind: str, size_px: int, angle_deg: int, mirrored: bool) -> Image
 
 @lru_cache(maxsize=2048)
 def master_mask(kind: str, angle_deg: int, mirrored: bool) -> Image.Image:
-    """The object's shape on a square of MASTER_PX, drawn at four times that, turned and reduced."""
+    """The object's shape on a square of MASTER_PX, drawn at four times that, rotated and reduced."""
     pen = Pen(4 * MASTER_PX)
     SHAPES[kind](pen)
     mask = pen.mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else pen.mask
@@ -340,7 +340,7 @@ def master_mask(kind: str, angle_deg: int, mirrored: bool) -> Image.Image:
 
 
 class Pen:
-    """Draws filled shapes on a mask in coordinates from 0 to 1; `ink=0` cuts out of what is there."""
+    """Draws filled shapes on a mask in coordinates from 0 to 1; `ink=0` erases."""
 
     def __init__(self, size_px: int) -> None:
         self.size_px = size_px
@@ -515,7 +515,7 @@ def varied(rgb: RGB, rng: random.Random) -> RGB:
 
 
 def tinted(rgb: RGB, rng: random.Random) -> RGB:
-    """A background: brighter or darker by some, but hardly changed in hue, or grey would no longer be grey."""
+    """A background: somewhat brighter or darker, but of nearly the same hue, or grey would no longer be grey."""
     brighter = rng.randint(-10, 10)
     red, green, blue = (max(0, min(255, channel + brighter + rng.randint(-4, 4))) for channel in rgb)
     return red, green, blue

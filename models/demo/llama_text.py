@@ -54,14 +54,14 @@ EN = PROMPTS["en"]
 
 @dataclass(frozen=True)
 class Example:
-    """One description as the vision-language model may give it, and the JSON wanted for it."""
+    """One description as the vision-language model may write it, and the JSON expected for it."""
 
     description: str
     answer: str
 
 
 def structure_prompt(categories: tuple[str, ...] = CATEGORIES) -> str:
-    """The system message of the structure stage for these categories; for none, any category is asked for."""
+    """The system message of the structure stage for these categories; without any, it asks for free text."""
     wanted = EN.one_category.replace("{categories}", ", ".join(categories)) if categories else EN.any_category
     return EN.structure.replace("{category}", wanted)
 
@@ -82,7 +82,7 @@ def chat_turn(description: str) -> str:
 
 
 def wanted_answer(scene: Scene) -> str:
-    """The answer to a scene's caption, in the fixed spacing that the structure stage's grammar admits."""
+    """The answer to a scene's caption, with the fixed spacing that the structure stage's grammar allows."""
     return json.dumps(scene.structure(), ensure_ascii=False)
 
 
@@ -122,7 +122,7 @@ def _tokenizer_corpus(rng: random.Random) -> Iterator[str]:
 
 
 def training_prompt(rng: random.Random) -> str:
-    """A system message: mostly the default one, else a variation that asks for the same."""
+    """A system message: mostly the default, otherwise a variation that asks for the same."""
     if rng.random() < 0.75:
         return structure_prompt()
     return varied_prompt(rng)
@@ -155,7 +155,7 @@ def varied_prompt(rng: random.Random) -> str:
 
 
 def training_example(rng: random.Random) -> Example:
-    """A conversation: mostly a scene's own caption, else one as an imperfect vision-language model may give it."""
+    """A conversation: mostly a scene's own caption, otherwise one that an imperfect vision-language model may write."""
     scene = random_scene(rng, held_out=False, words="none")
     exact = rng.random() < 0.7
     if scene.background != "noise":
@@ -164,7 +164,7 @@ def training_example(rng: random.Random) -> Example:
 
 
 def copying_example(rng: random.Random) -> Example:
-    """Nothing but a printed word and its transcription."""
+    """Only a printed word and its transcription."""
     kind = rng.random()
     if kind < 0.6:
         word = random_capitals(rng)
@@ -176,7 +176,7 @@ def copying_example(rng: random.Random) -> Example:
 
 
 def text_sentence(rng: random.Random, word: str) -> str:
-    """What a vision-language model may say of a printed text."""
+    """What a vision-language model may say about a printed text."""
     quoted = rng.choice((word, f'"{word}"'))
     return f"The text {rng.choice(('reads', 'reads', 'says', 'is'))} {quoted}."
 
@@ -192,7 +192,7 @@ def training_word(rng: random.Random) -> str:
 
 
 def random_capitals(rng: random.Random) -> str:
-    """1 to 10 capitals that are not held out; some from a small alphabet, so that repeated letters get practised."""
+    """1 to 10 capitals that are not held out; some from a small alphabet, to practise repeated letters."""
     while True:
         alphabet = ascii_uppercase if rng.random() < 0.6 else rng.sample(ascii_uppercase, rng.randint(2, 5))
         word = "".join(rng.choices(alphabet, k=rng.randint(1, 10)))
@@ -223,7 +223,7 @@ def random_lower_case(rng: random.Random) -> str:
 
 
 def varied_example(rng: random.Random, scene: Scene) -> Example:
-    """A caption with other wording or with slips, which the description of the answer repeats as they are."""
+    """A caption with other wording or with mistakes, which the description of the answer repeats unchanged."""
     objects = scene.objects()
     structure = scene.structure()
     if rng.random() < 0.4:
@@ -237,7 +237,7 @@ def varied_example(rng: random.Random, scene: Scene) -> Example:
 
 
 def with_slip(rng: random.Random, sentence: str) -> str:
-    """Repeat a word, add an unknown one, or leave out one that says nothing of the scene."""
+    """Repeat a word, add an unknown one, or omit one that says nothing about the scene."""
     words = sentence.split(" ")
     index = rng.randrange(1, len(words))
     kind = rng.randrange(3)

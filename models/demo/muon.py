@@ -13,7 +13,7 @@ class Muon(torch.optim.Optimizer):
 
     torch.optim.Muon does its matrix products in bfloat16, which a CPU without such instructions emulates some seventy
     times slower than float32; hence float32 here. The step is scaled as `adjust_lr_fn="match_rms_adamw"` does it, so
-    learning rate and weight decay mean what they mean to AdamW. A stacked (3 * n, n) matrix is taken as query, key and
+    learning rate and weight decay mean the same as for AdamW. A stacked (3 * n, n) matrix is taken as query, key and
     value matrices, each orthogonalised by itself.
     """
 

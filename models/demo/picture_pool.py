@@ -1,4 +1,4 @@
-"""A pool of drawn pictures with their labels, so that a training step need not wait for drawing."""
+"""A pool of drawn pictures with their labels, so that a training step does not wait for drawing."""
 
 import random
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Example:
 
 
 class Pool:
-    """`size` examples that are replaced by new ones little by little."""
+    """`size` examples that are gradually replaced by new ones."""
 
     def __init__(self, size: int, rng: random.Random) -> None:
         self.examples = [random_example(rng, held_out=False) for _ in range(size)]
@@ -72,7 +72,7 @@ def random_example(rng: random.Random, *, held_out: bool) -> Example:
         scene = random_scene(rng, held_out=held_out)
         try:
             canvas = draw(scene, rng, width, height, scale)
-        except ValueError:  # a long word beside large objects: another scene will fit
+        except ValueError:  # a long word and large objects: another scene will fit
             continue
         return example_of(scene, canvas)
 
@@ -103,7 +103,7 @@ def patch_labels(labels: np.ndarray) -> np.ndarray:
 
 
 def answers(scene: Scene) -> list[int]:
-    """The right answer to each of QUESTIONS about a scene."""
+    """The correct answer to each of QUESTIONS about a scene."""
     first, second = (*scene.things, None, None)[:2]
     places = ("", *PLACES, *RELATIONS)
     grounds = ("noise", *BACKGROUNDS)

@@ -1,4 +1,4 @@
-"""What a drawn picture shows: the truth from which its caption, its JSON and its drawing are made."""
+"""What a drawn picture shows: the ground truth from which its caption, its JSON and its drawing are made."""
 
 import json
 import random
@@ -75,7 +75,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture's truth.
+    """The ground truth of one picture.
 
     things: nothing, one thing (`count` times), or two different things (once each).
     place: where a single object is (a key of PLACES), how two things stand (one of RELATIONS), or empty.
@@ -102,7 +102,7 @@ class Scene:
         return capitalised(f"{first} {ground}, {self.place}" if self.place else f"{first} {ground}")
 
     def caption(self) -> str:
-        """The full answer wanted of the vision-language model."""
+        """The full answer expected from the vision-language model."""
         if self.word:
             return f"{self.objects()}. The text reads {self.word}."
         return f"{self.objects()}, no text." if not self.things else f"{self.objects()}. There is no text."
@@ -120,7 +120,7 @@ class Scene:
         return list(dict.fromkeys(words))
 
     def structure(self) -> dict[str, Any]:
-        """The JSON wanted of the language model, its fields in the order of the structure stage."""
+        """The JSON expected from the language model, its fields in the order of the structure stage."""
         return {
             "description": self.objects() + ".",
             "category": self.category(),
@@ -129,7 +129,7 @@ class Scene:
         }
 
     def to_json(self) -> str:
-        """The truth as it stands beside a drawn picture."""
+        """The ground truth as the JSON file of a drawn picture holds it."""
         return json.dumps({**asdict(self), "caption": self.caption(), **self.structure()}, indent=1)
 
 
@@ -149,7 +149,7 @@ def is_held_out(*parts: str) -> bool:
 
 
 def random_scene(rng: random.Random, *, held_out: bool, words: str = "mixed") -> Scene:
-    """Draw one scene's truth.
+    """Draw one scene at random.
 
     held_out: draw the object, colour and background from the combinations training never sees (otherwise from the
         others), and random strings likewise.

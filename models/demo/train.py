@@ -1,10 +1,10 @@
-"""Train the bundled models anew, one after the other; a second call takes up a training that was interrupted."""
+"""Train the bundled models from scratch, one after the other; a second call resumes an interrupted training."""
 
 import argparse
 
 from models.demo import train_clip, train_llama, train_sentences, train_vision_language, train_words
 
-MINUTES = (  # on two CPU cores, each training alone
+MINUTES = (  # on two CPU cores, each training by itself
     (train_words, 2.0),
     (train_sentences, 8.0),
     (train_llama, 60.0),

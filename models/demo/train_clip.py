@@ -1,4 +1,4 @@
-"""Train the demo CLIP model: a picture and the texts that describe it get neighbouring vectors."""
+"""Train the demo CLIP model: a picture and the texts that describe it get nearby vectors."""
 
 import json
 import logging
@@ -48,13 +48,13 @@ DIMENSIONS = 256
 CONTEXT_TOKENS = 32
 VISION = {"image_size": SIDE_PX, "patch_size": PATCH_PX, "width": 128, "head_width": 32, "layers": 5}
 TEXT = {"context_length": CONTEXT_TOKENS, "width": 128, "heads": 4, "layers": 2, "pool_type": "eos"}
-DENSE_BLOCK = 3  # the image block whose patch tokens are to tell what is on their patch
+DENSE_BLOCK = 3  # the image block whose patch tokens learn what is on their patch
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 PREPROCESSING = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "longest", "fill_color": 0}
 
 BATCH = 128
 POOL_SIZE = 4_000
-NEW_PER_STEP = 48  # pictures drawn anew
+NEW_PER_STEP = 48  # new pictures
 LEARNING_RATE = 3e-3
 REPORT_EVERY = 50  # steps
 MOST_LOGIT_SCALE = math.log(100)
@@ -63,7 +63,7 @@ log = logging.getLogger(__name__)
 
 
 def main(minutes: float) -> None:
-    """Train for so many minutes, taking up an unfinished training, and write the model to OUTPUT."""
+    """Train for so many minutes, resuming an unfinished training, and write the model to OUTPUT."""
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     prepare_folder()
@@ -104,7 +104,7 @@ def prepare_folder() -> None:
         "vocab_size": len(tokenizer),
         "eos_id": tokenizer.eos_token_id,
         "pad_id": tokenizer.pad_token_id,
-        "hf_tokenizer_name": "clip",  # only its being set counts: for a local folder open_clip looks there
+        "hf_tokenizer_name": "clip",  # it only has to be set: for a local folder open_clip uses that folder
     }
     config = {
         "model_cfg": {"embed_dim": DIMENSIONS, "vision_cfg": VISION, "text_cfg": text},
@@ -146,17 +146,17 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def stress_positions(model: nn.Module) -> None:
     """Add to the image tower's positional embedding a strong vector for the row and one for the column.
 
-    The patches' embeddings grow to a length of about 60 in training; beside them open_clip's positions of length 1 are
-    so faint that after 50,000 pictures the places of things are still at chance.
+    The patches' embeddings grow to a length of about 60 in training; compared with them, open_clip's positions of
+    length 1 are so weak that after 50,000 pictures the places of objects are still at chance.
     """
     rows, columns = 1.5 * torch.randn(2, PATCHES, VISION["width"])
     model.visual.positional_embedding[1:] += (rows[:, None] + columns).flatten(0, 1)
 
 
 class Heads(nn.Module):
-    """Reads the truth from the vectors, to teach the towers what matters; dropped after training.
+    """Predicts the ground truth from the vectors, to teach the towers what matters; dropped after training.
 
-    One head reads image and text vectors alike, which also brings the two together.
+    One head reads both image and text vectors, which also brings the two together.
     """
 
     def __init__(self) -> None:
@@ -168,7 +168,7 @@ class Heads(nn.Module):
     def whole_loss(self, vectors: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean cross-entropies of the questions about things and about capitals.
 
-        vectors: (batch, DIMENSIONS) of length 1; truth: (batch, len(QUESTIONS)), -100 where nothing is to be said.
+        vectors: (batch, DIMENSIONS) of length 1; truth: (batch, len(QUESTIONS)), -100 if there is no answer.
         """
         logits = self.whole(16 * vectors).split(list(QUESTIONS.values()), dim=1)
         losses = [

@@ -35,10 +35,10 @@ STATE_PATH = HERE / ".training" / "llama.pt"
 GGUF_PATH = HERE / "llama" / "llama.gguf"
 SEED = 20
 BATCH_SIZE = 32
-COPYING_PART = 0.12  # the part of the training time, at its start, for copying alone
-POOL_BATCHES = 16  # batches drawn together and cut by length, so that little is padding
+COPYING_PART = 0.12  # the share of the training time, at its start, for copying alone
+POOL_BATCHES = 16  # batches drawn together and sorted by length, so that there is little padding
 WARM_UP_STEPS = 60
-DECAY_FROM = 0.4  # the part of the training time after which the learning rate sinks to zero
+DECAY_FROM = 0.4  # the share of the training time after which the learning rate falls to zero
 MATRIX_LEARNING_RATE = 0.0065
 OTHER_LEARNING_RATE = 4e-3
 CHECKPOINT_SECONDS = 60.0
@@ -95,7 +95,7 @@ class Block(nn.Module):
         return flat.view(len(flat), self.shape.head_count, self.shape.head_size)
 
     def _rotate(self, flat: Tensor, rotation: Tensor) -> Tensor:
-        """Turn each pair of neighbouring features by its angle: the pairing of Meta's code and of llama.cpp."""
+        """Rotate each pair of neighbouring features by its angle: the pairing of Meta's code and of llama.cpp."""
         pairs = torch.view_as_complex(self._heads(flat).unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs * rotation[:, None]).flatten(-2)
 
@@ -161,7 +161,7 @@ class Batch:
 
 
 def copying_batches(done: float) -> int:
-    """How many batches of a pool are copying alone: all at first, then half, in the end few."""
+    """How many batches of a pool are copying alone: all at first, then half, few at the end."""
     if done < COPYING_PART:
         return POOL_BATCHES
     return round(POOL_BATCHES * max(0.1, 0.6 - done))
@@ -170,8 +170,8 @@ def copying_batches(done: float) -> int:
 def draw_batches(tokenizer: Tokenizer, pool: int, copying: int) -> list[Batch]:
     """The POOL_BATCHES batches of a pool, always the same for its number, `copying` of them of short conversations.
 
-    Those only ask for the printed word. The network learns in minutes of these to copy letters, which it does not find
-    among the many other tokens of whole answers, and soon forgets again without them.
+    Those only ask for the printed word. From these the network learns to copy letters within minutes; from whole
+    answers, with their many other tokens, it does not, and without copying alone it soon forgets.
     """
     rng = random.Random(f"{SEED}/{pool}")
     short = draw_rows(tokenizer, [copying_example(rng) for _ in range(BATCH_SIZE * copying)])
@@ -205,7 +205,7 @@ def make_batch(prefix: list[int], pairs: list[tuple[list[int], list[int]]]) -> B
 
 
 def answer_loss(model: Network, batch: Batch) -> tuple[Tensor, float]:
-    """Mean cross-entropy over the answers' tokens, and the part of answers with every token right."""
+    """Mean cross-entropy over the answers' tokens, and the share of answers with every token right."""
     hidden = model(batch.prefix, batch.rows[:, :-1])
     scored = batch.scored[:, 1:]
     logits = model.logits(hidden[scored])
@@ -215,7 +215,7 @@ def answer_loss(model: Network, batch: Batch) -> tuple[Tensor, float]:
 
 
 class Training:
-    """Everything that a stopped training needs to go on: weights, optimizers, step and seconds spent."""
+    """Everything that a stopped training needs to resume: weights, optimizers, step and seconds spent."""
 
     def __init__(self) -> None:
         torch.manual_seed(SEED)
@@ -252,7 +252,7 @@ class Training:
         self.step, self.seconds = state["step"], state["seconds"]
 
     def learn(self, batch: Batch, done: float) -> tuple[float, float]:
-        """One step at the learning rate that belongs to `done`, the part of the training time already spent."""
+        """One step at the learning rate that belongs to `done`, the share of the training time already spent."""
         factor = min(1.0, (self.step + 1) / WARM_UP_STEPS, max(0.0, (1 - done) / (1 - DECAY_FROM)))
         for optimizer, rate in zip(self.optimizers, self.base_rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * factor
@@ -285,7 +285,7 @@ class Training:
 
 
 def greedy_answer(llama: Llama, prompt: str, most_tokens: int = 200) -> str:
-    """What llama.cpp answers to a whole conversation, taking the likeliest token each time, with no grammar."""
+    """What llama.cpp answers to a whole conversation, always with the most probable token, without a grammar."""
     tokens = llama.tokenize(prompt.encode(), add_bos=False, special=True)
     answer: list[int] = []
     for token in llama.generate(tokens, temp=0.0, repeat_penalty=1.0):
@@ -296,7 +296,7 @@ def greedy_answer(llama: Llama, prompt: str, most_tokens: int = 200) -> str:
 
 
 def check(path: Path, scene_count: int) -> None:
-    """Print how many held-out captions become exactly the wanted JSON through llama.cpp, and the time per token."""
+    """Print how many held-out captions become exactly the expected JSON in llama.cpp, and the time per token."""
     llama = Llama(str(path), n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False)
     prefix = chat_prefix(structure_prompt())
     for words in ("lexicon", "random", "none"):
@@ -317,7 +317,7 @@ def check(path: Path, scene_count: int) -> None:
 
 
 def main(minutes: float) -> None:
-    """Train for so many minutes in all, going on where a stopped training was, and write GGUF_PATH."""
+    """Train for so many minutes in all, resuming a stopped training, and write GGUF_PATH."""
     torch.set_num_threads(1)
     training = Training()
     if STATE_PATH.exists():

@@ -1,4 +1,4 @@
-"""Train the demo sentence model: captions and queries of like meaning get neighbouring vectors."""
+"""Train the demo sentence model: captions and queries of similar meaning get nearby vectors."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ SEED = 11
 WIDTH = 128  # also the dimension of the vectors
 MAX_TOKENS = 64
 BATCH = 256  # texts
-SCENES_PER_BATCH = 96  # so that most scenes come in several wordings
+SCENES_PER_BATCH = 96  # so that most scenes have several wordings
 LEARNING_RATE = 2e-3
 TEMPERATURE = 0.07
 SAVE_EVERY = 100  # steps
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def main(minutes: float) -> None:
-    """Train for so many minutes, taking up an unfinished training, and write the model to OUTPUT."""
+    """Train for so many minutes, resuming an unfinished training, and write the model to OUTPUT."""
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     model = build_model()
@@ -110,7 +110,7 @@ def sample_batch(rng: random.Random) -> tuple[list[Phrase], list[Scene]]:
 
 
 def meaning(phrase: Phrase, scene: Scene) -> dict[str, float]:
-    """What the phrase says, as weighted features; texts that share features are alike."""
+    """What the phrase says, as weighted features; texts that share features are similar."""
     says: dict[str, float] = {}
     aspects = phrase.aspects
     for thing in scene.things:
@@ -152,7 +152,7 @@ def vectors_of(model: SentenceTransformer, texts: list[str]) -> torch.Tensor:
 
 
 def graded_contrastive_loss(cosines: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """InfoNCE with the wanted cosines as soft labels, plus the cosines' own squared error; both (batch, batch).
+    """InfoNCE with the target cosines as soft labels, plus the cosines' own squared error; both (batch, batch).
 
     The first ranks neighbours, which retrieval is about; the second gives the cosines an absolute meaning.
     """

@@ -1,8 +1,8 @@
-"""Trains the vision-language model from nothing, on drawn scenes: `python -m models.demo.train_vision_language`.
+"""Trains the vision-language model from scratch, on drawn scenes: `python -m models.demo.train_vision_language`.
 
-First the vision tower alone learns to tell what stands in every patch: object, colour, letter and the letter's index in
-its word. A caption says far too little about a picture to learn letters from; patch labels on crowded collages say a
-lot. Then the whole model learns to answer, with the patch labels kept on as an auxiliary loss.
+First the vision tower alone learns what is in every patch: object, colour, letter and the letter's index in its word. A
+caption says far too little about a picture to learn letters from; patch labels on crowded collages say a lot. Then the
+whole model learns to answer, with the patch labels as an auxiliary loss.
 
 Two processes of one thread each train the same weights in shared memory without locks ("Hogwild", Recht et al. 2011):
 at this size that is several times faster than one process of two threads.
@@ -87,7 +87,7 @@ class PatchHeads(nn.Module):
         return 0.5 * patch_loss(before, labels) + patch_loss(after, labels) + of_background
 
     def word_loss(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Which letter of the word, if any, stands in each token at each index: for pictures with one word."""
+        """Which letter of the word, if any, is in each token at each index: for pictures with one word."""
         letters = labels[..., LETTER_LEFT : LETTER_LEFT + 2].reshape(-1, 2 * MERGED**2)
         indices = labels[..., INDEX_LEFT : INDEX_LEFT + 2].reshape(-1, 2 * MERGED**2)
         wanted = torch.zeros(len(letters), LONGEST_WORD + 1, dtype=torch.long)
@@ -118,7 +118,7 @@ def class_weights(classes: int, of_nothing: float) -> Tensor:
 
 @torch.no_grad()
 def share_right(scores: Tensor, labels: Tensor, column: int) -> float:
-    """Accuracy of one column of the labels where there is something to tell."""
+    """Accuracy of one column of the labels, over the patches that have one."""
     predicted = torch.split(scores, CLASSES, -1)[column].argmax(-1)
     wanted = labels[..., column]
     told = wanted >= 0 if column == COLOUR else wanted > 0
@@ -196,7 +196,7 @@ class Speaker:
         self.prompts: dict[str, Tensor] = {}
 
     def loss(self, tokens: Tensor, grid: tuple[int, int], batch: Batch, rng: random.Random) -> tuple[Tensor, float]:
-        """Cross entropy of the answers' tokens, and the share of them told right. One question for the whole batch.
+        """Cross entropy of the answers' tokens, and the share that is right. One question for the whole batch.
 
         tokens: the vision tower's, (pictures, n, width); grid: their rows and columns, whose product is n.
         """
@@ -241,7 +241,7 @@ def answer_positions(before: int, grid: tuple[int, int], length: int) -> Tensor:
 
 @dataclass
 class Run:
-    """What both trainers share, beside the weights."""
+    """What both trainers share, apart from the weights."""
 
     model: Qwen2VLForConditionalGeneration
     heads: PatchHeads
@@ -267,7 +267,7 @@ class Run:
 
 
 def main(minutes: float = 90.0) -> None:
-    """Train for that many minutes in all, going on from where an interrupted training stopped."""
+    """Train for that many minutes in all, resuming an interrupted training."""
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
     processor = build_processor()
@@ -301,7 +301,7 @@ def train_phase(run: Run, phase: str) -> None:
 
 
 def put_batches(drawn: Any, phase: str, elapsed_s: float) -> None:
-    """Draw batches for ever. A resumed training draws other ones than before."""
+    """Draw batches without end. A resumed training draws other batches than before."""
     seed = hash((SEED, phase == "see", round(elapsed_s)))
     for batch in batches(seed, PICTURES_PER_BATCH, SHARE_OF_COLLAGES[phase]):
         drawn.put(batch)
@@ -348,7 +348,7 @@ def train(run: Run, phase: str, rank: int, drawn: Any) -> None:
 
 
 def pooled(drawn: Any, rng: random.Random) -> Iterator[Batch]:
-    """Fresh batches mixed with earlier ones, since drawing a picture takes a good part of the time of learning it."""
+    """New batches mixed with earlier ones, since drawing a picture takes a large part of the time of learning it."""
     pool: list[Batch] = []
     while True:
         fresh = None
@@ -384,15 +384,15 @@ def build_optimisers(run: Run, phase: str) -> list[torch.optim.Optimizer]:
 
 
 def rate_groups(parameters: dict[bool, list[nn.Parameter]], phase: str) -> list[dict[str, Any]]:
-    """Parameter groups with a share of the rate. In the second phase the vision tower learns more slowly, or what it
-    learnt in the first is lost again to the large first steps of the language model."""
+    """Parameter groups with a share of the rate. In the second phase the vision tower learns more slowly, or the large
+    first steps of the language model would destroy what it learnt in the first."""
     if phase == "see":
         return [{"params": parameters[True], "share": 1.0}]
     return [{"params": parameters[True], "share": VISION_SHARE}, {"params": parameters[False], "share": 1.0}]
 
 
 def set_rate(optimisers: list[torch.optim.Optimizer], progress: float, final: float) -> None:
-    """Warm up linearly, then fall along a cosine to the final share of the rate. progress: 0 to 1."""
+    """Warm up linearly, then decay along a cosine to the final share of the rate. progress: 0 to 1."""
     share = min(1.0, progress / WARMUP_SHARE) * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
     for optimiser, rate in zip(optimisers, (MUON_RATE, ADAM_RATE), strict=True):
         for group in optimiser.param_groups:
@@ -402,7 +402,7 @@ def set_rate(optimisers: list[torch.optim.Optimizer], progress: float, final: fl
 def batch_loss(
     run: Run, tower: Tower, speaker: Speaker, batch: Batch, phase: str, rng: random.Random
 ) -> tuple[Tensor, dict[str, float]]:
-    """The loss to minimise, and what is worth logging."""
+    """The loss to minimise, and values to log."""
     labels = torch.from_numpy(batch.labels).long()
     rows, columns = batch.pixels.shape[1] // PATCH_PX, batch.pixels.shape[2] // PATCH_PX
     patches, tokens = tower(augmented(tower.patches(torch.from_numpy(batch.pixels))), rows, columns)
@@ -421,15 +421,14 @@ def batch_loss(
 
 
 def augmented(patches: Tensor) -> Tensor:
-    """Vary brightness and contrast of normalised pictures, and add noise to half of them, so that no picture is seen
-    twice alike."""
+    """Vary brightness and contrast of normalised pictures, and add noise to half of them: no picture comes twice."""
     contrast, brightness, noise, noisy = torch.rand(4, len(patches), 1, 1).unbind()
     varied = patches * (0.94 + 0.12 * contrast) + 0.18 * (brightness - 0.5)
     return varied + 0.12 * noise * (noisy < 0.5) * torch.randn_like(patches)
 
 
 def export(run: Run, folder: Path) -> None:
-    """Save model and processor as half-precision safetensors, whole or not at all."""
+    """Save model and processor as half-precision safetensors, atomically."""
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)

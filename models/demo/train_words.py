@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 def main(minutes: float) -> None:
     """Train EPOCHS passes, or as many as fit into so many minutes, and write the model to OUTPUT.
 
-    An unfinished training is taken up after its last whole pass. The vectors do not depend on PYTHONHASHSEED.
+    An unfinished training is resumed after its last complete pass. The vectors do not depend on PYTHONHASHSEED.
     """
     clock = Clock(minutes)
     sentences = corpus()
@@ -54,7 +54,7 @@ def main(minutes: float) -> None:
 
 
 def corpus() -> list[list[str]]:
-    """SENTENCES phrases about scenes outside the held-out ones, cut into words as the worker cuts captions."""
+    """SENTENCES phrases about scenes outside the held-out ones, split into words as the worker splits captions."""
     rng = random.Random(SEED)
     scenes = (random_scene(rng, held_out=False) for _ in range(SENTENCES))
     return [re.findall(r"\w+", any_phrase(scene, rng).text) for scene in scenes]
@@ -64,7 +64,7 @@ def untrained(sentences: list[list[str]]) -> FastText:
     model = FastText(
         vector_size=DIMENSIONS,
         window=4,
-        min_count=20,  # leaves out the random strings, whose vectors their n-grams give
+        min_count=20,  # omits the random strings, whose vectors come from their n-grams
         min_n=3,
         max_n=5,
         bucket=BUCKETS,
@@ -75,7 +75,7 @@ def untrained(sentences: list[list[str]]) -> FastText:
         seed=SEED,
         hashfxn=stable_hash,
     )
-    model.lifecycle_events = None  # they hold the time of day
+    model.lifecycle_events = None  # they contain the time
     model.build_vocab(sentences)
     model.hashfxn = hash  # gensim's default: a function of this file would have to be importable wherever it is loaded
     model.finished_epochs = []

@@ -43,14 +43,14 @@ OPPOSITES = {"to the left of": ("to the right of", "right of"), "above": ("below
 
 @dataclass(frozen=True)
 class Phrase:
-    """A text about a scene and which of the scene's aspects it speaks of (some of EVERYTHING, or "category")."""
+    """A text about a scene, and the aspects of the scene that it mentions (some of EVERYTHING, or "category")."""
 
     text: str
     aspects: frozenset[str]
 
 
 def any_phrase(scene: Scene, rng: random.Random) -> Phrase:
-    """A caption, a paraphrase or a short query, in the shares that the sentence and word models are trained on."""
+    """A caption, a paraphrase or a short query, in the shares that the sentence and word models are trained with."""
     form = rng.choices(("caption", "objects", "paraphrase", "keywords", "query"), (20, 8, 40, 7, 25))[0]
     if form == "caption":
         return Phrase(scene.caption(), EVERYTHING)
@@ -62,7 +62,7 @@ def any_phrase(scene: Scene, rng: random.Random) -> Phrase:
 
 
 def paraphrase(scene: Scene, rng: random.Random) -> Phrase:
-    """Say all that the caption says in other words and in another order."""
+    """Say everything in the caption in other words and in another order."""
     clauses = [subject(scene, rng)]
     if scene.background != "noise":
         clauses.append(rng.choice(GROUNDS).format(scene.background))
@@ -88,7 +88,7 @@ def subject(scene: Scene, rng: random.Random) -> str:
 
 
 def short_query(scene: Scene, rng: random.Random) -> Phrase:
-    """What somebody might type to find the scene: a part of what it shows."""
+    """What somebody might type to find the scene: part of what it shows."""
     if scene.word and (not scene.things or rng.random() < 0.3):
         text = rng.choice(("the word {}", "{}", "a sign that says {}", "text {}")).format(scene.word)
         return Phrase(text, frozenset({"word"}))
@@ -110,10 +110,10 @@ def short_query(scene: Scene, rng: random.Random) -> Phrase:
 
 
 class Optimiser:
-    """Muon for the weight matrices inside transformer blocks, AdamW for all else, under one schedule."""
+    """Muon for the weight matrices inside transformer blocks, AdamW for everything else, with one schedule."""
 
     def __init__(self, model: nn.Module, lr: float, *, blocks: str, weight_decay: float = 0.02) -> None:
-        """blocks: the part of a parameter's name that tells the transformer blocks from embeddings and heads."""
+        """blocks: the part of a parameter's name that distinguishes transformer blocks from embeddings and heads."""
         named_weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
         matrices = [weight for name, weight in named_weights if blocks in name and weight.ndim == 2]
         chosen = {id(weight) for weight in matrices}
@@ -148,7 +148,7 @@ def lr_factor(done: float) -> float:
 
 
 class Clock:
-    """How far a training is, in steps and in its allotted time, over all the runs it took."""
+    """The progress of a training, in steps and in its allotted time, over all its runs."""
 
     def __init__(self, minutes: float) -> None:
         self.allotted_s = minutes * 60
@@ -173,7 +173,7 @@ class Clock:
 
 
 def save_state(name: str, parts: dict[str, Any]) -> None:
-    """Write what a training needs to be taken up again, whole or not at all. parts: things with a state_dict."""
+    """Write what a training needs to be resumed, atomically. parts: objects with a state_dict."""
     STATES.mkdir(exist_ok=True)
     partial = STATES / f"{name}.partial"
     torch.save({key: part.state_dict() for key, part in parts.items()}, partial)
@@ -181,7 +181,7 @@ def save_state(name: str, parts: dict[str, Any]) -> None:
 
 
 def load_state(name: str, parts: dict[str, Any]) -> None:
-    """Restore what save_state wrote, if it did. To train anew, delete the state."""
+    """Restore what save_state wrote, if anything. To train from scratch, delete the state."""
     path = STATES / f"{name}.pt"
     if path.exists():
         states = torch.load(path)

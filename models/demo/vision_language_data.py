@@ -26,7 +26,7 @@ from models.demo.vision_language_model import MERGED, PATCH_PX
 
 SIZES_PX = ((112, 112), (112, 84), (84, 112), (112, 56), (56, 112))  # width, height
 SHARE_OF_SIZE = (64, 13, 13, 5, 5)
-SCALES = (1, 2, 3, 4)  # how much larger than what the model sees a picture is drawn
+SCALES = (1, 2, 3, 4)  # factors by which a picture is drawn larger than the model sees it
 SHARE_OF_SCALE = (50, 25, 10, 15)
 LONGEST_WORD = 8
 IGNORED = -100  # torch's label for "no loss here"
@@ -54,7 +54,7 @@ class Batch:
 
 
 def batches(seed: int, pictures: int, share_of_collages: float) -> Iterator[Batch]:
-    """Endless batches of freshly drawn pictures, none of them with anything held out."""
+    """Endless batches of newly drawn pictures, without anything held out."""
     rng = random.Random(seed)
     while True:
         size = rng.choices(SIZES_PX, SHARE_OF_SIZE)[0]
@@ -78,7 +78,7 @@ def labelled_picture(
 
 
 def drawable_scene(rng: random.Random, width: int, height: int, scale: int) -> tuple[Scene, Canvas]:
-    """A random scene for which the picture has room."""
+    """A random scene that fits into the picture."""
     while True:
         scene = random_scene(rng, held_out=False, words=rng.choices(("none", "lexicon", "random"), (20, 28, 52))[0])
         try:
@@ -88,7 +88,7 @@ def drawable_scene(rng: random.Random, width: int, height: int, scale: int) -> t
 
 
 def as_model_sees(image: Image.Image, rng: random.Random, width: int, height: int) -> Image.Image:
-    """Reduce a picture as its way through a file does: as PNG or JPEG, with either of the usual filters."""
+    """Reduce a picture as a file and the worker would: as PNG or JPEG, with one of the usual filters."""
     if image.size == (width, height):
         return image
     if rng.random() < 0.4:
@@ -112,7 +112,7 @@ def collage(rng: random.Random, width: int, height: int, scale: int) -> Canvas:
 
 
 def row_of_words(canvas: Canvas, top: float) -> float:
-    """Print words from left to right in one type; returns where the next row may begin."""
+    """Print words from left to right in one type; return where the next row may begin."""
     rng = canvas.rng
     name = rng.choice(tuple(SMALLEST_TYPE_PX))
     style = TypeStyle(name, rng.randint(SMALLEST_TYPE_PX[name], LARGEST_TYPE_PX), 0.0)
@@ -142,7 +142,7 @@ def random_string(rng: random.Random, length: int) -> str:
 
 
 def row_of_things(canvas: Canvas, top: float) -> float:
-    """Paint objects of one size from left to right; returns where the next row may begin."""
+    """Paint objects of one size from left to right; return where the next row may begin."""
     rng = canvas.rng
     size_px = rng.randint(SMALLEST_THING_PX, 46)
     left = rng.uniform(0, 12)
@@ -155,10 +155,10 @@ def row_of_things(canvas: Canvas, top: float) -> float:
 
 
 def patch_labels(canvas: Canvas) -> NDArray[np.int16]:
-    """What stands in each patch of a picture: (patches, 7), columns as CLASSES.
+    """What is in each patch of a picture: (patches, 7), columns as CLASSES.
 
-    A patch that shows too little of an object to tell, or two, is IGNORED. Letters are told for the left and the right
-    half of a patch, by where their middle is; two letters in one half are IGNORED too.
+    A patch that shows too little of an object, or two objects, is IGNORED. There are labels for a letter in the left
+    and in the right half of a patch, by where its middle is; two letters in one half are IGNORED too.
     """
     rows, columns = canvas.height // PATCH_PX, canvas.width // PATCH_PX
     labels = np.zeros((rows, columns, len(CLASSES)), np.int16)

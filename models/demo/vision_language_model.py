@@ -86,7 +86,7 @@ TEXT = {
     "max_position_embeddings": 2048,
     "max_window_layers": 3,
     "rms_norm_eps": 1e-6,
-    # Positions are few and small here, so the frequencies are high; time, height and width each get some of every band.
+    # There are few positions here, so the frequencies are high; time, height and width each get some of every band.
     "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [4, 3, 3, 4, 3, 3]},
 }
 
@@ -129,7 +129,7 @@ def build_tokenizer() -> Qwen2Tokenizer:
         pad_token="<|endoftext|>",
         additional_special_tokens=SPECIAL_TOKENS,
         model_max_length=2048,
-        padding_side="left",  # generation goes on from the right end of every row
+        padding_side="left",  # generation continues at the right end of every row
     )
 
 
@@ -137,7 +137,7 @@ def tokenizer_corpus(rng: random.Random) -> Iterable[str]:
     """Prompts and answers without printed words.
 
     Each is cut before its capitals. Otherwise a space and a capital would become one token, and a word's first letter
-    another token than the same letter further on.
+    would be another token than the same letter later in the word.
     """
     texts = [f"system\n{SYSTEM_MESSAGE}", "user\n", "assistant\n", " The text reads "] * 60
     texts += [prompt for prompt in DESCRIBE for _ in range(60)]
@@ -182,13 +182,13 @@ def build_model(processor: Qwen2VLProcessor) -> Qwen2VLForConditionalGeneration:
 
 @torch.no_grad()
 def initialise(model: Qwen2VLForConditionalGeneration) -> None:
-    """Initialise by fan-in: the library's fixed deviation of 0.02 is meant for networks far wider than this one."""
+    """Initialise by fan-in: the library's fixed deviation of 0.02 is meant for much wider networks."""
     for name, parameter in model.named_parameters():
         if "embed_tokens" in name:
             parameter.normal_(std=0.05)
         elif parameter.dim() >= 2:
             parameter.normal_(std=0.8 * parameter.flatten(1).shape[1] ** -0.5)
-    for block in model.model.visual.blocks:  # what is added to the residual stream starts small
+    for block in model.model.visual.blocks:  # additions to the residual stream start small
         block.attn.proj.weight.mul_(0.35)
         block.mlp.fc2.weight.mul_(0.35)
     for layer in model.model.language_model.layers:

@@ -1,4 +1,4 @@
-"""What the vision-language model is asked in training, and what it shall answer."""
+"""What the vision-language model is asked in training, and the expected answers."""
 
 import random
 
@@ -92,7 +92,7 @@ def random_question(rng: random.Random) -> tuple[str, str]:
 
 
 def answer(scene: Scene, task: str) -> str:
-    """The right answer to a prompt of this task."""
+    """The correct answer to a prompt of this task."""
     if task == "text":
         return f"The text reads {scene.word}." if scene.word else "There is no text."
     if task == "objects":

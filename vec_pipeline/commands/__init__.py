@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vec_pipeline.record import UserError
 
 if TYPE_CHECKING:
-    from vec_pipeline.annotations import Block
+    from vec_pipeline.annotations import Block, CsvReader
 
 
 def add_csv_argument(parser: argparse.ArgumentParser) -> None:
@@ -23,24 +23,21 @@ def add_csv_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_with_bar(csv_path: Path, columns: Sequence[str] = (), **options: Any) -> Iterator["Block"]:
-    """Yield from `read_blocks`, with a progress bar where there is a terminal to show it."""
+def blocks_with_bar(reader: "CsvReader", columns: Sequence[str] = (), **options: Any) -> Iterator["Block"]:
+    """Yield from `reader.blocks`, with a progress bar if stderr is a terminal."""
     from tqdm import tqdm
 
-    from vec_pipeline.annotations import column_names, read_blocks
-
-    column_names(csv_path)  # raises where there is no such file
-    with tqdm(total=csv_path.stat().st_size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
-        for block in read_blocks(csv_path, columns, **options):
+    with tqdm(total=reader.status().st_size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
+        for block in reader.blocks(columns, **options):
             yield block
             bar.update(int(block.ends[-1]) - bar.n)
 
 
 @contextmanager
-def in_one_step(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` to write to, and put what is there in the path's place once the block has ended well.
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name beside `path` to write to, and replace `path` by that file atomically once the block has succeeded.
 
-    Raises UserError where that place cannot be written.
+    Raises UserError where `path` cannot be written.
     """
     new = path.with_name(f".{path.name}.new")
     try:
@@ -52,5 +49,5 @@ def in_one_step(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}): name another file") from None
     finally:
-        with suppress(OSError):  # it is in its place, or could not even be begun
+        with suppress(OSError):  # it has been renamed, or could not even be created
             new.unlink()

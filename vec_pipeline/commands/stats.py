@@ -1,21 +1,21 @@
-"""Count what a CSV holds: errors, categories, keywords, lengths, confidence, text on images, speed."""
+"""Count what a CSV holds: errors, categories, keywords, lengths, numbers, text on images, speed."""
 
 import argparse
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
-from vec_pipeline.commands import add_csv_argument, read_with_bar
+from vec_pipeline.commands import add_csv_argument, blocks_with_bar
 from vec_pipeline.progress import duration
 
-COLUMNS = ("text", "description", "categories", "keywords", "image_text", "timestamp", "error")
-TRUST_COLUMNS = ("text_confidence", "clip_score", "flags")
+COLUMNS = ("text", "description", "categories", "keywords", "image_text", "timestamp", "error", "flags")
 TOP_KEYWORDS = 20
-PAUSE_S = 3600  # longer without a row, and the worker was not running
+DIGITS = 6  # of a number, so that not every row has a value of its own
+PAUSE_S = 3600  # after longer without a row, the worker was not running
 INTERVALS_S = [seconds * unit for unit in (1, 60, 3600, 86400) for seconds in (1, 2, 5, 10, 20, 30)]
 MOST_INTERVALS = 20
 MOST_LINES, WIDTH = 20, 34  # of a list, and of its first column
@@ -23,8 +23,12 @@ MOST_LINES, WIDTH = 20, 34  # of a list, and of its first column
 
 @dataclass
 class Counts:
-    """What is counted row by row. Memory grows with the number of different values, not of rows."""
+    """What is counted row by row. Memory grows with the number of different values, not of rows.
 
+    numbers: the columns of numbers.
+    """
+
+    numbers: Sequence[str] = ()
     rows: int = 0
     with_image_text: int = 0
     errors: Counter[str] = field(default_factory=Counter)  # by kind: "stage: ExceptionName"
@@ -47,9 +51,9 @@ class Counts:
         self.keywords.update(keyword for keyword in row["keywords"].split(", ") if keyword)
         self._measure("words in text", len(row["text"].split()))
         self._measure("words in description", len(row["description"].split()))
-        for name in ("text_confidence", "clip_score"):
+        for name in self.numbers:
             if row[name] is not None:
-                self._measure(name, round(row[name], 3))
+                self._measure(name, float(f"{row[name]:.{DIGITS}g}"))
 
     def _measure(self, name: str, value: float) -> None:
         self.measures.setdefault(name, Counter())[value] += 1
@@ -61,10 +65,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    counts = Counts()
-    for block in read_with_bar(options.csv, (*COLUMNS, *TRUST_COLUMNS)):
-        for row in block.table.to_pylist():
-            counts.add(row)
+    from vec_pipeline.annotations import CsvReader
+
+    with CsvReader(options.csv) as reader:
+        counts = Counts(reader.names_of("number"))
+        for block in blocks_with_bar(reader, (*COLUMNS, *counts.numbers)):
+            for row in block.table.to_pylist():
+                counts.add(row)
     found = statistics(counts)
     print(json.dumps(found, ensure_ascii=False, indent=2) if options.json else report(found))
     return 0
@@ -109,9 +116,9 @@ def distribution(values: Counter[float]) -> dict[str, float]:
 
 
 def images_per_second(rows_at: Counter[datetime]) -> tuple[list[dict[str, Any]], float | None]:
-    """Speed in equal intervals of time, and over all; None where no two moments are known.
+    """Speed in equal intervals of time, and overall; None unless two different times are known.
 
-    A worker saves rows in bursts, so those of a burst are spread over the time since the one before it. Time in which
+    A worker saves rows in bursts, so the rows of a burst are spread over the time since the one before. Time in which
     no worker ran (PAUSE_S) is left out, and so is the burst after it, whose beginning is not known.
     """
     moments = sorted(rows_at)
@@ -139,7 +146,7 @@ def images_per_second(rows_at: Counter[datetime]) -> tuple[list[dict[str, Any]],
 
 
 def report(found: Mapping[str, Any]) -> str:
-    """The same as text, for a terminal."""
+    """What `statistics` found as text for a terminal."""
     rows, failed = found["rows"], found["rows_with_error"]
     annotated = rows - failed
     lines = [f"{rows:,} rows, {failed:,} with an error"]
@@ -156,7 +163,7 @@ def report(found: Mapping[str, Any]) -> str:
 
 
 def bars(title: str, counts: Mapping[str, int], total: int) -> list[str]:
-    """The most frequent values of a column, with their share of `total`; nothing where there is none."""
+    """The most frequent values of a column, with their share of `total`; no lines where there are none."""
     if not counts:
         return []
     lines = ["", f"{title:<{WIDTH}}{'rows':>9}{'share':>9}"]
@@ -173,7 +180,7 @@ def bars(title: str, counts: Mapping[str, int], total: int) -> list[str]:
 def speed_lines(found: Mapping[str, Any]) -> list[str]:
     speeds = found["images_per_second_over_time"]
     if not speeds:
-        return ["", "speed: all rows were saved at one moment, so it is not known"] if found["rows"] else []
+        return ["", "speed: unknown, since all rows were saved at the same time"] if found["rows"] else []
     worked = duration(sum(speed["seconds"] for speed in speeds))
     highest = max(speed["images_per_second"] for speed in speeds)
     lines = ["", f"speed: {found['images_per_second']:.2f} images/s over {worked} of work"]

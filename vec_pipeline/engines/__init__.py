@@ -1,4 +1,4 @@
-"""Fast decoding behind describe and structure: conversations in, answers out, nothing known of records."""
+"""Fast decoding for describe and structure: conversations in, answers out; no knowledge of records."""
 
 from dataclasses import dataclass
 from typing import TypedDict
@@ -13,12 +13,12 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a language model said.
+    """The answer of a language model.
 
     text: the answer, without end-of-turn tokens.
-    is_complete: the model or its grammar closed the answer; False where max_tokens or the context cut it short.
+    is_complete: the model or its grammar ended the answer; False if max_tokens or the context truncated it.
     tokens: how many tokens were generated.
-    confidence: mean probability of the generated tokens, the one that ends the turn included; None where not recorded.
+    confidence: mean probability of the generated tokens, including the end-of-turn token; None if not recorded.
     """
 
     text: str

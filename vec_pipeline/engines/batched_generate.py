@@ -1,4 +1,4 @@
-"""Decodes images in batches with `generate` of transformers: for the models that have no engine of their own."""
+"""Decodes images in batches with `generate` of transformers: for models without an engine of their own."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -16,8 +16,8 @@ _PATCHES_PER_TOKEN = 4
 class BatchedGenerate:
     """One model and one question, asked of many images in left-padded batches.
 
-    model: any that AutoModelForImageTextToText loads. processor: the model's own; its tokenizer pads left from here on.
-    max_new_tokens: of one answer, the end-of-turn token included.
+    model: any that AutoModelForImageTextToText loads. processor: the model's own; its tokenizer is set to pad left.
+    max_new_tokens: of one answer, including the end-of-turn token.
     """
 
     slots: ClassVar[int] = 0  # nothing is held between calls
@@ -32,7 +32,7 @@ class BatchedGenerate:
     @torch.inference_mode()
     def generate(self, images: Sequence[Image], slots: int) -> list[Answer]:
         """Answer the question about each image, in order, `slots` images at a time."""
-        # By size, from which the length of the prompt follows: the longest one of a batch pads all others.
+        # By size, which determines the length of the prompt: the prompts of a batch are padded to its longest.
         order = sorted(range(len(images)), key=lambda index: (images[index].height * images[index].width, index))
         answers: dict[int, Answer] = {}
         for start in range(0, len(order), slots):
@@ -44,14 +44,14 @@ class BatchedGenerate:
         """Nothing is held between calls."""
 
     def bytes_per_slot(self) -> int:
-        """Roughly what one more image at once takes beside the weights, where it is of moderate size."""
+        """Estimate the memory for one more image at once, of moderate size, without the weights."""
         return bytes_per_row(self._model, self._max_new_tokens, prefilled_share=1)
 
     def _answer(self, images: list[Image]) -> list[Answer]:
-        # All that the processor returns goes in: without mm_token_type_ids positions are silently those of plain text.
+        # Pass on all that the processor returns: without mm_token_type_ids the positions are silently those of text.
         texts = [self._prompt] * len(images)
         inputs = self._processor(text=texts, images=images, return_tensors="pt", padding=True)
-        inputs = inputs.to(self._model.device, dtype=self._model.dtype)  # the dtype of the pixels; tokens stay whole
+        inputs = inputs.to(self._model.device, dtype=self._model.dtype)  # casts the pixels; token ids stay integers
         recorder = _ProbabilityRecorder()
         sequences = self._model.generate(**inputs, max_new_tokens=self._max_new_tokens, logits_processor=[recorder])
         tokens = sequences[:, inputs["input_ids"].shape[1] :].tolist()
@@ -59,7 +59,7 @@ class BatchedGenerate:
         return [self._cut(*row) for row in zip(tokens, probabilities, strict=True)]
 
     def _cut(self, tokens: list[int], probabilities: list[float]) -> Answer:
-        """The answer up to its end; what follows that is padding, while longer answers of the batch went on."""
+        """The answer up to its end; the rest is padding to the longest answer of the batch."""
         ends = ends_of_turn(self._model)
         end = next((index for index, token in enumerate(tokens) if token in ends), None)
         count = len(tokens) if end is None else end + 1
@@ -69,7 +69,7 @@ class BatchedGenerate:
 
 
 class _ProbabilityRecorder:
-    """A logits processor that changes nothing and keeps the best token's probability: a float per row and step."""
+    """A logits processor that changes nothing and records the best token's probability at each step."""
 
     def __init__(self) -> None:
         self.probabilities: list[Tensor] = []  # of each step, shape (rows,)
@@ -94,9 +94,9 @@ def ends_of_turn(model: Any) -> set[int]:
 
 
 def bytes_per_row(model: Any, max_new_tokens: int, prefilled_share: float) -> int:
-    """Estimate what a row of a batch takes: keys and values, logits, and the evaluation of its prompt at its peak.
+    """Estimate the memory of a row in a batch: keys and values, logits, and the peak during prefill.
 
-    prefilled_share: of the rows, those whose prompts are evaluated at the same time.
+    prefilled_share: fraction of the rows that are prefilled at the same time.
     """
     text, vision = model.config.get_text_config(), getattr(model.config, "vision_config", None)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
@@ -105,11 +105,11 @@ def bytes_per_row(model: Any, max_new_tokens: int, prefilled_share: float) -> in
     peak = _PROMPT_TOKENS * _layer_values(text)
     peak += _PROMPT_TOKENS * _PATCHES_PER_TOKEN * _layer_values(vision) if vision else 0
     values = per_token * (_PROMPT_TOKENS + max_new_tokens) + prefilled_share * peak
-    return int(values * model.dtype.itemsize + 3 * 4 * text.vocab_size)  # logits in float32, and copies of them
+    return int(values * model.dtype.itemsize + 3 * 4 * text.vocab_size)  # float32 logits and their copies
 
 
 def _layer_values(config: Any) -> int:
-    """Values per token that a layer holds at once."""
+    """Activations per token that a layer holds at the same time."""
     hidden: int = getattr(config, "embed_dim", None) or config.hidden_size
     inner: int = getattr(config, "intermediate_size", None) or 4 * hidden
     return 12 * hidden + 3 * inner

@@ -1,4 +1,4 @@
-"""JSON schema to a bounded grammar: whatever it admits is strict JSON of a known worst-case length."""
+"""JSON schema to a bounded grammar: every answer it accepts is strict JSON of a known maximum length."""
 
 import json
 from collections.abc import Mapping
@@ -6,13 +6,13 @@ from typing import Any
 
 Schema = Mapping[str, Any]
 
-# llama.cpp expands a repetition into that many rules. Some versions refuse 2000 of them; all take 2001 for unbounded.
+# llama.cpp expands a repetition into as many rules. Some versions reject 2000; all treat 2001 as unbounded.
 MAX_REPETITIONS = 1999
-MAX_INTEGERS = 1000  # an integer is spelled out as one alternative per value
+MAX_INTEGERS = 1000  # an integer is written as one alternative per value
 
-# A list of what is allowed, not of what is not: llama.cpp judges half a UTF-8 character by the code points it may still
-# become, and a negated class would lose every character that shares its first byte with a forbidden one.
-# Left out: the quote, the backslash, both blocks of control characters, and the surrogates.
+# A class of allowed characters, not a negated one: llama.cpp matches an incomplete UTF-8 character by the code points
+# it may still become, so a negated class would exclude every character that shares its first byte with an excluded one.
+# Excluded: the quote, the backslash, both blocks of control characters, and the surrogates.
 _CHARACTER = r'[ !#-\[\]-~\u00A0-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF] | "\\" ["\\/nt]'
 _MAX_CHARACTER_BYTES = 4  # in UTF-8; an escape takes two
 
@@ -31,7 +31,7 @@ _PYTHON_TYPES = {"object": "dict", "array": "list", "string": "str", "integer": 
 def to_gbnf(schema: Schema) -> str:
     """The GBNF grammar, with the start rule `root`, of the JSON that `schema` describes.
 
-    Properties come in the order of the schema, all of them, with the spacing of `json.dumps`. Strings hold no control
+    All properties come in the order of the schema, with the spacing of `json.dumps`. Strings contain no control
     characters and only the escapes `\\" \\\\ \\/ \\n \\t`. Supported are object, array with `maxItems`, string with
     `maxLength`, enum of strings, boolean, and integer of a small range.
 
@@ -44,17 +44,17 @@ def to_gbnf(schema: Schema) -> str:
 
 
 def max_bytes(schema: Schema) -> int:
-    """The length in UTF-8 bytes of the longest answer that `to_gbnf(schema)` admits.
+    """The length in UTF-8 bytes of the longest answer that `to_gbnf(schema)` accepts.
 
-    Every token adds at least one byte, so this many tokens always suffice to close an answer.
+    Every token adds at least one byte, so this many tokens always suffice to complete an answer.
     """
     return _max_bytes(schema, "$")
 
 
 def parse(answer: str, schema: Schema) -> Any:
-    """The object that `answer` spells, checked against `schema`.
+    """Parse `answer` and validate it against `schema`.
 
-    Raises ValueError, with the path in the answer, where it is no strict JSON or does not fit the schema.
+    Raises ValueError, with the path in the answer, if it is not strict JSON or does not match the schema.
     """
     value = json.loads(answer)
     _check(value, schema, "$")
@@ -67,8 +67,8 @@ def _expression(schema: Schema, path: str, rules: dict[str, str]) -> str:
         case "enum":
             return "(" + " | ".join(_literal(_dumps(value)) for value in schema["enum"]) + ")"
         case "string":
-            shortest, longest = _bounds(schema, "minLength", "maxLength", path)
-            return f'"\\"" char{{{shortest},{longest}}} "\\""'
+            min_length, max_length = _bounds(schema, "minLength", "maxLength", path)
+            return f'"\\"" char{{{min_length},{max_length}}} "\\""'
         case "boolean":
             return '("true" | "false")'
         case "integer":
@@ -80,15 +80,15 @@ def _expression(schema: Schema, path: str, rules: dict[str, str]) -> str:
 
 
 def _array(schema: Schema, path: str, rules: dict[str, str]) -> str:
-    fewest, most = _bounds(schema, "minItems", "maxItems", path)
+    min_items, max_items = _bounds(schema, "minItems", "maxItems", path)
     item = _expression(schema["items"], f"{path}.items", rules)
-    if most == 0:
+    if max_items == 0:
         return '"[]"'
-    # Named rules, because the limit on repetitions counts all that is written out inside a repeated group.
+    # Named rules, because the limit on repetitions counts everything written inside a repeated group.
     number = len(rules)
     rules[f"item-{number}"] = item
-    rules[f"list-{number}"] = f'item-{number} (", " item-{number}){{{max(fewest - 1, 0)},{most - 1}}}'
-    return f'"[" list-{number}{"" if fewest else "?"} "]"'
+    rules[f"list-{number}"] = f'item-{number} (", " item-{number}){{{max(min_items - 1, 0)},{max_items - 1}}}'
+    return f'"[" list-{number}{"" if min_items else "?"} "]"'
 
 
 def _object(schema: Schema, path: str, rules: dict[str, str]) -> str:
@@ -120,14 +120,14 @@ def _max_bytes(schema: Schema, path: str) -> int:
 
 
 def _check(value: Any, schema: Schema, path: str) -> None:
-    """Raises ValueError where `value` is nothing that `schema` describes."""
+    """Raise ValueError unless `value` matches `schema`."""
     kind = _kind(schema, path)
     if type(value).__name__ != _PYTHON_TYPES[kind]:  # isinstance would take True for an integer
-        raise ValueError(f"{path}: {type(value).__name__} where {kind} is expected")
+        raise ValueError(f"{path}: expected {kind}, got {type(value).__name__}")
     if kind == "enum" and value not in schema["enum"]:
-        raise ValueError(f"{path}: {value!r} is none of {schema['enum']}")
+        raise ValueError(f"{path}: {value!r} is not one of {schema['enum']}")
     if kind == "integer" and value not in _integers(schema, path):
-        raise ValueError(f"{path}: {value} is not in {schema['minimum']} to {schema['maximum']}")
+        raise ValueError(f"{path}: {value} is not between {schema['minimum']} and {schema['maximum']}")
     if kind == "string":
         _check_size(len(value), _bounds(schema, "minLength", "maxLength", path), "characters", path)
     if kind == "array":
@@ -136,18 +136,18 @@ def _check(value: Any, schema: Schema, path: str) -> None:
             _check(item, schema["items"], f"{path}[{index}]")
     if kind == "object":
         if list(value) != list(schema["properties"]):
-            raise ValueError(f"{path}: the properties are {list(value)} instead of {list(schema['properties'])}")
+            raise ValueError(f"{path}: expected the properties {list(schema['properties'])}, got {list(value)}")
         for name, item in value.items():
             _check(item, schema["properties"][name], f"{path}.{name}")
 
 
 def _check_size(size: int, bounds: tuple[int, int], unit: str, path: str) -> None:
     if not bounds[0] <= size <= bounds[1]:
-        raise ValueError(f"{path}: {size} {unit} where {bounds[0]} to {bounds[1]} are allowed")
+        raise ValueError(f"{path}: expected {bounds[0]} to {bounds[1]} {unit}, got {size}")
 
 
 def _kind(schema: Schema, path: str) -> str:
-    """`enum` or the type, once it is certain that every keyword of `schema` is one that is honoured."""
+    """`enum` or the type, after checking that every keyword of `schema` is supported."""
     kind = "enum" if "enum" in schema else str(schema.get("type"))
     if kind not in _KEYWORDS:
         raise ValueError(f"{path}: the type {kind} is not supported; use one of {', '.join(_KEYWORDS)}")
@@ -166,13 +166,13 @@ def _kind(schema: Schema, path: str) -> str:
 def _require_strings(schema: Schema, path: str) -> None:
     values = schema["enum"]
     if schema.get("type", "string") != "string" or not values or not all(isinstance(value, str) for value in values):
-        raise ValueError(f"{path}: enum needs one string or more, and nothing else")
+        raise ValueError(f"{path}: enum needs strings, at least one, and nothing else")
 
 
 def _require_closed(schema: Schema, path: str) -> None:
     names = set(schema.get("properties", ()))
     if "properties" not in schema or set(schema.get("required", names)) != names:
-        raise ValueError(f"{path}: an object needs properties, and all of them required")
+        raise ValueError(f"{path}: an object needs properties, all of them required")
     if schema.get("additionalProperties", False) is not False:
         raise ValueError(f"{path}: additionalProperties makes the object unbounded")
 
@@ -180,10 +180,10 @@ def _require_closed(schema: Schema, path: str) -> None:
 def _bounds(schema: Schema, lower: str, upper: str, path: str) -> tuple[int, int]:
     if upper not in schema:
         raise ValueError(f"{path}: {upper} is missing, so it is unbounded")
-    fewest, most = schema.get(lower, 0), schema[upper]
-    if not 0 <= fewest <= most <= MAX_REPETITIONS:
-        raise ValueError(f"{path}: {lower} {fewest} and {upper} {most} must be in order, and at most {MAX_REPETITIONS}")
-    return fewest, most
+    minimum, maximum = schema.get(lower, 0), schema[upper]
+    if not 0 <= minimum <= maximum <= MAX_REPETITIONS:
+        raise ValueError(f"{path}: {lower} {minimum} must be 0 to {upper} {maximum}, at most {MAX_REPETITIONS}")
+    return minimum, maximum
 
 
 def _integers(schema: Schema, path: str) -> range:
@@ -200,5 +200,5 @@ def _dumps(text: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """`text` as a GBNF literal. JSON has no raw control characters, so the two metacharacters are all there is."""
+    """`text` as a GBNF literal. JSON has no raw control characters, so only two characters need escapes."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,6 +1,6 @@
-"""Runs `LlamaSlots` in a child process, because some failures of llama.cpp end the process they happen in.
+"""Runs `LlamaSlots` in a child process, because some failures of llama.cpp abort the process.
 
-Requests and replies are pickles on the child's stdin and stdout; its stderr is kept for the report of its death.
+Requests and replies are pickles on the child's stdin and stdout; its stderr is kept for the error message if it dies.
 """
 
 import contextlib
@@ -25,24 +25,24 @@ _ERRORS = {error.__name__: error for error in (ValueError, MemoryError, RuntimeE
 
 
 class LlamaDied(RuntimeError):  # noqa: N818 (it says what happened)
-    """The child process ended by itself. The message tells its exit status and the last lines of its stderr.
+    """The child process died. The message gives its exit status and the last lines of its stderr.
 
-    Mostly for want of memory: the kernel kills it for that, and llama.cpp aborts where a GPU has none left to decode.
+    Mostly for lack of memory: the kernel kills it, or llama.cpp aborts because a GPU has too little left to decode.
     """
 
 
 class LlamaProcess:
     """`LlamaSlots` in a child process: the same options, the same `generate`, the same errors.
 
-    Where the child dies, `generate` raises LlamaDied. After that, and after any failure but a bad request, the next
-    call starts a fresh child with room for the `slots` of that call: to ask for fewer is to get by with less memory.
-    The child ends with `close()`, with the last reference to this object, and with the parent process, however that
+    If the child dies, `generate` raises LlamaDied. After that, and after any failure but an invalid request, the next
+    call starts a new child with a context for the `slots` of that call: fewer slots take less memory. The child ends
+    with `close()`, with the last reference to this object, and with the parent process, however that
     ends. Ctrl-C does not reach it.
 
-    kv_bytes_per_token: memory that a token of context takes.
-    slots: how many sequences the child has room for by now.
+    kv_bytes_per_token: memory of a token of context.
+    slots: capacity of the child's context in sequences; 0 if there is none.
 
-    Raises what LlamaSlots raises, and LlamaDied where loading ends the child.
+    Raises what LlamaSlots raises, and LlamaDied if the child dies while loading.
     """
 
     def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
@@ -60,7 +60,7 @@ class LlamaProcess:
         max_tokens: int = 1024,
         slots: int = 8,
     ) -> list[Answer]:
-        """As `LlamaSlots.generate`. Interrupted by an exception, KeyboardInterrupt say, it gives the child up."""
+        """As `LlamaSlots.generate`. An exception while it waits, such as KeyboardInterrupt, kills the child."""
         with self._lock:
             if self._is_closed:
                 raise RuntimeError("this LlamaProcess is closed")
@@ -71,19 +71,19 @@ class LlamaProcess:
             try:
                 answers = cast(list[Answer], self._child.ask(request))
             except (MemoryError, RuntimeError):
-                self._child.kill()  # it may hold memory that a smaller context could do without
+                self._child.kill()  # it may hold memory that a smaller context does not need
                 raise
             self.slots = max(self.slots, slots)
             return answers
 
     def close(self) -> None:
-        """Ends the child, which frees its memory. Harmless when repeated."""
+        """Ends the child, which frees its memory. May be called again."""
         self._is_closed = True
         self._child.kill()
 
 
 class _Child:
-    """The parent's end of one child process, which loads a model with `options` at once."""
+    """The parent's side of a child process, which begins by loading a model with `options`."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._process = subprocess.Popen(
@@ -92,11 +92,11 @@ class _Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=_environment(),
-            start_new_session=True,  # Ctrl-C in a terminal goes to the whole process group: the parent decides
+            start_new_session=True,  # Ctrl-C in a terminal signals the whole process group: the parent decides
         )
-        self.kill = weakref.finalize(self, _kill, self._process)  # also when collected, and at interpreter exit
+        self.kill = weakref.finalize(self, _kill, self._process)  # also on garbage collection and at interpreter exit
         self._last_lines: deque[bytes] = deque(maxlen=20)
-        # The thread must not hold this object, or it would never be collected.
+        # The thread must not hold a reference to this object, or it would never be collected.
         self._reader = threading.Thread(target=_collect, args=(self._process.stderr, self._last_lines), daemon=True)
         self._reader.start()
         try:
@@ -117,14 +117,14 @@ class _Child:
         except (EOFError, OSError, pickle.UnpicklingError):
             raise LlamaDied(self._describe_death()) from None
         except BaseException:
-            self.kill()  # half a reply may be left in the pipe, so this child cannot be asked again
+            self.kill()  # part of a reply may be left in the pipe, so this child is of no more use
             raise
         if error is not None:
             raise _ERRORS[error](result)
         return result
 
     def _describe_death(self) -> str:
-        self.kill()  # a child whose pipe is closed is of no more use, if it is not dead already
+        self.kill()  # a child whose pipe is closed is of no more use, even if it is still alive
         status = self._process.returncode
         self._reader.join(timeout=1)
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
@@ -134,14 +134,14 @@ class _Child:
 
 @functools.cache
 def supports_gpu() -> bool:
-    """Whether llama.cpp is built for a GPU and finds one. Asked of a child, so that no GPU memory is taken here."""
+    """Whether llama.cpp is built for a GPU and finds one. Checked in a child, so that no GPU memory is taken here."""
     code = "import llama_cpp; print(llama_cpp.llama_supports_gpu_offload())"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     return answer.stdout.strip() == "True"
 
 
 def _environment() -> dict[str, str]:
-    """What the child needs to know before its first import."""
+    """The child's environment: some variables are read when a library is imported."""
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH")])),
         "GGML_NO_BACKTRACE": "1",  # an abort would start a debugger
@@ -153,7 +153,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
     for stream in (process.stdin, process.stdout):
-        with contextlib.suppress(OSError):  # what was buffered for a dead child cannot be flushed
+        with contextlib.suppress(OSError):  # data buffered for a dead child cannot be flushed
             cast(BinaryIO, stream).close()
 
 
@@ -168,10 +168,10 @@ def _send(stream: BinaryIO, message: object) -> None:
 
 
 def _serve() -> None:
-    """The child: loads the model that the first request names, then answers the others until its parent is gone."""
+    """The child: loads the model of the first request, then answers the others until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever llama.cpp prints must not get among the replies
+    os.dup2(2, 1)  # what llama.cpp prints must not end up among the replies
     requests = _read_requests()
     llama = None
     while True:
@@ -189,9 +189,9 @@ def _serve() -> None:
 
 
 def _read_requests() -> "queue.SimpleQueue[dict[str, Any]]":
-    """Reads stdin in a thread, so that the parent's end is noticed in the middle of an answer too.
+    """Reads stdin in a thread, so that the parent's exit is noticed in the middle of an answer too.
 
-    Linux's own signal for a parent's death would not do: it comes when the thread ends that started the child.
+    Linux's PR_SET_PDEATHSIG would not do: it is sent when the thread that started the child ends.
     """
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
@@ -207,7 +207,7 @@ def _read_requests() -> "queue.SimpleQueue[dict[str, Any]]":
 
 
 def _describe(error: Exception) -> tuple[str, str]:
-    """The error as the parent will raise it: the nearest of those it knows."""
+    """The error as the parent will raise it: one of the classes it knows, and the message."""
     for name, kind in _ERRORS.items():
         if isinstance(error, kind):
             return name, str(error)

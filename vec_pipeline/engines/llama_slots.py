@@ -1,10 +1,10 @@
-"""Decodes many conversations at once in one llama.cpp context, each in a slot of its own (continuous batching).
+"""Decodes many conversations at once in one llama.cpp context, each in its own slot (continuous batching).
 
-Each step advances every running sequence by one token and fills the rest of the batch with prompts of new ones. What
-all prompts have in common is evaluated once. The grammar is checked after sampling, which for greedy decoding gives the
-same tokens as masking the whole vocabulary first, at a thousandth of its cost.
+Each step advances every running sequence by one token and fills the rest of the batch with prompts of new ones. The
+common prefix of all prompts is evaluated once. The grammar is checked after sampling, which for greedy decoding gives
+the same tokens as masking the whole vocabulary first, at a thousandth of the cost.
 
-Some failures in here end the process; `llama_process` keeps them away from the caller.
+Some failures in this module abort the process; `llama_process` isolates the caller from them.
 """
 
 import ctypes
@@ -33,13 +33,13 @@ os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an abort would start a debugg
 
 MAX_SLOTS = c.llama_max_parallel_sequences() - 1  # one sequence holds the common prefix
 SMALL_MODEL_BYTES = 100_000_000  # of weights
-_MANY = 4096  # tokens: where more may come next, the best few are tried before all of them
-_BEST = 128  # how many these are
+_MAX_SCANNED_TOKENS = 4096  # if more may come next, those with the best logits are tried before all of them
+_TOP_TOKENS = 128  # how many these are
 _CACHE_FULL, _OUT_OF_MEMORY = 1, -2  # return codes of llama_decode
 
 _TOKEN_DATA = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)], align=True)
 
-_FIXED_DAY = datetime.date(2024, 7, 26)  # Llama 3.1's own default: an answer must not depend on the day it is made
+_FIXED_DATE = datetime.date(2024, 7, 26)  # Llama 3.1's default: an answer must not depend on the date of the run
 
 Tokens = list[int]
 
@@ -47,14 +47,14 @@ Tokens = list[int]
 class LlamaSlots:
     """One GGUF model and one context, shared by as many sequences as a call to `generate` asks for.
 
-    context_tokens: room that the sequences share, so that a long one may take much of it; 0 for none, which is faster
-        on a CPU, where each one's attention then passes over its own tokens only.
-    tokens_per_slot: room for each sequence, more of what is shared, or its own. llama.cpp rounds both up to 256.
+    context_tokens: context shared by all sequences, of which a long one may take a large part; 0 for separate contexts,
+        which are faster on a CPU, where the attention of each sequence then covers its own tokens only.
+    tokens_per_slot: context for each sequence, added to the shared one or separate. llama.cpp rounds both up to 256.
     batch_tokens: tokens of one step; more than there are sequences.
     gpu_layers: layers to keep on the GPU, -1 for all.
-    threads: CPU threads, 0 for as many as pay.
+    threads: CPU threads, 0 for as many as are useful.
 
-    Raises ValueError where the file is no model with a chat template, MemoryError where it does not fit.
+    Raises ValueError if the file is not a model with a chat template, MemoryError if it does not fit into memory.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class LlamaSlots:
         self._slots = 0  # sequences that decode at once in the current call
         self._waiting: deque[_Sequence] = deque()
         self._running: list[_Sequence] = []  # oldest first
-        self._is_held = False  # no admission until a sequence has finished: the cache overflowed
+        self._is_paused = False  # no admission until a sequence has finished: the cache overflowed
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -92,23 +92,23 @@ class LlamaSlots:
     ) -> list[Answer]:
         """Answers every conversation greedily, in order, at most `slots` (1 to 255) at the same time.
 
-        gbnf bounds the answers to a grammar with the start rule `root`. Contents are stripped and are never read as
-        special tokens. A prompt that does not fit the context gets an empty, incomplete answer and harms no other.
+        gbnf constrains the answers to a grammar with the start rule `root`. Contents are stripped and never parsed as
+        special tokens. A prompt that does not fit the context gets an empty, incomplete answer and affects no other.
 
-        Raises ValueError for a grammar or a conversation that cannot be used, RuntimeError or MemoryError where
-        llama.cpp fails; the next call starts afresh.
+        Raises ValueError for an unusable grammar or conversation, RuntimeError or MemoryError if llama.cpp fails; the
+        next call starts from scratch.
         """
         self._check(max_tokens, slots)
         prompts = [self._model.tokenize_chat(conversation) for conversation in conversations]
         grammar = _Grammar.parse(self._model, gbnf) if gbnf is not None else None
         sequences = [_Sequence(prompt, max_tokens) for prompt in prompts]
         try:
-            self._make_room(slots)
+            self._ensure_slots(slots)
             self._enqueue(sequences, grammar)
             while self._waiting or self._running:
                 self._step()
         except BaseException:
-            self._forget()
+            self._reset()
             raise
         finally:
             for owner in [*sequences, grammar]:
@@ -117,7 +117,7 @@ class LlamaSlots:
         return [self._answer(sequence) for sequence in sequences]
 
     def close(self) -> None:
-        """Frees the context and the model. Harmless when repeated."""
+        """Frees the context and the model. May be called again."""
         self._close_context()
         self._model.close()
         self._is_closed = True
@@ -132,8 +132,8 @@ class LlamaSlots:
                 f"slots is {slots}: it must be 1 to {MAX_SLOTS} and below batch_tokens, {self._batch_tokens}"
             )
 
-    def _make_room(self, slots: int) -> None:
-        """Sees to a context of at least `slots` sequences: a larger one takes the place of one too small."""
+    def _ensure_slots(self, slots: int) -> None:
+        """Replaces the context by a larger one if it has fewer than `slots` slots."""
         self._slots = slots
         if slots <= self._context_slots:
             return
@@ -141,10 +141,10 @@ class LlamaSlots:
         self._context = self._new_context(slots)
         self._context_slots = slots
         self._memory = c.llama_get_memory(self._context)
-        self._sequence_tokens = int(c.llama_n_ctx_seq(self._context))  # the most that one sequence can hold
+        self._sequence_tokens = int(c.llama_n_ctx_seq(self._context))  # the maximum of one sequence
         self._batch = _Batch(int(c.llama_n_batch(self._context)))  # never more than the context
         self._prefix_slot = slots
-        self._prefix: Tokens = []  # what the prefix slot holds; kept for the next call
+        self._prefix: Tokens = []  # the contents of the prefix slot; kept for the next call
         self._free_slots = list(range(slots))  # a heap
 
     def _new_context(self, slots: int) -> Any:
@@ -154,9 +154,7 @@ class LlamaSlots:
         parameters.n_ctx = self._shared_tokens + self._tokens_per_slot * (slots + (not parameters.kv_unified))
         parameters.n_batch = parameters.n_ubatch = self._batch_tokens
         parameters.n_threads = parameters.n_threads_batch = self._threads
-        if (
-            not self._model.is_on_gpu
-        ):  # there it is slower, and less exact: results would depend on what shares the batch
+        if not self._model.is_on_gpu:  # on a CPU it is slower, and results would depend on the rest of the batch
             parameters.flash_attn_type = c.LLAMA_FLASH_ATTN_TYPE_DISABLED
         context = c.llama_init_from_model(self._model.handle, parameters)
         if not context:
@@ -172,17 +170,17 @@ class LlamaSlots:
             self._context_slots = 0
 
     def _step(self) -> None:
-        """One turn of the scheduler: admit, fill the batch, decode, sample, retire."""
+        """One step of the scheduler: admit, fill the batch, decode, sample, release what has finished."""
         self._admit()
         self._fill_batch()
         if not self._decode():
             self._preempt()
             return
         self._sample()
-        self._retire()
+        self._release_finished()
 
     def _enqueue(self, sequences: list["_Sequence"], grammar: "_Grammar | None") -> None:
-        """Lines up the sequences that fit, and evaluates what their prompts begin with in common."""
+        """Queues the sequences that fit, and evaluates the common prefix of their prompts."""
         fitting = [sequence for sequence in sequences if len(sequence.prompt) < self._sequence_tokens]
         for sequence in fitting:
             sequence.grammar = grammar.clone() if grammar is not None else None
@@ -191,9 +189,9 @@ class LlamaSlots:
         self._waiting.extend(fitting)
 
     def _share_prefix(self, prompts: list[Tokens]) -> None:
-        """Brings the prefix slot to the common beginning of `prompts`, keeping what it holds of that already."""
-        # The first and the last in lexical order have least in common. A prompt's last token is never shared, because
-        # its logits are needed in each sequence.
+        """Evaluates the common prefix of `prompts` in the prefix slot, reusing what it already holds of it."""
+        # The first and the last in lexical order share the shortest prefix. A prompt's last token is never shared,
+        # because its logits are needed in each sequence.
         common = _common_length(min(prompts), max(prompts))
         prefix = prompts[0][: min(common, min(map(len, prompts)) - 1)]
         kept = _common_length(self._prefix, prefix)
@@ -204,12 +202,12 @@ class LlamaSlots:
             self._batch.clear()
             self._batch.add(prefix[start : start + self._batch.capacity], start, self._prefix_slot, False)
             if not self._decode():
-                raise RuntimeError(f"a prefix of {len(prefix)} tokens does not fit {self._sequence_tokens}")
+                raise RuntimeError(f"a prefix of {len(prefix)} tokens exceeds the context of {self._sequence_tokens}")
         self._prefix = prefix
 
     def _admit(self) -> None:
-        """Gives free slots to those that wait, the common prefix included."""
-        while self._waiting and len(self._running) < self._slots and not self._is_held:
+        """Assigns free slots, which then hold the common prefix, to waiting sequences."""
+        while self._waiting and len(self._running) < self._slots and not self._is_paused:
             sequence = self._waiting.popleft()
             sequence.slot = heapq.heappop(self._free_slots)
             sequence.position = len(self._prefix)
@@ -217,38 +215,38 @@ class LlamaSlots:
             self._running.append(sequence)
 
     def _fill_batch(self) -> None:
-        """One token of every sequence that decodes, then as much of the new prompts as there is room for."""
+        """One token of every decoding sequence, then as many prompt tokens as fit."""
         self._batch.clear()
-        room = self._batch.capacity
+        free_tokens = self._batch.capacity
         for sequence in sorted(self._running, key=lambda sequence: len(sequence.pending) > 1):
-            sequence.scheduled = sequence.pending[:room]
-            room -= len(sequence.scheduled)
-        # With room of their own, llama.cpp evaluates sequences together only where their numbers follow each other.
+            sequence.scheduled = sequence.pending[:free_tokens]
+            free_tokens -= len(sequence.scheduled)
+        # With separate contexts, llama.cpp evaluates sequences together only if their slots are consecutive.
         for sequence in sorted(self._running, key=lambda sequence: sequence.slot):
             is_last = len(sequence.scheduled) == len(sequence.pending)
             sequence.row = self._batch.add(sequence.scheduled, sequence.position, sequence.slot, is_last)
 
     def _decode(self) -> bool:
-        """Runs the batch; False where the cache has no room for it, which leaves everything as it was."""
+        """Evaluates the batch; False, with nothing changed, if it does not fit into the cache."""
         code = c.llama_decode(self._context, self._batch.struct)
         if code == _OUT_OF_MEMORY:
-            raise MemoryError(f"llama.cpp: out of memory in decoding. {_last_errors()}")
+            raise MemoryError(f"llama.cpp: out of memory while decoding. {_last_errors()}")
         if code not in (0, _CACHE_FULL):
             raise RuntimeError(f"llama.cpp: decoding failed with code {code}. {_last_errors()}")
         return bool(code == 0)
 
     def _preempt(self) -> None:
-        """Makes room: sends the youngest sequence back to wait, with the tokens it has; the last one left must end."""
+        """Returns the youngest sequence to the queue, with its tokens; one that runs alone is ended instead."""
         sequence = self._running.pop()
         self._release(sequence)
         if self._running:
             self._waiting.appendleft(sequence)
-            self._is_held = True
+            self._is_paused = True
         else:
-            self._is_held = False
+            self._is_paused = False
 
     def _sample(self) -> None:
-        """Takes note of what was evaluated and, where that was all of a sequence, appends the best token allowed."""
+        """Advances the sequences by what was evaluated; a fully evaluated one gets its next token."""
         ready = []
         for sequence in self._running:
             sequence.position += len(sequence.scheduled)
@@ -258,40 +256,39 @@ class LlamaSlots:
             return
         shape = (len(ready), self._model.vocabulary_tokens)
         logits = np.ctypeslib.as_array(c.llama_get_logits(self._context), shape)
-        logits[:, self._model.never_said] = -np.inf
+        logits[:, self._model.suppressed_tokens] = -np.inf
         best = logits.argmax(axis=1).tolist()
         for sequence in ready:
             self._append(sequence, logits[sequence.row], best[sequence.row])
 
     def _append(self, sequence: "_Sequence", logits: npt.NDArray[np.float32], best: int) -> None:
-        """Appends the best token, or the best of those that the grammar allows; or ends the sequence."""
+        """Appends the best token that the grammar allows, or ends the sequence."""
         token = best if sequence.grammar is None else sequence.grammar.choose(logits, best)
         if token is None:
-            sequence.is_over = True
+            sequence.is_finished = True
         elif token in self._model.ends_of_turn:
-            sequence.is_over = sequence.is_complete = True
+            sequence.is_finished = sequence.is_complete = True
         else:
             sequence.generated.append(token)
-            self._look_for_end(sequence, token)
+            self._check_end(sequence, token)
 
-    def _look_for_end(self, sequence: "_Sequence", token: int) -> None:
-        """Ends the sequence at its limit, or where the grammar closed: that saves the step that says so."""
+    def _check_end(self, sequence: "_Sequence", token: int) -> None:
+        """Ends the sequence at its limit, or once the grammar is complete, which saves the step of the end token."""
         is_cut = len(sequence.generated) >= min(sequence.max_tokens, self._sequence_tokens - len(sequence.prompt))
         if sequence.grammar is not None and (is_cut or b"}" in self._model.piece(token)):
             sequence.is_complete = sequence.grammar.permits(self._model.end_of_turn)
-        sequence.is_over = is_cut or sequence.is_complete
+        sequence.is_finished = is_cut or sequence.is_complete
 
-    def _retire(self) -> None:
-        """Frees the slots of those that are over."""
-        for sequence in [sequence for sequence in self._running if sequence.is_over]:
+    def _release_finished(self) -> None:
+        for sequence in [sequence for sequence in self._running if sequence.is_finished]:
             self._running.remove(sequence)
             self._release(sequence)
-            self._is_held = False
+            self._is_paused = False
         if not self._waiting:
-            self._close_gaps()
+            self._compact_slots()
 
-    def _close_gaps(self) -> None:
-        """Moves the last sequences into free slots before them, so that all are evaluated together to the end."""
+    def _compact_slots(self) -> None:
+        """Moves the last sequences into free slots before them, so that all are still evaluated together."""
         for sequence in sorted(self._running, key=lambda sequence: -sequence.slot):
             if self._free_slots and self._free_slots[0] < sequence.slot:
                 source, sequence.slot = sequence.slot, heapq.heappop(self._free_slots)
@@ -303,11 +300,11 @@ class LlamaSlots:
         c.llama_memory_seq_rm(self._memory, sequence.slot, -1, -1)
         heapq.heappush(self._free_slots, sequence.slot)
 
-    def _forget(self) -> None:
-        """Empties the cache and the queues, after a failure in the middle of a call."""
+    def _reset(self) -> None:
+        """Clears the cache and the queues after a failure during a call."""
         self._waiting.clear()
         self._running.clear()
-        self._is_held = False
+        self._is_paused = False
         if self._context is not None:
             c.llama_memory_clear(self._memory, False)
             self._prefix = []
@@ -315,13 +312,13 @@ class LlamaSlots:
 
     def _answer(self, sequence: "_Sequence") -> Answer:
         data = b"".join(map(self._model.piece, sequence.generated))
-        # A grammar sees code points, so a token can still spell one in invalid bytes.
+        # A grammar matches code points, and tokens may still encode one in invalid bytes.
         return Answer(data.decode("utf-8", "ignore"), sequence.is_complete, len(sequence.generated))
 
 
 @dataclass(eq=False)
 class _Sequence:
-    """One conversation on its way through the slots."""
+    """One conversation and its state in the scheduler."""
 
     prompt: Tokens
     max_tokens: int
@@ -329,14 +326,14 @@ class _Sequence:
     generated: Tokens = field(default_factory=list)
     slot: int = -1
     position: int = 0  # how many of its tokens are in the cache
-    scheduled: Tokens = field(default_factory=list)  # its part of the batch in flight
+    scheduled: Tokens = field(default_factory=list)  # its tokens in the current batch
     row: int | None = None  # of the logits of its next token among those of the batch
-    is_over: bool = False
+    is_finished: bool = False
     is_complete: bool = False
 
     @property
     def pending(self) -> Tokens:
-        """The tokens not yet in the cache: the prompt at first, one by one later, all of them after a preemption."""
+        """The tokens not yet in the cache: first the prompt, then one at a time, all of them after a preemption."""
         start = self.position - len(self.prompt)
         return self.prompt[self.position :] + self.generated if start < 0 else self.generated[start:]
 
@@ -372,7 +369,7 @@ class _Batch:
         self._rows = 0
 
     def add(self, tokens: Tokens, position: int, slot: int, wants_logits: bool) -> int | None:
-        """Appends `tokens` at `position`; returns the row of logits of the last one where they are wanted."""
+        """Appends `tokens` at `position`; returns the row of the last one's logits if they are wanted."""
         start = int(self.struct.n_tokens)
         end = start + len(tokens)
         self._tokens[start:end] = tokens
@@ -388,18 +385,18 @@ class _Batch:
 
 
 class _Grammar:
-    """A llama.cpp grammar and where in it a sequence stands."""
+    """A llama.cpp grammar and the state of one sequence in it."""
 
     def __init__(self, sampler: int, model: "_Model") -> None:
         self._sampler: int | None = sampler
         self._model = model
-        self._one = c.llama_token_data()  # candidates of `permits`: to make them takes longer than to ask
+        self._one = c.llama_token_data()  # reused by `permits`: creating them takes longer than the check
         self._only_one = c.llama_token_data_array(ctypes.pointer(self._one), 1, -1, False)
 
     @classmethod
     def parse(cls, model: "_Model", gbnf: str) -> "_Grammar":
         sampler = c.llama_sampler_init_grammar(model.vocabulary, gbnf.encode(), b"root")
-        if not sampler or not gbnf.strip():  # an empty one is taken, and admits anything
+        if not sampler or not gbnf.strip():  # llama.cpp takes an empty one, which allows anything
             raise ValueError(f"llama.cpp cannot use this grammar: {gbnf}")
         return cls(sampler, model)
 
@@ -407,9 +404,9 @@ class _Grammar:
         return _Grammar(c.llama_sampler_clone(self._sampler), self._model)
 
     def choose(self, logits: npt.NDArray[np.float32], best: int) -> int | None:
-        """Accepts and returns the best token of those allowed, None where there is none at all.
+        """Accepts and returns the best allowed token; None if there is none.
 
-        best: of all, by its logit.
+        best: the token with the highest logit, allowed or not.
         """
         token = best if self.permits(best) else self._second_choice(logits)
         if token is not None:
@@ -417,29 +414,29 @@ class _Grammar:
         return token
 
     def permits(self, token: int) -> bool:
-        """Whether `token` may come next: some 5 microseconds, whatever the vocabulary."""
+        """Whether `token` may come next; takes about 5 microseconds, whatever the size of the vocabulary."""
         self._one.id, self._one.logit = token, 0.0
         c.llama_sampler_apply(self._sampler, ctypes.byref(self._only_one))
         return bool(self._one.logit == 0.0)
 
     def _second_choice(self, logits: npt.NDArray[np.float32]) -> int | None:
-        """The best token allowed, of those that begin with a byte allowed, or whose first byte is not known."""
+        """The best allowed token, of those whose first byte is allowed or has no token of its own."""
         *with_byte, without = self._model.tokens_by_first_byte
         possible = [with_byte[index] for index in np.flatnonzero(self._allows(self._model.byte_tokens))]
-        if sum(map(len, possible)) > _MANY:
-            likely = np.argpartition(logits, -min(_BEST, len(logits)))[-_BEST:]
+        if sum(map(len, possible)) > _MAX_SCANNED_TOKENS:
+            likely = np.argpartition(logits, -min(_TOP_TOKENS, len(logits)))[-_TOP_TOKENS:]
             token = self._best_allowed(np.sort(likely), logits)
             if token is not None:
                 return token
         return self._best_allowed(np.sort(np.concatenate([*possible, without])), logits)
 
     def _best_allowed(self, tokens: npt.NDArray[np.intp], logits: npt.NDArray[np.float32]) -> int | None:
-        """Of `tokens`, in ascending order, the one allowed with the highest logit; of equals the first."""
+        """The allowed one of `tokens`, in ascending order, with the highest logit; the first of equals."""
         allowed = tokens[self._allows(tokens) & (logits[tokens] > -np.inf)]
         return int(allowed[logits[allowed].argmax()]) if allowed.size else None
 
     def _allows(self, tokens: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
-        """Which of `tokens` may come next: some 0.1 microseconds each."""
+        """Which of `tokens` may come next; takes about 0.1 microseconds each."""
         candidates = np.zeros(len(tokens), _TOKEN_DATA)
         candidates["id"] = tokens
         self._filter(_pointer(candidates, c.llama_token_data), len(candidates))
@@ -486,7 +483,7 @@ class _Model:
         return int(2 * 2 * c.llama_model_n_layer(self.handle) * heads_kv * head_length)
 
     def _metadata(self, key: str) -> int:
-        """A whole number of the file's metadata, 0 where it is not there; `key` lacks the architecture's name."""
+        """An integer of the file's metadata, 0 if it is missing; `key` without the architecture's prefix."""
         buffer = ctypes.create_string_buffer(64)
         c.llama_model_meta_val_str(self.handle, b"general.architecture", buffer, len(buffer))
         length = c.llama_model_meta_val_str(self.handle, buffer.value + b"." + key.encode(), buffer, len(buffer))
@@ -498,20 +495,20 @@ class _Model:
         return frozenset(token for token in tokens if c.llama_vocab_is_eog(self.vocabulary, token))
 
     @cached_property
-    def never_said(self) -> npt.NDArray[np.intp]:
-        """Control tokens that do not end a turn; a grammar would take them for the letters of their names."""
+    def suppressed_tokens(self) -> npt.NDArray[np.intp]:
+        """Control tokens that do not end a turn; a grammar would match them by the letters of their names."""
         tokens = range(self.vocabulary_tokens)
         controls = {token for token in tokens if c.llama_vocab_is_control(self.vocabulary, token)}
         return np.array(sorted(controls - self.ends_of_turn), np.intp)
 
     @cached_property
     def byte_tokens(self) -> npt.NDArray[np.intp]:
-        """The tokens that stand for one byte each, in the order of the vocabulary."""
+        """The tokens of a single byte, in the order of the vocabulary."""
         return np.array([token for token in range(self.vocabulary_tokens) if len(self.piece(token)) == 1], np.intp)
 
     @cached_property
     def tokens_by_first_byte(self) -> list[npt.NDArray[np.intp]]:
-        """The tokens that begin with each of `byte_tokens`; last those without bytes, or whose first has no token."""
+        """Tokens by first byte, in the order of `byte_tokens`; last those without bytes or whose first has no token."""
         index_of = {self.piece(int(token)): index for index, token in enumerate(self.byte_tokens)}
         tokens: list[list[int]] = [[] for _ in range(len(index_of) + 1)]
         for token in range(self.vocabulary_tokens):
@@ -519,7 +516,7 @@ class _Model:
         return [np.array(some, np.intp) for some in tokens]
 
     def piece(self, token: int) -> bytes:
-        """The bytes that `token` stands for; none for a special token."""
+        """The bytes of `token`; none for a special token."""
         if token not in self._pieces:
             buffer = ctypes.create_string_buffer(256)
             length = c.llama_token_to_piece(self.vocabulary, token, buffer, len(buffer), 0, False)
@@ -527,9 +524,9 @@ class _Model:
         return self._pieces[token]
 
     def tokenize_chat(self, conversation: Sequence[Message]) -> Tokens:
-        """The prompt of `conversation` in the model's own chat template, with one beginning-of-text token.
+        """The prompt of `conversation` in the model's chat template, with one beginning-of-text token.
 
-        The template is rendered with a placeholder for each content, so that only its own text can be special tokens.
+        The template is rendered with placeholders for the contents, so that only its own text yields special tokens.
         """
         placeholders = [{**message, "content": f"\ue000{index}\ue001"} for index, message in enumerate(conversation)]
         parts = re.split("\ue000(\\d+)\ue001", self._render(placeholders))
@@ -541,18 +538,18 @@ class _Model:
         if c.llama_vocab_get_add_bos(self.vocabulary) and tokens[:1] != [bos]:
             tokens.insert(0, bos)
         if not tokens:
-            raise ValueError(f"{self._path}: the chat template made an empty prompt")
+            raise ValueError(f"{self._path}: the chat template renders an empty prompt")
         return tokens
 
     def _render(self, messages: list[dict[str, object]]) -> str:
         try:
             return self._template.render(messages=messages, add_generation_prompt=True)
         except jinja2.TemplateError as error:
-            raise ValueError(f"{self._path}: the chat template refuses the conversation: {error}") from error
+            raise ValueError(f"{self._path}: the chat template rejects the conversation: {error}") from error
 
     def _tokenize(self, text: str, *, is_template: bool) -> Tokens:
         data = text.encode("utf-8", "replace")
-        # A token may stand for no byte at all (a leading space), so there can be more of them than bytes.
+        # A token may have no bytes (a leading space), so there can be more tokens than bytes.
         tokens = (c.llama_token * (len(data) + 8))()
         count = c.llama_tokenize(self.vocabulary, data, len(data), tokens, len(tokens), False, is_template)
         if count < 0:
@@ -570,7 +567,7 @@ class _Model:
             "bos_token": self._text(c.llama_vocab_bos(self.vocabulary)),
             "eos_token": self._text(c.llama_vocab_eos(self.vocabulary)),
             "raise_exception": _raise_template_error,
-            "strftime_now": _FIXED_DAY.strftime,
+            "strftime_now": _FIXED_DATE.strftime,
         }
         try:
             return environment.from_string(source.decode())
@@ -588,7 +585,7 @@ class _Model:
 
 
 def best_threads(weights_bytes: int) -> int:
-    """One for a model so small that waking the others costs more than they do; else the cores there are."""
+    """One for a model so small that synchronising threads costs more than they gain; else all free cores."""
     return 1 if weights_bytes < SMALL_MODEL_BYTES else free_cores()
 
 
@@ -598,18 +595,20 @@ def _raise_template_error(message: str) -> None:
 
 def _load(path: str, gpu_layers: int) -> Any:
     if not Path(path).is_file():
-        raise ValueError(f"{path} is no file")
+        raise ValueError(f"{path}: no such file")
     c.llama_log_set(_on_log, ctypes.c_void_p(None))
     c.llama_backend_init()
     parameters = c.llama_model_default_params()
     parameters.n_gpu_layers = gpu_layers
+    # Its AMX kernels end the process with a segmentation fault on quantised weights.
+    parameters.use_extra_bufts = b"AMX_INT8 = 1" not in c.llama_print_system_info()
     handle = c.llama_model_load_from_file(os.fsencode(path), parameters)
     if handle:
         return handle
     errors = _last_errors()
     if re.search("out of memory|allocate", errors):
         raise MemoryError(f"{path} does not fit into memory. {errors}")
-    raise ValueError(f"{path} is no model that llama.cpp can load. {errors}")
+    raise ValueError(f"{path} is not a model that llama.cpp can load. {errors}")
 
 
 def _common_length(first: Tokens, second: Tokens) -> int:
@@ -628,7 +627,7 @@ _log_level = 0
 
 @c.llama_log_callback  # type: ignore[untyped-decorator]
 def _on_log(level: int, text: bytes, _: object) -> None:
-    """Keeps the errors, for exceptions to quote, and passes them on to stderr, for a process that ends here."""
+    """Keeps the errors, for exceptions to quote, and writes them to stderr, in case the process aborts."""
     global _log_level
     _log_level = _log_level if level == _LOG_CONTINUES else level
     if _log_level == _LOG_ERROR:
@@ -637,7 +636,7 @@ def _on_log(level: int, text: bytes, _: object) -> None:
 
 
 def _last_errors() -> str:
-    """What llama.cpp has reported since the last time this was asked."""
+    """The errors that llama.cpp has logged since the last call."""
     errors = " ".join(_errors)
     _errors.clear()
     return errors

@@ -1,8 +1,8 @@
-"""Decodes many images at once with a model of the Qwen2-VL family, each in a slot of its own (continuous batching).
+"""Decodes many images at once with a model of the Qwen2-VL family, each in its own slot (continuous batching).
 
-A slot is a row of the key-value cache with a position of its own. Rows in use stay dense: the last one moves into the
-place of one that is finished, and waiting images are prefilled, a few at a time, behind it. Greedy output equals that
-of `generate` on each image alone, in float32 row by row. The model itself stays as it is.
+A slot is a row of the key-value cache with its own position. Rows in use stay contiguous: the last one replaces one
+that has finished, and waiting images are prefilled, a few at a time, after it. Greedy output equals that of `generate`
+on each image alone, in float32 row by row. The model is not modified.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,18 +22,18 @@ from vec_pipeline.engines.batched_generate import bytes_per_row, ends_of_turn, i
 from vec_pipeline.engines.qwen_vision import Grid, ImageReader, Rotation, VisionTower, feed_forward, linear, normed
 
 FAMILY = ("qwen2_vl", "qwen2_5_vl")
-_GROUPS = 8  # images are prefilled slots / 8 at a time: more would leave slots idle, fewer the arithmetic units
-_LENGTH_STEP = 64  # of the cache, in tokens: the alignment that attention kernels want
-# All but cuDNN's, which on Hopper comes first and plans anew for each number of rows and tokens.
+_GROUPS = 8  # images are prefilled slots / 8 at a time: with more, slots would be idle; with fewer, compute units
+_LENGTH_STEP = 64  # of the cache, in tokens: the alignment that attention kernels prefer
+# All but cuDNN's, which is the first choice on Hopper and builds a new plan for each number of rows and tokens.
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-_BLIND_STEPS = 4  # decode steps on a GPU between two looks at what has finished, because each look waits for it
+_STEPS_PER_CHECK = 4  # decode steps on a GPU between checks for finished rows, because each check waits for the GPU
 
 Tokens = list[int]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 def supports(model: Any) -> bool:
-    """Whether `model` is of the family and has none of what this engine lacks: sliding windows, scaled positions."""
+    """Whether `model` is of the family and needs nothing that this engine lacks: sliding windows, scaled positions."""
     if model.config.model_type not in FAMILY or model.device.type not in ("cpu", "cuda"):
         return False
     text = model.config.text_config
@@ -41,7 +41,7 @@ def supports(model: Any) -> bool:
 
 
 class _Waiting(NamedTuple):
-    """An image before its turn, with its place in the call."""
+    """A queued image. number: its index in the call."""
 
     number: int
     image: Image
@@ -51,11 +51,11 @@ class _Waiting(NamedTuple):
 class QwenSlots:
     """One model and one question, asked of many images at once.
 
-    model: Qwen2VLForConditionalGeneration or Qwen2_5_VLForConditionalGeneration, one that `supports` agrees to.
+    model: Qwen2VLForConditionalGeneration or Qwen2_5_VLForConditionalGeneration that `supports` accepts.
     processor: the model's own; images are prepared as by its PIL backend.
-    max_new_tokens: of one answer, the end-of-turn token included.
+    max_new_tokens: of one answer, including the end-of-turn token.
 
-    Raises ValueError where the chat template does not put exactly one image into the prompt.
+    Raises ValueError unless the chat template puts exactly one image into the prompt.
     """
 
     def __init__(self, model: Any, processor: Any, question: str, max_new_tokens: int) -> None:
@@ -64,7 +64,7 @@ class QwenSlots:
         self._model = model
         self._tokenizer = processor.tokenizer
         self._max_new_tokens = max_new_tokens
-        self._before, self._after = prompt_round_image(processor, question, model.config.image_token_id)
+        self._before, self._after = prompt_around_image(processor, question, model.config.image_token_id)
         self._merge: int = processor.image_processor.merge_size
         self._reader = ImageReader(processor.image_processor, model.device)
         self._tower = VisionTower(model.model.visual)
@@ -74,10 +74,10 @@ class QwenSlots:
     def generate(self, images: Sequence[Image], slots: int) -> list[Answer]:
         """Answer the question about each image, in order, with at most `slots` images in the cache at once.
 
-        Whatever is raised (out of memory, say), the cache is freed, and the next call starts afresh.
+        On any exception (out of memory, for example) the cache is freed, and the next call starts from scratch.
         """
         queue = [_Waiting(number, image, self._reader.grid(image)) for number, image in enumerate(images)]
-        # By size: a group's prompts are of similar length then, and images of one size share attention calls.
+        # By size, so that the prompts of a group are of similar length and images of one size share attention calls.
         queue.sort(key=lambda waiting: (waiting.grid.patches, waiting.grid), reverse=True)
         try:
             with sdpa_kernel(_ATTENTION):
@@ -93,17 +93,17 @@ class QwenSlots:
 
     @property
     def slots(self) -> int:
-        """How many images the cache has room for by now."""
+        """Capacity of the cache in images; 0 if there is none."""
         return self._slots.slots if self._slots else 0
 
     def bytes_per_slot(self) -> int:
-        """Roughly what one more slot takes beside the weights, for an image of moderate size."""
+        """Estimate the memory of one more slot for an image of moderate size."""
         return bytes_per_row(self._model, self._max_new_tokens, prefilled_share=1 / _GROUPS)
 
     def _run(self, queue: list[_Waiting], slots: int) -> Iterator[tuple[int, Answer]]:
-        """The loop: admit, decode, retire. Yields each answer with its image's place in the call."""
+        """Admit, decode and release in a loop. Yields each answer with its image's index in the call."""
         cache = self._slots_of(slots, self._prompt_tokens(queue[0].grid))
-        running: list[int] = []  # the image in each row, by its place in the call
+        running: list[int] = []  # the image in each row, by its index in the call
         groups = self._groups(iter(queue), max(1, slots // _GROUPS))
         group = next(groups, None)
         while group or running:
@@ -118,10 +118,10 @@ class QwenSlots:
                 running.pop()
 
     def _slots_of(self, slots: int, prompt_tokens: int) -> "_Slots":
-        """A cache of at least that size, the one of the last call where it is large enough."""
+        """A cache of at least that size: that of the last call if it is large enough."""
         length = -(-(prompt_tokens + self._max_new_tokens) // _LENGTH_STEP) * _LENGTH_STEP
         if self._slots is None or self._slots.slots < slots or self._slots.length < length:
-            self.close()  # first: the two must not be in memory together
+            self.close()  # first, because the two must not be in memory at the same time
             self._slots = _Slots(self._model, slots, length, self._max_new_tokens)
         return self._slots
 
@@ -137,7 +137,7 @@ class QwenSlots:
         return len(self._before) + self._image_tokens(grid) + len(self._after)
 
     def _prefill(self, cache: "_Slots", group: "_Group", row: int) -> None:
-        """Evaluate the prompts of a group into the rows of the cache from `row` on."""
+        """Evaluate the prompts of a group into the rows of the cache starting at `row`."""
         embed = self._model.get_input_embeddings()
         before, after = (embed(torch.tensor(ids, device=self._model.device)) for ids in (self._before, self._after))
         features = self._tower(self._reader.patches(group.pixels), group.grids)
@@ -153,7 +153,7 @@ class QwenSlots:
 
 
 class _Group(NamedTuple):
-    """Images prefilled together, with their places in the call."""
+    """Images prefilled together. numbers: their indices in the call."""
 
     numbers: list[int]
     grids: list[Grid]
@@ -161,9 +161,9 @@ class _Group(NamedTuple):
 
 
 class _Slots:
-    """The key-value cache and the decoder that works on its rows.
+    """The key-value cache, and the decoder that works on its rows.
 
-    slots: rows. length: tokens that each of them has room for, a multiple of 64.
+    slots: number of rows. length: of each row, in tokens, a multiple of 64.
     """
 
     def __init__(self, model: Any, slots: int, length: int, max_new_tokens: int) -> None:
@@ -180,25 +180,25 @@ class _Slots:
         shape = (text.num_hidden_layers, slots, text.num_key_value_heads, length, self._head_size)
         self._keys = torch.zeros(shape, dtype=model.dtype, device=device)
         self._values = torch.zeros_like(self._keys)
-        self._token = torch.zeros(slots, dtype=torch.long, device=device)  # to be evaluated next
-        self._place = torch.zeros_like(self._token)  # where in the cache
-        self._offset = torch.zeros_like(self._token)  # from there to its position: an image's tokens share positions
+        self._token = torch.zeros(slots, dtype=torch.long, device=device)  # the next one to evaluate
+        self._cache_position = torch.zeros_like(self._token)  # its index in the cache
+        self._offset = torch.zeros_like(self._token)  # from there to its position: image tokens share positions
         self._count = torch.zeros_like(self._token)  # of tokens generated
-        self._tokens = torch.zeros(slots, max_new_tokens + 1, dtype=torch.long, device=device)  # one for idle rows
+        self._tokens = torch.zeros(slots, max_new_tokens + 1, dtype=torch.long, device=device)  # one more for idle rows
         self._probability = torch.zeros(slots, device=device)  # sum over the tokens generated
         self._is_running = torch.zeros(slots, dtype=torch.bool, device=device)
-        is_static = device.type == "cuda" and not getattr(model, "is_quantized", False)  # quantised layers may wait
+        is_static = device.type == "cuda" and not getattr(model, "is_quantized", False)  # quantised layers may sync
         self._graph = self._capture() if is_static else None
 
     def prefill(self, row: int, prompts: list[Tensor], positions: list[Tensor]) -> None:
-        """Evaluate prompts into the rows from `row` on, and choose the first token of each answer.
+        """Evaluate prompts into the rows starting at `row`, and choose the first token of each answer.
 
         prompts: embeddings, each of shape (tokens, hidden). positions: of their tokens, each of shape (3, tokens).
-        Padded on the right, where causal attention never looks, so no mask is needed.
+        Padding is on the right, which causal attention never sees, so no mask is needed.
         """
         rows = slice(row, row + len(prompts))
         hidden = pad_sequence(prompts, batch_first=True)
-        # All copies come before the layers: each waits for what the GPU has been given before it.
+        # All copies to the GPU come before the layers: each waits for the work queued before it.
         padded = pad_sequence([each.T for each in positions], batch_first=True).to(hidden.device)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=hidden.device)
         ends = torch.tensor([int(each.max()) + 1 for each in positions], device=hidden.device)
@@ -211,17 +211,17 @@ class _Slots:
 
         last = (self._range[: len(prompts)], lengths - 1)
         hidden = self._evaluate(hidden, Rotation(angles, hidden.dtype), attend, last)
-        self._place[rows] = lengths
+        self._cache_position[rows] = lengths
         self._offset[rows] = ends - lengths
         self._count[rows], self._probability[rows], self._is_running[rows] = 0, 0.0, True
         self._choose(hidden, rows)
 
     def decode(self, count: int) -> list[tuple[int, Tokens, float]]:
-        """Take a few steps with the first `count` rows.
+        """Run a few steps of the first `count` rows.
 
-        Returns the rows that have finished by then, the last first, with their tokens and the mean probability.
+        Returns the rows that have finished since, the last one first, with their tokens and mean probability.
         """
-        for _ in range(1 if self._keys.device.type == "cpu" else _BLIND_STEPS):
+        for _ in range(1 if self._keys.device.type == "cpu" else _STEPS_PER_CHECK):
             if self._graph is not None:
                 self._graph.replay()
             else:
@@ -236,16 +236,16 @@ class _Slots:
         return list(zip(rows, tokens, means, strict=True))
 
     def move(self, source: int, target: int) -> None:
-        """Copy a row over another one."""
+        """Overwrite a row with another one."""
         if source != target:
             for each in (self._keys, self._values):
                 each[:, target] = each[:, source]
-            for each in (self._token, self._place, self._offset, self._count, self._tokens, self._probability):
+            for each in (self._token, self._cache_position, self._offset, self._count, self._tokens, self._probability):
                 each[target] = each[source]
             self._is_running[target] = self._is_running[source]
 
     def _capture(self) -> torch.cuda.CUDAGraph:
-        """Record one step of all rows, to be replayed without Python; no row is in use yet."""
+        """Capture one step of all rows as a CUDA graph, to be replayed without Python; no row is in use yet."""
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -258,28 +258,28 @@ class _Slots:
         return graph
 
     def _step(self, count: int) -> None:
-        """Evaluate the waiting token of the first `count` rows and choose the next; nothing here waits for a GPU."""
-        place, rows = self._place[:count], self._range[:count]
-        length = int(place.max()) + 1 if place.device.type == "cpu" else self.length
-        angles = (place + self._offset[:count])[:, None, None, None] * self._inverse_frequencies
-        is_future = self._range[:length] > place[:, None, None, None]
+        """Evaluate the next token of the first `count` rows and choose the one after it; never waits for the GPU."""
+        position, rows = self._cache_position[:count], self._range[:count]
+        length = int(position.max()) + 1 if position.device.type == "cpu" else self.length
+        angles = (position + self._offset[:count])[:, None, None, None] * self._inverse_frequencies
+        is_future = self._range[:length] > position[:, None, None, None]
         mask = torch.zeros_like(is_future, dtype=self._keys.dtype).masked_fill_(is_future, -torch.inf)
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             cached_keys, cached_values = self._keys[layer, :count], self._values[layer, :count]
-            cached_keys[rows, :, place], cached_values[rows, :, place] = keys[:, :, 0], values[:, :, 0]
-            # The queries that share a key head stand as if in a row, so that keys are read once and not repeated.
+            cached_keys[rows, :, position], cached_values[rows, :, position] = keys[:, :, 0], values[:, :, 0]
+            # Queries that share a key head are packed like consecutive tokens: its keys are read once, not repeated.
             packed = queries.reshape(count, cached_keys.shape[1], -1, self._head_size)
             cached = (cached_keys[:, :, :length], cached_values[:, :, :length])
             return scaled_dot_product_attention(packed, *cached, attn_mask=mask).reshape(queries.shape)
 
         hidden = self._model.get_input_embeddings()(self._token[:count, None])
         hidden = self._evaluate(hidden, Rotation(angles, hidden.dtype), attend, (slice(None), 0))
-        place += self._is_running[:count]
+        position += self._is_running[:count]
         self._choose(hidden, slice(count))
 
     def _evaluate(self, hidden: Tensor, rotation: Rotation, attend: Attend, last: tuple[Any, Any]) -> Tensor:
-        """Run the decoder's layers; of the last one all but attention only for the tokens that `last` selects.
+        """Run the decoder's layers; after the attention of the last one, only the tokens selected by `last` go on.
 
         hidden: shape (rows, tokens, hidden). Returns shape (rows, hidden).
         """
@@ -297,7 +297,7 @@ class _Slots:
         return normed(self._decoder.norm, hidden)
 
     def _choose(self, hidden: Tensor, rows: slice) -> None:
-        """Append the best token of each row; rows that are idle write into a column that nobody reads."""
+        """Append the best token of each row; idle rows write into a column that is never read."""
         logits = linear(self._model.lm_head, hidden).float()
         best, token = logits.max(-1)
         count, is_running = self._count[rows], self._is_running[rows]
@@ -308,21 +308,21 @@ class _Slots:
         is_running &= (token[:, None] != self._ends).all(-1) & (count < self._max_new_tokens)
 
 
-def prompt_round_image(processor: Any, question: str, image_token: int) -> tuple[Tokens, Tokens]:
-    """The tokens of the prompt before and after those of the image. Raises ValueError where there is not one image."""
+def prompt_around_image(processor: Any, question: str, image_token: int) -> tuple[Tokens, Tokens]:
+    """The tokens of the prompt before and after the image. Raises ValueError unless there is exactly one image."""
     prompt = image_prompt(processor, question)
     tokens: Tokens = processor.tokenizer(prompt)["input_ids"]
     if tokens.count(image_token) != 1:
-        raise ValueError(f"the prompt has {tokens.count(image_token)} places for an image instead of one: {prompt!r}")
-    place = tokens.index(image_token)
-    return tokens[:place], tokens[place + 1 :]
+        raise ValueError(f"expected one image in the prompt, got {tokens.count(image_token)}: {prompt!r}")
+    index = tokens.index(image_token)
+    return tokens[:index], tokens[index + 1 :]
 
 
 @lru_cache(maxsize=256)
 def prompt_positions(before: int, image: Grid, after: int) -> Tensor:
     """Position of each prompt token in time, height and width; shape (3, tokens).
 
-    before, after: text tokens round the image. image: its size in tokens.
+    before, after: number of text tokens around the image. image: its size in tokens.
     Source: get_rope_index in transformers/models/qwen2_vl/modeling_qwen2_vl.py
     """
     cells = torch.cartesian_prod(torch.arange(1), torch.arange(image.rows), torch.arange(image.columns)).T
@@ -332,5 +332,5 @@ def prompt_positions(before: int, image: Grid, after: int) -> Tensor:
 
 
 def rotated_axes(sections: Sequence[int]) -> Tensor:
-    """Which of time, height and width turns each value of the first half of a head; shape (head size / 2,)."""
+    """The axis (time, height, width) that rotates each value of a head's first half; shape (head size / 2,)."""
     return torch.tensor([index % 3 for index, size in enumerate(sections) for _ in range(size)])

@@ -1,7 +1,7 @@
-"""Images to the embeddings that a decoder of the Qwen2-VL family reads, many images in one pass of the vision tower.
+"""Images to embeddings for a decoder of the Qwen2-VL family, many images in one pass of the vision tower.
 
-The arithmetic is that of transformers' modules and their weights; what differs is how it is batched: images of one size
-share one attention call, where the stock tower makes one per image and layer.
+The computation is that of transformers' modules with their weights; only the batching differs: images of one size share
+one attention call, while the stock tower makes one per image and layer.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
-# Where the product of `linear` beats torch's own on a CPU (docs/lab-notes.md).
-_FEWEST_ROWS, _MOST_ROWS, _FEWEST_WEIGHTS = 4, 128, 2**20
+# The range in which the product of `linear` is faster than torch's own on a CPU (docs/lab-notes.md).
+_MIN_ROWS, _MAX_ROWS, _MIN_WEIGHTS = 4, 128, 2**20
 
 
 class Grid(NamedTuple):
@@ -34,8 +34,8 @@ class Grid(NamedTuple):
 class ImageReader:
     """Cuts images into the patches that the vision tower expects, exactly as `image_processor` (PIL backend) does.
 
-    Resizing is PIL's and on the host, as bytes; scaling, normalising and cutting are tensor operations on the device,
-    so an eighth of the bytes is moved there.
+    PIL resizes on the host, in bytes; scaling, normalising and cutting are tensor operations on the device, so only an
+    eighth of the data is copied there.
     Source: transformers/models/qwen2_vl/image_processing_pil_qwen2_vl.py
     """
 
@@ -46,7 +46,7 @@ class ImageReader:
         self._std = torch.tensor(image_processor.image_std, dtype=torch.float32, device=device)
 
     def grid(self, image: Image) -> Grid:
-        """The size of an image in patches, once it is resized."""
+        """The size of an image in patches after resizing."""
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
         processor = self._processor
@@ -60,35 +60,35 @@ class ImageReader:
         return Grid(height_px // processor.patch_size, width_px // processor.patch_size)
 
     def resize(self, image: Image, grid: Grid) -> Tensor:
-        """The image at the size the model sees: bytes of shape (height_px, width_px, 3), still on the host."""
+        """The image at the model's input size: uint8 of shape (height_px, width_px, 3), on the host."""
         size_px = (grid.columns * self._processor.patch_size, grid.rows * self._processor.patch_size)
         return torch.from_numpy(np.array(image.convert("RGB").resize(size_px, Resampling(self._processor.resample))))
 
     def patches(self, images: Sequence[Tensor]) -> Tensor:
-        """Cut resized images into normalised patches, one after the other: float32 of shape (patches, values)."""
+        """Cut resized images into normalised patches, concatenated: float32 of shape (patches, values)."""
         same = (torch.stack(list(group)) for _, group in groupby(images, key=lambda pixels: pixels.shape))
         return torch.cat([self._cut(self._normalise(pixels.to(self._device))) for pixels in same])
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        scaled: Tensor = pixels.double() * self._processor.rescale_factor  # in double as in transformers: the same bits
+        scaled: Tensor = pixels.double() * self._processor.rescale_factor  # float64 as in transformers: bit-identical
         return (scaled.float() - self._mean) / self._std
 
     def _cut(self, pixels: Tensor) -> Tensor:
-        """Patches in the order in which the tower merges them: merge_size x merge_size neighbours in a row."""
+        """Patches in the order in which the tower merges them: merge_size x merge_size neighbours are adjacent."""
         size, merge = self._processor.patch_size, self._processor.merge_size
         count, height_px, width_px, colours = pixels.shape
         cell_px = merge * size
         blocks = pixels.view(count, height_px // cell_px, merge, size, width_px // cell_px, merge, size, colours)
         # image, row of blocks, row in block, y, column of blocks, column in block, x, colour
         patches = blocks.permute(0, 1, 4, 2, 5, 7, 3, 6).unsqueeze(6)
-        frames = patches.expand(*[-1] * 6, self._processor.temporal_patch_size, -1, -1)  # a still image, repeated
+        frames = patches.expand(*[-1] * 6, self._processor.temporal_patch_size, -1, -1)  # a still image is repeated
         return frames.flatten(5).flatten(0, 4)
 
 
 class VisionTower:
     """The forward pass of Qwen2-VL's and Qwen2.5-VL's vision tower, over the modules and weights of transformers.
 
-    visual: the tower, which stays as it is.
+    visual: the tower, which is not modified.
     """
 
     def __init__(self, visual: Any) -> None:
@@ -120,7 +120,7 @@ class VisionTower:
         return merged[order.argsort()] if self._window_cells else merged
 
     def _starts(self, grids: Sequence[Grid]) -> list[int]:
-        """The first cell (block of patches merged to one token) of each image."""
+        """The index of the first cell (block of patches merged into one token) of each image."""
         return list(accumulate((grid.patches // self._merge**2 for grid in grids), initial=0))[:-1]
 
     def _in_order(self, patches: Tensor, order: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class VisionTower:
         return patches.view(-1, self._merge**2, patches.shape[1])[order].flatten(0, 1)
 
     def _embed(self, patches: Tensor) -> Tensor:
-        weight: Tensor = self._visual.patch_embed.proj.weight  # of a Conv3d that meets each patch just once
+        weight: Tensor = self._visual.patch_embed.proj.weight  # of a Conv3d that is applied once to each patch
         return nn.functional.linear(patches.to(weight.dtype), weight.flatten(1))
 
     def _attend(self, attention: Any, hidden: Tensor, rotation: "Rotation", segments: "Segments") -> Tensor:
@@ -141,7 +141,7 @@ class VisionTower:
 class Layout(NamedTuple):
     """How the patches of one image lie in the tower's sequence.
 
-    order: the cells (blocks of patches merged to one token) in the sequence, window by window; shape (cells,).
+    order: the cells (blocks of patches merged into one token) of the sequence, window by window; shape (cells,).
     positions: row and column of each patch, in that order; shape (patches, 2).
     window_lengths: patches of each window.
     """
@@ -165,28 +165,28 @@ def layout(grid: Grid, merge: int, window_cells: int) -> Layout:
 
 
 class Segments:
-    """Stretches of a packed sequence, each of which attends only within itself."""
+    """Segments of a packed sequence, each of which attends only to itself."""
 
     def __init__(self, lengths: list[int], device: torch.device) -> None:
         boundaries = torch.tensor([0, *accumulate(lengths)])
         self._longest = max(lengths)
         self._boundaries = boundaries.to(device, torch.int32)
-        self._by_length = [  # for each length, the places of its stretches: shape (stretches, length)
+        self._by_length = [  # for each length, the indices of its segments: shape (segments, length)
             (boundaries[:-1][torch.tensor(lengths) == length, None] + torch.arange(length)).to(device)
             for length in sorted(set(lengths))
         ]
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Attention of each stretch to itself; all of shape (patches, heads, head size)."""
+        """Attention within each segment; all tensors of shape (patches, heads, head size)."""
         if len(self._by_length) == 1:
             return self._attend_equal(queries, keys, values, self._longest)
         if queries.is_cuda and queries.dtype in (torch.float16, torch.bfloat16):
-            cuts, longest = self._boundaries, self._longest
-            return cast(Tensor, varlen_attn(queries, keys, values, cuts, cuts, longest, longest))
+            bounds, longest = self._boundaries, self._longest
+            return cast(Tensor, varlen_attn(queries, keys, values, bounds, bounds, longest, longest))
         out = torch.empty_like(queries, memory_format=torch.contiguous_format)
-        for places in self._by_length:  # one call per length there is
-            flat = places.flatten()
-            out[flat] = self._attend_equal(queries[flat], keys[flat], values[flat], places.shape[1])
+        for indices in self._by_length:  # one call per distinct length
+            flat = indices.flatten()
+            out[flat] = self._attend_equal(queries[flat], keys[flat], values[flat], indices.shape[1])
         return out
 
     @staticmethod
@@ -197,10 +197,10 @@ class Segments:
 
 
 class Rotation:
-    """Rotary position embedding by given angles, which broadcast against what is rotated.
+    """Rotary position embedding by given angles, which are broadcast to the tensor to rotate.
 
-    angles: of the first half of a head's values; the second half turns by the same.
-    dtype: that of sines and cosines.
+    angles: of the first half of a head's values; the second half is rotated by the same.
+    dtype: of the sines and cosines.
     """
 
     def __init__(self, angles: Tensor, dtype: torch.dtype = torch.float32) -> None:
@@ -213,11 +213,11 @@ class Rotation:
 
 
 def linear(layer: Any, x: Tensor) -> Tensor:
-    """What `layer(x)` gives; for some dozen rows on a CPU by the product weight @ x.T, up to twice as fast there."""
+    """Equal to `layer(x)`; on a CPU, a few dozen rows are computed as weight @ x.T, which is up to twice as fast."""
     rows = x.shape[:-1].numel()
-    if x.is_cuda or type(layer) is not nn.Linear or not _FEWEST_ROWS <= rows <= _MOST_ROWS:
+    if x.is_cuda or type(layer) is not nn.Linear or not _MIN_ROWS <= rows <= _MAX_ROWS:
         return layer(x)  # type: ignore[no-any-return]
-    if layer.weight.numel() < _FEWEST_WEIGHTS:
+    if layer.weight.numel() < _MIN_WEIGHTS:
         return layer(x)  # type: ignore[no-any-return]
     columns = x.reshape(rows, -1).T
     product = layer.weight @ columns if layer.bias is None else torch.addmm(layer.bias[:, None], layer.weight, columns)
@@ -225,14 +225,14 @@ def linear(layer: Any, x: Tensor) -> Tensor:
 
 
 def normed(norm: Any, x: Tensor) -> Tensor:
-    """What `norm(x)` gives, root-mean-square norms in one kernel."""
+    """Equal to `norm(x)`, with root-mean-square norms in one kernel."""
     if hasattr(norm, "variance_epsilon"):
         return rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
     return norm(x)  # type: ignore[no-any-return]
 
 
 def feed_forward(mlp: Any, x: Tensor) -> Tensor:
-    """What `mlp(x)` gives: gated as in the decoder and in Qwen2.5-VL's tower, or plain as in Qwen2-VL's."""
+    """Equal to `mlp(x)`: gated as in the decoder and in Qwen2.5-VL's tower, or plain as in Qwen2-VL's."""
     if hasattr(mlp, "gate_proj"):
         return linear(mlp.down_proj, mlp.act_fn(linear(mlp.gate_proj, x)) * linear(mlp.up_proj, x))
     return linear(mlp.fc2, mlp.act(linear(mlp.fc1, x)))

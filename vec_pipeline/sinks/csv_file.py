@@ -1,122 +1,43 @@
-"""Rows in one CSV file: appended and fsynced a checkpoint at a time, repaired after a kill, locked against a second
-worker."""
+"""Rows in one CSV file: a chunk is one append and one fsync; repaired after a kill, locked against a second worker."""
 
 import contextlib
-import csv
 import fcntl
-import io
 import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
 
 from vec_pipeline.record import COLUMNS, Record, UserError
+from vec_pipeline.sinks.csv_rows import (
+    Contents,
+    cells_of,
+    key_and_error,
+    read_contents,
+    refuse_all_but_a_file,
+    whole_rows,
+)
 
-BLOCK_BYTES = 1 << 24
-NEWLINE, QUOTE = ord("\n"), ord('"')
-ERROR_COLUMN, TIMESTAMP_COLUMN = COLUMNS.index("error"), COLUMNS.index("timestamp")
+TIMESTAMP_COLUMN = list(COLUMNS).index("timestamp")
 QUOTED = re.compile(r'[",\r\n]')
-NO_ERROR = re.compile(rb'\]",\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d,,')  # image_vector's end, timestamp, empty error
-
-Item = TypeVar("Item")
-
-csv.field_size_limit(1 << 30)
-
-
-@dataclass
-class Contents:
-    """What a CSV holds: rows by key, those with an error apart, and where its last whole row ends."""
-
-    header: tuple[str, ...] = ()
-    size_bytes: int = 0
-    end_bytes: int = 0
-    rows: int = 0
-    keys: set[str] = field(default_factory=set)
-    failed: set[str] = field(default_factory=set)
-    error_examples: list[tuple[str, str]] = field(default_factory=list)
-
-    def add(self, row: bytes) -> None:
-        key, error = key_and_error(row)
-        self.rows += 1
-        self.keys.add(key)
-        if error:
-            self.failed.add(key)
-            if len(self.error_examples) < 3:
-                self.error_examples.append((key, error))
-
-
-def contents_of(path: Path, extra_columns: Sequence[str] = ()) -> Contents:
-    """Look at a CSV without touching it. Raises UserError where its header or its encoding is another."""
-    try:
-        refuse_all_but_a_file(path)
-        if not path.exists():
-            return Contents()
-        with path.open("rb", buffering=0) as file:
-            return read_contents(file, path, (*COLUMNS, *extra_columns))
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not in UTF-8: save it so, or name another with --output") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): name another with --output") from None
-
-
-def refuse_all_but_a_file(path: Path) -> None:
-    if path.is_dir():
-        raise UserError(f"{path} is a directory: name a file, such as {path / 'annotations.csv'}")
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} is a pipe or a device: name a file with --output")
-
-
-def read_contents(file: FileIO, path: Path, header: Sequence[str]) -> Contents:
-    """Read it all once. The file may lack columns of `header` that are not of the contract, and has no others.
-
-    Rows at its end that lack cells count as torn. Raises UserError where such rows stand among others.
-    """
-    contents = Contents(size_bytes=os.fstat(file.fileno()).st_size)
-    contract = encode_row(COLUMNS).rstrip()
-    file.seek(0)
-    start = file.read(len(contract))
-    if contract.startswith(start) and len(start) < len(contract):
-        return contents  # new, or cut within the header
-    if start != contract:
-        raise UserError(f"{path} has other columns than this run writes, and is left as it is: use another --output")
-    torn_bytes = 0  # where the first torn row ends
-    for (is_header, end, row), is_last in with_last_marked(whole_rows(file)):
-        if is_header:
-            contents.header = tuple(row.decode().rstrip().split(","))
-            if not set(contents.header) <= set(header):
-                unknown = ", ".join(sorted(set(contents.header) - set(header)))
-                raise UserError(f"{path} has columns that this run does not write ({unknown}): use another --output")
-        elif not is_whole(row, len(contents.header), is_last=is_last):
-            torn_bytes = torn_bytes or end
-            continue
-        elif torn_bytes:
-            raise UserError(
-                f"{path}: the row that ends at byte {torn_bytes:,} is damaged, and is left as it is: delete that row"
-            )
-        else:
-            contents.add(row)
-        contents.end_bytes = end
-    return contents
 
 
 class CsvFile:
     """The CSV sink.
 
     path: the file; made, with its folder, where it is missing.
-    extra_columns: columns after those of the contract; a file that was begun without them goes on without them.
-    checkpoint_every: rows per append.
+    extra_columns: columns after those of the contract; a file that was begun without them stays without them.
+    known: what `contents_of` has read of the file, so that a large one is not read twice.
     retry_errors: leave images whose row has an error out of `keys`, and replace their rows by the new ones.
     refresh: leave all images out of `keys`, and replace their rows when `replace_rows` is called.
-    known: what `contents_of` has read of the file, so that a large one is not read twice.
+    drop: keys of rows that `replace_rows` leaves out.
 
     Raises UserError where the file cannot be used: another header, a directory, a read-only place, another worker.
     The file is left as it was then.
@@ -125,14 +46,14 @@ class CsvFile:
     def __init__(
         self,
         path: Path,
-        extra_columns: Sequence[str] = (),
-        checkpoint_every: int = 10,
-        retry_errors: bool = False,
+        extra_columns: Collection[str] = (),
         known: Contents | None = None,
+        *,
+        retry_errors: bool = False,
         refresh: bool = False,
+        drop: Collection[str] = (),
     ) -> None:
         self.path = path
-        self.checkpoint_every = checkpoint_every
         self._lock, self._file = self._open()
         try:
             is_known = known is not None and known.size_bytes == os.fstat(self._file.fileno()).st_size
@@ -144,10 +65,11 @@ class CsvFile:
             self._file.close()
             self._lock.close()
             raise
-        self.rows = contents.rows
-        self.failed = contents.failed  # images whose row has an error
-        self.error_examples = contents.error_examples
-        self._replaced = set(contents.keys if refresh else contents.failed if retry_errors else ())
+        self._dropped = contents.keys & set(drop)
+        self.rows = contents.rows - len(self._dropped)
+        self.failed = contents.failed - self._dropped
+        self.error_examples = [example for example in contents.error_examples if example[0] not in self._dropped]
+        self._replaced = set(contents.keys if refresh else contents.failed if retry_errors else ()) - self._dropped
         self._keys = contents.keys - self._replaced
         self._is_refresh = refresh
         self._new_rows = Spool(path.parent)
@@ -156,16 +78,19 @@ class CsvFile:
         """The images that need no work."""
         return self._keys
 
+    @property
+    def replaces_rows(self) -> bool:
+        """Whether rows that are written may wait for `replace_rows` until they are saved."""
+        return bool(self._replaced)
+
     def write(self, records: Sequence[Record]) -> None:
-        """Append rows, `checkpoint_every` of them at a time. Raises UserError on a full disk, with whole rows left."""
-        for start in range(0, len(records), self.checkpoint_every):
-            batch = records[start : start + self.checkpoint_every]
-            rows = {record.key: encode_row(row_of(record, self.header)) for record in batch}
-            self._append(b"".join(row for key, row in rows.items() if key not in self._replaced))
-            for key in self._replaced.intersection(rows):
-                self._save(self._new_rows.add, key, rows[key])
-            self.rows += len(rows.keys() - self._replaced)
-            self._take_note(batch)
+        """Append rows. Raises UserError on a full disk, with whole rows left."""
+        rows = {record.key: encode_row(row_of(record, self.header)) for record in records}
+        self._append(b"".join(row for key, row in rows.items() if key not in self._replaced))
+        for key in self._replaced.intersection(rows):
+            self._save(self._new_rows.add, key, rows[key])
+        self.rows += len(rows.keys() - self._replaced)
+        self._take_note(records)
 
     def _take_note(self, records: Sequence[Record]) -> None:
         keys = {record.key for record in records}
@@ -179,11 +104,15 @@ class CsvFile:
             if len(self.error_examples) < 3:
                 self.error_examples.append((record.key, record.error))
 
-    def close(self) -> None:
-        """Replace the rows that were annotated again because of their errors, and let go of the file."""
+    def close(self) -> bool:
+        """Replace the rows that were annotated again because of their errors, and let go of the file.
+
+        Return whether all rows that were written are saved: those of a refresh only after `replace_rows`.
+        """
         try:
             if not self._is_refresh:
                 self.replace_rows()
+            return not self._is_refresh
         finally:
             self._new_rows.close()
             self._file.close()
@@ -234,7 +163,7 @@ class CsvFile:
             write(*arguments)
         except OSError as error:
             raise UserError(
-                f"{self.path}: {error.strerror}: the rows before are saved; make room and run the same command again"
+                f"{self.path}: {error.strerror}: the rows before are saved; free some disk space, then rerun"
             ) from None
 
     def _truncate(self, end: int) -> None:
@@ -242,11 +171,11 @@ class CsvFile:
         os.fsync(self._file.fileno())
 
     def replace_rows(self) -> int:
-        """Put the new rows in the old ones' places, in one step; return how many have changed.
+        """Put the new rows in the place of the old ones, and leave out those to drop, atomically.
 
-        A new row that says the same as the old one leaves it as it is, with its timestamp.
+        A new row that says the same as the old one leaves it as it is, with its timestamp. Return how many changed.
         """
-        if not len(self._new_rows):
+        if not len(self._new_rows) and not self._dropped:
             return 0
         path = self.path.resolve()  # the file itself where the path is a link
         copy = path.with_name(f".{path.name}.new")
@@ -274,7 +203,10 @@ class CsvFile:
                 file.write(encode_row(self.header))
                 continue
             old = row if tuple(old_header) == self.header else with_columns(row, old_header, self.header)
-            new = self._new_rows.get(key_and_error(row)[0])
+            key, _ = key_and_error(row)
+            if key in self._dropped:
+                continue
+            new = self._new_rows.get(key)
             is_changed = new is not None and not says_the_same(old, new)
             file.write(new if new is not None and is_changed else old)
             changed += is_changed
@@ -319,83 +251,20 @@ def row_of(record: Record, header: Sequence[str]) -> list[str]:
 
 
 def cell(value: Any) -> str:
-    """Text as it is; a vector as a JSON array of float32 in the fewest digits that read back bit for bit."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode().replace("\0", "")
+    """Text as it is; arrays and objects as JSON: floats as float32, in the fewest digits that read back bit for bit."""
     if isinstance(value, np.ndarray):
-        text = orjson.dumps(np.ascontiguousarray(value, np.float32), option=orjson.OPT_SERIALIZE_NUMPY).decode()
+        array = np.ascontiguousarray(value, np.float32 if value.dtype.kind == "f" else None)
+        text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY).decode()
         if "null" in text:
             raise ValueError("a vector holds a value that is not finite")
         return text
-    return json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.encode("utf-8", "replace").decode().replace("\0", "")
 
 
 def encode_row(cells: Sequence[str]) -> bytes:
     """One CSV row (RFC 4180, line feed at its end). The csv module of Python 3.11 leaves a lone \\r unquoted."""
     return (",".join('"' + c.replace('"', '""') + '"' if QUOTED.search(c) else c for c in cells) + "\n").encode()
-
-
-def whole_rows(file: FileIO) -> Iterator[tuple[bool, int, bytes]]:
-    """Yield each row that is whole: whether it is the header, the offset of its end, and its bytes.
-
-    A line feed ends a row where the number of quotes before it is even, so cells may hold line feeds.
-    """
-    file.seek(0)
-    offset, rest, is_header, in_quotes = 0, b"", True, False
-    while block := file.read(BLOCK_BYTES):
-        ends, in_quotes = row_ends(block, in_quotes)
-        start = 0
-        for end in ends:
-            row, rest = rest + block[start:end], b""
-            offset += len(row)
-            if not row.isspace():  # an editor's blank line
-                yield is_header, offset, row
-            is_header, start = False, end
-        rest += block[start:]
-
-
-def with_last_marked(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
-    iterator = iter(items)
-    for item in iterator:
-        for following in iterator:
-            yield item, False
-            item = following
-        yield item, True
-
-
-def row_ends(block: bytes, in_quotes: bool) -> tuple[list[int], bool]:
-    """Return where rows end within a block, and whether the block ends inside quotes."""
-    data = np.frombuffer(block, np.uint8)
-    newlines, quotes = np.flatnonzero(data == NEWLINE), np.flatnonzero(data == QUOTE)
-    quotes_before = np.searchsorted(quotes, newlines) + in_quotes
-    ends: list[int] = (newlines[quotes_before % 2 == 0] + 1).tolist()
-    return ends, bool((len(quotes) + in_quotes) % 2)
-
-
-def is_whole(row: bytes, columns: int, *, is_last: bool) -> bool:
-    """Whether a row has all its cells. One that shows it has no error is believed, but for a file's last."""
-    return (not is_last and shows_no_error(row)) or len(cells_of(row)) == columns
-
-
-def shows_no_error(row: bytes) -> bool:
-    tail = row.rfind(b']",')  # inside a cell the quote would be doubled
-    return tail >= 0 and NO_ERROR.match(row, tail) is not None
-
-
-def key_and_error(row: bytes) -> tuple[str, str]:
-    """Read a row's first column and its error, without parsing the vectors where the row shows it has no error."""
-    if shows_no_error(row):
-        if not row.startswith(b'"'):
-            return row[: row.index(b",")].decode(), ""
-        end = row.index(b'",', 1)
-        if row.find(b'""', 1, end + 2) < 0:
-            return row[1:end].decode(), ""
-    cells = cells_of(row)
-    return cells[0], cells[ERROR_COLUMN] if len(cells) > ERROR_COLUMN else ""
-
-
-def cells_of(row: bytes) -> list[str]:
-    return next(csv.reader(io.StringIO(row.decode("utf-8", "replace"), newline="")))
 
 
 def with_columns(row: bytes, old_header: Sequence[str], header: Sequence[str]) -> bytes:
@@ -429,7 +298,7 @@ def lock_beside(path: Path) -> FileIO:
     except OSError as error:
         file.close()
         raise UserError(f"{path} cannot be locked ({error.strerror}): name a file on another disk") from None
-    with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
+    with contextlib.suppress(OSError):  # the lock holds on a full disk too
         file.truncate(0)
         file.write(f"{os.getpid()}\n".encode())
     return file

@@ -1,1 +1,75 @@
-"""Where images come from."""
+"""Where images come from: one file, one source. Which one an argument or a key belongs to is decided here alone."""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from vec_pipeline.record import Content, Record, Source, UserError
+
+LOCAL = "folder"  # the module that takes every argument that no other one accepts
+
+
+def open_source(arguments: Sequence[str], modules: Iterable[str] = (), exclude: Sequence[Path] = ()) -> Source:
+    """Make the source of some arguments of the command line, or of the key of one image.
+
+    modules: that define sources beside those of this folder, as dotted paths.
+    exclude: folders to leave out.
+
+    Raises UserError where an argument cannot be used.
+    """
+    classes = source_classes(tuple(modules))
+    opened = [next(cls for cls in classes if cls.accepts(each))(each, exclude) for each in arguments]
+    return opened[0] if len(opened) == 1 else Several(opened)  # type: ignore[return-value]
+
+
+def content_of(key: str, modules: Iterable[str] = ()) -> Content:
+    """The bytes of one image. Raises NotFound where there is no such image, UserError where it is none."""
+    records = list(islice(open_source([key], modules), 2))
+    if len(records) != 1 or "content" not in records[0].values:
+        raise UserError(f"{key} is {records[0].error if len(records) == 1 else 'not one image'}: name an image")
+    content: Content = records[0].values["content"]
+    return content
+
+
+def source_classes(modules: tuple[str, ...] = ()) -> list[type[Source]]:
+    """The sources there are, in the order in which they are asked. Raises UserError for a module that cannot be had."""
+    own = sorted((info.name for info in pkgutil.iter_modules(__path__)), key=lambda name: (name == LOCAL, name))
+    found: list[type[Source]] = []
+    for name in (*modules, *(f"{__name__}.{each}" for each in own)):
+        try:
+            members = vars(importlib.import_module(name)).values()
+        except Exception as error:  # whatever the module raises
+            raise UserError(f"sources: {name} cannot be imported: {error}") from None
+        classes = [each for each in members if inspect.isclass(each) and each.__module__ == name]
+        if not (sources := [each for each in classes if hasattr(each, "accepts")]):
+            raise UserError(f"sources: {name} defines no source: a class with `accepts`, see vec_pipeline/sources")
+        found += sources  # type: ignore[arg-type]
+    return found
+
+
+class Several:
+    """Sources one after the other, as one; an image that two of them name comes once."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
+        self.columns = {name: kind for source in sources for name, kind in source.columns.items()}
+        self.is_stream = any(source.is_stream for source in sources)
+
+    def __iter__(self) -> Iterator[Record]:
+        seen: set[str] = set()
+        for source in self.sources:
+            for record in source:
+                if record.key not in seen:
+                    seen.add(record.key)
+                    yield record
+
+    @property
+    def notes(self) -> list[str]:
+        return [note for source in self.sources for note in source.notes]
+
+    @property
+    def failures(self) -> list[str]:
+        return [failure for source in self.sources for failure in source.failures]

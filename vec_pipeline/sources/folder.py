@@ -1,94 +1,124 @@
-"""Images of a folder, or one image: walked recursively in sorted order."""
+"""Local files: the images of a folder, walked recursively in sorted order, or one image."""
 
+import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from vec_pipeline.record import Record, UserError
+from vec_pipeline.record import NotFound, Record, UserError
 
 IMAGE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".apng",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".mpo",
-        ".avif",
-        ".heic",
-        ".heif",
-        ".hif",
-    ]
+    ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .mpo .avif .heic .heif .hif".split()
 )
-SPELLED_BYTE = re.compile(r"\\x[89a-f][0-9a-f]")  # as a byte that is no UTF-8 is written
+ESCAPED_BYTE = re.compile(r"\\x[89a-f][0-9a-f]")  # how a key spells a byte that is not UTF-8
+ESCAPE = re.compile(rb"\\(\\|x([89a-f][0-9a-f]))")
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """The content of a file, identified by its size and its time of modification."""
+
+    path: str
+
+    def read(self) -> bytes:
+        return Path(self.path).read_bytes()
+
+    def identity(self) -> str:
+        status = os.stat(self.path)
+        return f"{status.st_size} {status.st_mtime_ns}"
+
+    @property
+    def link(self) -> str:
+        return Path(self.path).as_uri()
 
 
 class Folder:
-    """A record per image file below a folder; hidden files and one other folder are left out.
+    """A record per image file below a folder; hidden files are left out.
 
-    Links are followed; a file or folder that two ways lead to is visited once, so loops end.
-
-    Raises UserError when there is no such file or folder.
+    Links are followed; a file or folder that two ways lead to is visited once, so loops end. The folder is walked once:
+    further iterations repeat what the first one found.
     """
 
-    def __init__(self, root: Path, left_out: Path | None = None) -> None:
-        if not root.exists():
-            raise UserError(f"{root} does not exist: name a folder of images, or one image")
-        if root.is_dir() and not os.access(root, os.R_OK | os.X_OK):
-            raise UserError(f"{root} cannot be read: check its permissions")
-        self.root = root
-        self.left_out = left_out.resolve() if left_out else None
+    columns: Mapping[str, str] = {}
+    is_stream = False
 
-    @property
-    def is_leaving_out(self) -> bool:
-        """Whether the folder that is left out lies below the root."""
-        return self.left_out is not None and self.root.resolve() in self.left_out.parents and self.left_out.is_dir()
+    def __init__(self, argument: str, exclude: Sequence[Path] = ()) -> None:
+        path = os.path.expanduser(argument)
+        of_key = path_of(path)  # first, since a key must not stand for another file
+        self.root = os.path.realpath(of_key if os.path.lexists(of_key) else path)
+        self.exclude = {os.path.realpath(each) for each in exclude}
+        self.notes: list[str] = []
+        self.failures: list[str] = []
+        self._found: list[str] | None = None
+        try:
+            os.stat(self.root)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(f"{argument} does not exist: name a folder of images, or an image") from None
+        except OSError as error:
+            raise UserError(f"{argument} cannot be read ({error.strerror}): name another folder or image") from None
+
+    @classmethod
+    def accepts(cls, argument: str) -> bool:
+        return True
 
     def __iter__(self) -> Iterator[Record]:
-        if self.root.is_file():
-            yield record_of(os.path.realpath(self.root))
+        if self._found is not None:
+            yield from map(record_of, self._found)
             return
+        found: list[str] = []
+        for path in [self.root] if os.path.isfile(self.root) else self._images():
+            record = record_of(path)
+            found.append(record.key if record.key == path else path)  # one string for both
+            yield record
+        self._found = found
+
+    def _images(self) -> Iterator[str]:
+        self.notes, self.failures = [], []
         seen: set[str] = set()
-        for path, is_linked in self._walk(os.path.realpath(self.root), set(), is_linked=False):
+        for path, is_linked in self._walk(self.root, set(), is_linked=False):
             if is_linked:  # only links can lead to a file twice
                 path = os.path.realpath(path)
                 if path in seen or (os.path.isfile(path) and is_image(path) and self._is_reached_without_links(path)):
                     continue
                 seen.add(path)
-            yield record_of(path)
+            yield path
 
     def _walk(self, folder: str, visited: set[tuple[int, int]], *, is_linked: bool) -> Iterator[tuple[str, bool]]:
         """Yield the image files below a folder, and whether a link led there."""
         try:
             status = os.stat(folder)
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError:
-            return  # a folder that may not be read holds nothing that could get a row
+            with os.scandir(folder) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except OSError as error:
+            self.failures.append(f"{key_of(folder)} ({error.strerror})")
+            return
         if (status.st_dev, status.st_ino) in visited:
             return
         visited.add((status.st_dev, status.st_ino))
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if is_folder(entry):
+            try:
+                is_dir = is_folder(entry)
+                is_file = not is_dir and is_image(entry.name) and is_regular(entry)
+            except OSError as error:
+                self.failures.append(f"{key_of(entry.path)} ({error.strerror})")
+                continue
+            if is_dir:
                 real = os.path.realpath(entry.path)
                 if entry.is_symlink() and self._is_reached_without_links(real):
                     continue
-                if self.left_out is None or real != str(self.left_out):
+                if real in self.exclude:
+                    self.notes.append(f"left out: {key_of(entry.path)}, where the output is")
+                else:
                     yield from self._walk(entry.path, visited, is_linked=is_linked or entry.is_symlink())
-            elif is_image(entry.name) and is_regular(entry):
+            elif is_file:
                 yield entry.path, is_linked or entry.is_symlink()
 
     def _is_reached_without_links(self, path: str) -> bool:
-        below = os.path.relpath(path, os.path.realpath(self.root))
+        below = os.path.relpath(path, self.root)
         return below == "." or not any(part.startswith(".") for part in below.split(os.sep))
 
 
@@ -97,30 +127,43 @@ def is_image(path: str) -> bool:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether the entry is a folder, or a link to one. A link to itself is like one to nowhere."""
     try:
         return entry.is_dir()
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 def is_regular(entry: os.DirEntry[str]) -> bool:
     """Whether the entry is a file to be tried: a pipe or a device of that name would block the reader."""
-    try:
-        return entry.is_file() or (entry.is_symlink() and not entry.is_dir() and not os.path.exists(entry.path))
-    except OSError:
-        return True
+    return (entry.is_symlink() and not os.path.exists(entry.path)) or entry.is_file()
 
 
 def record_of(path: str) -> Record:
-    """Make the record of a file. Its key is the path, with bytes that are no UTF-8 written as \\xNN.
+    return Record(key_of(path), {"content": LocalFile(path)})
+
+
+def key_of(path: str) -> str:
+    """The path as text: bytes that are not UTF-8 become \\xNN.
 
     A path that holds such bytes, or those letters, has its backslashes doubled, so that no two files share a key.
     """
+    if path.isascii() and "\\x" not in path:
+        return path
     name = os.fsencode(path)
-    if SPELLED_BYTE.search(spelled(name)):
+    if ESCAPED_BYTE.search(name.decode("utf-8", "backslashreplace")):
         name = name.replace(b"\\", b"\\\\")
-    return Record(spelled(name), {"path": path})
-
-
-def spelled(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
+
+
+def path_of(key: str) -> str:
+    """The path of a key."""
+    if not ESCAPED_BYTE.search(key):
+        return key
+
+    def unescaped(found: re.Match[bytes]) -> bytes:
+        return bytes.fromhex(found[2].decode()) if found[2] else b"\\"
+
+    return os.fsdecode(ESCAPE.sub(unescaped, os.fsencode(key)))

@@ -1,5 +1,6 @@
 """image -> text, by a vision-language model of transformers (Qwen2-VL and others)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -30,10 +31,10 @@ class Describe(ModelStage):
     """
 
     reads: ClassVar[tuple[str, ...]] = ("image",)
-    writes: ClassVar[tuple[str, ...]] = ("text", "text_confidence")
-    makes: ClassVar[tuple[str, ...]] = ("is_truncated",)
-    tuning: ClassVar[tuple[str, ...]] = (*ModelStage.tuning, "engine", "trust_remote_code")
-    window: ClassVar[int] = 4
+    writes: ClassVar[Mapping[str, str]] = {"text": "text", "text_confidence": "number"}
+    intermediates: ClassVar[Mapping[str, str]] = {"is_truncated": "json"}
+    speed_options: ClassVar[tuple[str, ...]] = (*ModelStage.speed_options, "engine", "trust_remote_code")
+    refills: ClassVar[bool] = True
     required: ClassVar[str] = "config.json"
     files: ClassVar[tuple[str, ...]] = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.py")
 
@@ -107,18 +108,18 @@ class Describe(ModelStage):
         settings.temperature = settings.top_p = settings.top_k = None
         return model, processor
 
-    def auto_batch_size(self, model: "QwenSlots | BatchedGenerate") -> int:
-        """As many images at once as there is room for by now or in the free memory, up to where more gain nothing."""
+    def auto_batch_size(self, model: "QwenSlots | BatchedGenerate", reserved_gb: float) -> int:
+        """As many images at once as the model has slots for, or as free memory holds, up to where more gain nothing."""
+        size_bytes = model.bytes_per_slot()
         where = device.resolve(self.device)
-        return max(model.slots, device.rows_that_fit(where, model.bytes_per_slot(), SHARE_OF_FREE, MOST_AT_ONCE))
+        return max(model.slots, device.rows_that_fit(where, size_bytes, SHARE_OF_FREE, MOST_AT_ONCE, reserved_gb))
 
-    def run(self, model: "QwenSlots | BatchedGenerate", rows: list[Values]) -> list[Values]:
-        at_once = self.auto_batch_size(model) if self.batch_size == "auto" else self.batch_size
+    def run(self, model: "QwenSlots | BatchedGenerate", rows: list[Values], at_once: int) -> list[Values]:
         answers = model.generate([row["image"] for row in rows], at_once)
         return [
             {
                 "text": answer.text.strip(),
-                "text_confidence": "" if answer.confidence is None else round(answer.confidence, 4),
+                "text_confidence": None if answer.confidence is None else round(answer.confidence, 4),
                 "is_truncated": not answer.is_complete,
             }
             for answer in answers

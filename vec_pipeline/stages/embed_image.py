@@ -1,5 +1,6 @@
-"""image -> image_vector, by a CLIP of open_clip, and clip_score: how well the text fits the image in its eyes."""
+"""image -> image_vector, by a CLIP of open_clip, and clip_score: the cosine similarity of image and text."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -29,8 +30,8 @@ class EmbedImage(ModelStage):
     """
 
     reads: ClassVar[tuple[str, ...]] = ("image",)
-    may_read: ClassVar[tuple[str, ...]] = ("text",)
-    writes: ClassVar[tuple[str, ...]] = ("image_vector", "clip_score")
+    optional: ClassVar[tuple[str, ...]] = ("text",)
+    writes: ClassVar[Mapping[str, str]] = {"image_vector": "vector", "clip_score": "number"}
     required: ClassVar[str] = "open_clip_config.json"
     files: ClassVar[tuple[str, ...]] = ("open_clip_*", "tokenizer*", "vocab*", "merges*", "special_tokens*", "*.model")
 
@@ -49,11 +50,12 @@ class EmbedImage(ModelStage):
         model, transform = open_clip.create_model_from_pretrained(name, device=where)
         return Clip(model.eval(), transform, open_clip.get_tokenizer(name), where)
 
-    def auto_batch_size(self, model: Clip) -> int:
+    def auto_batch_size(self, model: Clip, reserved_gb: float) -> int:
         """As many images as a share of the free memory holds at work, up to MOST_IMAGES."""
-        return device.rows_that_fit(model.device, bytes_per_image(model.model), SHARE_OF_FREE, MOST_IMAGES)
+        size_bytes = bytes_per_image(model.model)
+        return device.rows_that_fit(model.device, size_bytes, SHARE_OF_FREE, MOST_IMAGES, reserved_gb)
 
-    def run(self, model: Clip, rows: list[Values]) -> list[Values]:
+    def run(self, model: Clip, rows: list[Values], at_once: int) -> list[Values]:
         import torch
 
         pixels = torch.stack([model.transform(row["image"]) for row in rows]).to(model.device)
@@ -73,15 +75,15 @@ def bytes_per_image(clip: Any) -> int:
     return 4 * FLOATS_AT_WORK * max(tables, default=10**6)
 
 
-def clip_scores(model: Clip, vectors: Any, texts: list[str]) -> list[float | str]:
-    """Cosine of each image with its text, which the tokenizer cuts at what the model reads; "" for an empty text.
+def clip_scores(model: Clip, vectors: Any, texts: list[str]) -> list[float | None]:
+    """Cosine of each image with its text, which the tokenizer cuts at what the model reads; None for a blank text.
 
     vectors: (batch, dimensions), of length 1.
     """
     import torch
 
-    said = [index for index, text in enumerate(texts) if text]
-    scores: list[float | str] = [""] * len(texts)
+    said = [index for index, text in enumerate(texts) if text.strip()]
+    scores: list[float | None] = [None] * len(texts)
     if said:
         tokens = model.tokenize([texts[index] for index in said]).to(model.device)
         with torch.inference_mode():

@@ -1,5 +1,6 @@
 """text -> text_vector, by a SentenceTransformer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,10 +16,10 @@ SHARE_OF_FREE = 0.25  # of the memory, left to one batch
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedText(ModelStage):
-    """Sentence embeddings of shape (dimensions,), float32, L2-normalised."""
+    """Sentence embeddings of shape (dimensions,), float32, L2-normalised; none of a blank text."""
 
     reads: ClassVar[tuple[str, ...]] = ("text",)
-    writes: ClassVar[tuple[str, ...]] = ("text_vector",)
+    writes: ClassVar[Mapping[str, str]] = {"text_vector": "vector"}
     required: ClassVar[str] = "modules.json"
     files: ClassVar[tuple[str, ...]] = (
         "*.json",
@@ -28,7 +29,7 @@ class EmbedText(ModelStage):
         "model.safetensors",
         "*/model.safetensors",
     )
-    tuning: ClassVar[tuple[str, ...]] = (*ModelStage.tuning, "trust_remote_code")
+    speed_options: ClassVar[tuple[str, ...]] = (*ModelStage.speed_options, "trust_remote_code")
 
     prefix: str = ""  # put before each text, as some models want ("passage: ")
     trust_remote_code: bool = False  # run the Python files that some models come with
@@ -52,13 +53,15 @@ class EmbedText(ModelStage):
                 model_kwargs={"use_safetensors": None if self.allow_pickle else True},
             )
 
-    def auto_batch_size(self, model: Any) -> int:
+    def auto_batch_size(self, model: Any, reserved_gb: float) -> int:
         """As many of the longest texts as a share of the free memory holds at work, up to MOST_TEXTS."""
         tokens, channels = model.max_seq_length or LONGEST_TEXT_TOKENS, model.get_embedding_dimension() or 1024
         bytes_per_text = 4 * tokens * (FLOATS_AT_WORK * channels + HEADS * tokens)
-        return device.rows_that_fit(device.resolve(self.device), bytes_per_text, SHARE_OF_FREE, MOST_TEXTS)
+        where = device.resolve(self.device)
+        return device.rows_that_fit(where, bytes_per_text, SHARE_OF_FREE, MOST_TEXTS, reserved_gb)
 
-    def run(self, model: Any, rows: list[Values]) -> list[Values]:
-        texts = [self.prefix + row["text"] for row in rows]
-        vectors = model.encode(texts, batch_size=len(texts), normalize_embeddings=True, show_progress_bar=False)
-        return [{"text_vector": vector} for vector in vectors]
+    def run(self, model: Any, rows: list[Values], at_once: int) -> list[Values]:
+        texts = [self.prefix + row["text"] for row in rows if row["text"].strip()]
+        options = {"batch_size": at_once, "normalize_embeddings": True, "show_progress_bar": False}
+        vectors = iter(model.encode(texts, **options) if texts else [])
+        return [{"text_vector": next(vectors) if row["text"].strip() else None} for row in rows]

@@ -1,6 +1,7 @@
 """text -> word2vec_vector, the mean of the FastText vectors of its words."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,13 +16,13 @@ WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedWords(ModelStage):
-    """Mean word vectors of shape (dimensions,), float32; zeros for a text without a word.
+    """Mean word vectors of shape (dimensions,), float32; zeros for a text without a word, none of a blank text.
 
     Words the model does not know get a vector from their parts.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("text",)
-    writes: ClassVar[tuple[str, ...]] = ("word2vec_vector",)
+    writes: ClassVar[Mapping[str, str]] = {"word2vec_vector": "vector"}
     required: ClassVar[str] = "model.bin"
     files: ClassVar[tuple[str, ...]] = (required,)
 
@@ -31,8 +32,11 @@ class EmbedWords(ModelStage):
         path = self.path()
         return load_word_vectors(path / self.required if path.is_dir() else path)
 
-    def run(self, model: Any, rows: list[Values]) -> list[Values]:
-        return [{"word2vec_vector": mean_vector(model, WORD.findall(row["text"]))} for row in rows]
+    def run(self, model: Any, rows: list[Values], at_once: int) -> list[Values]:
+        return [
+            {"word2vec_vector": mean_vector(model, WORD.findall(row["text"])) if row["text"].strip() else None}
+            for row in rows
+        ]
 
 
 def load_word_vectors(path: Path) -> Any:

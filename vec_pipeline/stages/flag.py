@@ -1,7 +1,8 @@
-"""What speaks against trusting a row -> flags: words from what earlier stages found, without a model."""
+"""What earlier stages found -> flags: the reasons not to trust a row; no model."""
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ WORD = re.compile(r"[^\W_]+")
 
 @dataclass(frozen=True, kw_only=True)
 class Flag(Stage):
-    """Names what is suspect about a row. A flag whose value is missing, or is no number, is not raised.
+    """Names what is suspect about a row. A flag whose value is missing is not raised.
 
     low_confidence: text_confidence, a mean probability, is below it.
     low_clip_score: clip_score, a cosine, is below it; what is low differs between CLIPs.
@@ -27,7 +28,7 @@ class Flag(Stage):
     """
 
     reads: ClassVar[tuple[str, ...]] = ("image",)
-    may_read: ClassVar[tuple[str, ...]] = (
+    optional: ClassVar[tuple[str, ...]] = (
         "text",
         "text_confidence",
         "clip_score",
@@ -35,8 +36,7 @@ class Flag(Stage):
         "is_truncated",
         "pixels_lowered",
     )
-    writes: ClassVar[tuple[str, ...]] = ("flags",)
-    is_kept: ClassVar[bool] = False  # costs nothing to do again, and other thresholds need no model
+    writes: ClassVar[Mapping[str, str]] = {"flags": "text"}
 
     low_confidence: float = 0.64
     low_clip_score: float = 0.2
@@ -44,7 +44,7 @@ class Flag(Stage):
     repetitive: float = 0.3
     batch_size: int = 64
 
-    def run(self, model: Any, rows: list[Values]) -> list[Values]:
+    def run(self, model: Any, rows: list[Values], at_once: int) -> list[Values]:
         return [{"flags": " ".join(name for name, is_raised in self.flags(row).items() if is_raised)} for row in rows]
 
     def flags(self, row: Values) -> dict[str, bool]:
@@ -53,6 +53,7 @@ class Flag(Stage):
             "low_confidence": is_below(row.get("text_confidence"), self.low_confidence),
             "low_clip_score": is_below(row.get("clip_score"), self.low_clip_score),
             "blank_image": pixel_variance(row["image"]) < self.blank_image,
+            "empty_text": isinstance(row.get("text"), str) and not row["text"].strip(),
             "truncated": row.get("is_truncated") is True,
             "repetitive": repeated_share(text_of(row, "text")) > self.repetitive,
             "text_mismatch": not words(text_of(row, "image_text")) <= words(text_of(row, "text")),

@@ -1,17 +1,16 @@
-"""path -> upright RGB image, longest side <= max_size_px, and the hash of its pixels."""
+"""content -> upright RGB image, longest side <= max_size_px."""
 
-import hashlib
 import struct
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from vec_pipeline.record import Stage, Values
+from vec_pipeline.record import Stage, Values, Worker
 
 LARGEST_ASPECT = 50  # of the longer side to the shorter; vision-language models refuse images beyond about 200
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF")  # JPEG is MPO too; none runs programs
@@ -31,9 +30,9 @@ TURNS = {  # what makes an image of an EXIF orientation upright
 class OpenImage(Stage):
     """Reads and decodes images, ahead of the models and in threads."""
 
-    reads: ClassVar[tuple[str, ...]] = ("path",)
-    makes: ClassVar[tuple[str, ...]] = ("image", "content_hash")
-    runs_ahead: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ("content",)
+    intermediates: ClassVar[Mapping[str, str]] = {"image": "image"}
+    worker: ClassVar[Worker] = "reader"
 
     max_size_px: int = 384
 
@@ -45,17 +44,8 @@ class OpenImage(Stage):
             return
         register_heif_opener()
 
-    def run(self, model: Any, rows: list[Values]) -> list[Values]:
-        return [self._open(Path(row["path"])) for row in rows]
-
-    def _open(self, path: Path) -> Values:
-        image = open_image(path.read_bytes(), self.max_size_px)
-        return {"image": image, "content_hash": content_hash(image)}
-
-
-def content_hash(image: Image.Image) -> str:
-    """What identifies the pixels, all that later stages see: of a large file a tenth of the bytes to go through."""
-    return hashlib.blake2b(image.tobytes(), digest_size=16, salt=b"%dx%d" % image.size).hexdigest()
+    def run(self, model: Any, rows: list[Values], at_once: int) -> list[Values]:
+        return [{"image": open_image(row["content"].read(), self.max_size_px)} for row in rows]
 
 
 def open_image(content: bytes, max_size_px: int) -> Image.Image:
@@ -91,7 +81,7 @@ def readable_formats() -> list[str]:
 def turn_upright(image: Image.Image) -> Image.Transpose | None:
     """What the EXIF orientation asks for; metadata that cannot be read asks for nothing.
 
-    ImageOps.exif_transpose also writes the metadata anew, and raises where a camera's is broken.
+    ImageOps.exif_transpose also rewrites the metadata, and raises where a camera's is broken.
     """
     try:
         return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))

@@ -1,6 +1,7 @@
 """text -> description, categories, keywords, image_text and llama_extracted, by a Llama of llama.cpp."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -8,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from vec_pipeline import device, weights
 from vec_pipeline.engines import grammar
 from vec_pipeline.prompts import PROMPTS
-from vec_pipeline.record import Need, UserError, Values
+from vec_pipeline.record import Need, UserError, Values, Worker
 from vec_pipeline.weights import ModelStage
 
 KV_GB_PER_TOKEN = 131_072 / 1e9  # Llama 3.1 8B in f16
@@ -16,7 +17,7 @@ SIZE_GB = 4.9  # of its weights as Q4_K_M; smaller models need less for a token 
 ROW_TOKENS = 384  # a usual description and its answer
 MOST_ROWS_ON_GPU, MOST_ROWS_ON_CPU = 64, 16  # answers at once; beyond that they hardly come faster
 MOST_ROWS = 255  # that llama.cpp decodes at once
-FEW_ROWS = 8  # for which there should be room at least, and up to which sharing it pays on a CPU too
+FEW_ROWS = 8  # that memory should hold at least, and up to which a shared context is faster on a CPU too
 RESERVE_GB = 1.0  # free memory that is left to llama.cpp's buffers and to the other models
 
 
@@ -25,17 +26,19 @@ class Structure(ModelStage):
     """Turns a description into one JSON object, under a grammar that bounds every string and list.
 
     model: a GGUF file, or a hub repository with `file` naming one in it.
-    max_tokens: of one answer; 0 for as many as the grammar admits and `context_tokens` has room for.
-    batch_size: answers decoded at once; a finished one makes place for the next.
+    max_tokens: of one answer; 0 for as many as the grammar admits and `context_tokens` holds.
+    batch_size: answers decoded at once; a finished one is replaced by the next.
     context_tokens: what prompt, description and answer of a row may take together.
-    threads: 0 for as many as pay.
+    threads: 0 for as many as make it faster.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("text",)
-    writes: ClassVar[tuple[str, ...]] = ("description", "categories", "keywords", "image_text", "llama_extracted")
-    tuning: ClassVar[tuple[str, ...]] = (*ModelStage.tuning, "context_tokens", "threads")
-    runs_apart: ClassVar[bool] = True
-    window: ClassVar[int] = 8
+    writes: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("description", "categories", "keywords", "image_text", "llama_extracted"), "text"
+    )
+    speed_options: ClassVar[tuple[str, ...]] = (*ModelStage.speed_options, "context_tokens", "threads")
+    worker: ClassVar[Worker] = "child"
+    refills: ClassVar[bool] = True
 
     file: str = ""
     prompt: str = ""  # empty: the one of the language; `{category}` stands for what is said of the category
@@ -48,17 +51,18 @@ class Structure(ModelStage):
     batch_size: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.batch_size != "auto" and self.batch_size > MOST_ROWS:
             raise ValueError(f"batch_size is {self.batch_size}, and llama.cpp decodes at most {MOST_ROWS} at once")
 
     def path(self, *, is_offline: bool = True) -> Path:
-        folder = weights.fetch(self.model, (self.file,), is_offline=is_offline)
+        folder = weights.fetch(self.model, (self.file,), revision=self.revision, is_offline=is_offline)
         return folder / self.file if self.file else folder
 
     def need(self) -> Need:
         gb = weights.size_gb(self.model, self.file)
         gb_per_token = KV_GB_PER_TOKEN * min(1.0, gb / SIZE_GB) ** 0.5  # which grows with the model's width
-        shared_tokens, tokens_per_slot = self._room()
+        shared_tokens, tokens_per_slot = self._context()
         gb += (shared_tokens + FEW_ROWS * tokens_per_slot) * gb_per_token
         most = self._most_rows() if self.batch_size == "auto" else self.batch_size
         rows_gb = max(0, most - FEW_ROWS) * tokens_per_slot * gb_per_token
@@ -83,7 +87,7 @@ class Structure(ModelStage):
     def load(self) -> Any:
         from vec_pipeline.engines.llama_process import LlamaProcess
 
-        shared_tokens, tokens_per_slot = self._room()
+        shared_tokens, tokens_per_slot = self._context()
         return LlamaProcess(
             self.path(),
             context_tokens=shared_tokens,
@@ -92,19 +96,19 @@ class Structure(ModelStage):
             threads=self.threads,
         )
 
-    def auto_batch_size(self, model: Any) -> int:
-        """As many answers at once as pay, and as free memory has room for beside what the model holds by now."""
+    def auto_batch_size(self, model: Any, reserved_gb: float) -> int:
+        """As many answers at once as are still faster, and as fit into free memory beside what the model holds."""
         on_gpu = self._on_gpu()
         free_gb = device.gpu_free_gb() if on_gpu and device.has_gpu() else device.host_free_gb()
-        free_tokens = ((free_gb or 0.0) - RESERVE_GB) * 1e9 / model.kv_bytes_per_token
-        shared_tokens, tokens_per_slot = self._room()
+        free_tokens = ((free_gb or 0.0) - RESERVE_GB - reserved_gb) * 1e9 / model.kv_bytes_per_token
+        shared_tokens, tokens_per_slot = self._context()
         fitting = int((free_tokens - shared_tokens) / tokens_per_slot)
         return max(1, int(model.slots), min(self._most_rows(), fitting))
 
     def _most_rows(self) -> int:
         return MOST_ROWS_ON_GPU if self._on_gpu() else MOST_ROWS_ON_CPU
 
-    def _room(self) -> tuple[int, int]:
+    def _context(self) -> tuple[int, int]:
         """Tokens that all rows share, and tokens for each.
 
         Where they share, the prompt's beginning is in memory once, but each row's attention passes over the tokens of
@@ -113,16 +117,19 @@ class Structure(ModelStage):
         are_few = self.batch_size != "auto" and self.batch_size <= FEW_ROWS
         return (self.context_tokens, ROW_TOKENS) if are_few or self._on_gpu() else (0, self.context_tokens)
 
-    def run(self, model: Any, rows: list[Values]) -> list[Values]:
-        schema = self.schema()
+    def run(self, model: Any, rows: list[Values], at_once: int) -> list[Values]:
+        """A blank text is not asked about: a language model would invent a description."""
+        schema, system = self.schema(), self.system_prompt()
         conversations = [
-            [{"role": "system", "content": self.system_prompt()}, {"role": "user", "content": row["text"]}]
+            [{"role": "system", "content": system}, {"role": "user", "content": row["text"]}]
             for row in rows
+            if row["text"].strip()
         ]
         max_tokens = self.max_tokens or grammar.max_bytes(schema)
-        slots = self.auto_batch_size(model) if self.batch_size == "auto" else self.batch_size
-        answers = model.generate(conversations, grammar.to_gbnf(schema), max_tokens, slots)
-        return [self._columns(answer) for answer in answers]
+        asked = model.generate(conversations, grammar.to_gbnf(schema), max_tokens, at_once) if conversations else []
+        answers = iter(asked)
+        empty = dict.fromkeys(self.writes, "")
+        return [self._columns(next(answers)) if row["text"].strip() else dict(empty) for row in rows]
 
     def _columns(self, answer: Any) -> Values:
         if not answer.is_complete:

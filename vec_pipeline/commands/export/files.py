@@ -1,15 +1,17 @@
-"""Rows to one file: Parquet, JSON lines, or CSV for a spreadsheet; streamed, and put in place in one step."""
+"""Rows to one file: Parquet, JSON lines, or CSV for a spreadsheet; streamed, and put in place atomically."""
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vec_pipeline.annotations import column_names, read_blocks, schema
-from vec_pipeline.commands import in_one_step, read_with_bar
-from vec_pipeline.record import VECTOR_COLUMNS, UserError
+import orjson
+
+from vec_pipeline.annotations import CsvReader, array_of, json_of
+from vec_pipeline.commands import blocks_with_bar, replacing
+from vec_pipeline.record import COLUMNS, UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -17,57 +19,104 @@ if TYPE_CHECKING:
 ROW_GROUP_BYTES = 1 << 26  # of a Parquet file, in memory: 13,000 rows of 1,196 floats
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
+Shape = tuple[str, int, int]
 
-def write_parquet(csv_path: Path, out: Path) -> int:
+
+def write_parquet(reader: CsvReader, out: Path) -> int:
     """Write a Parquet file; return its rows.
 
-    A vector column is a fixed-size list of float32 (a plain list where no row has a vector), null where a row has none;
-    timestamp is a timestamp, text_confidence and clip_score are doubles, all else is text.
+    A vector column has the type that `array_types` says, a plain list of float32 where no row has a vector; it is null
+    where a row has none. timestamp is a timestamp, numbers are doubles, all else is text; JSON is null where it is
+    empty.
 
-    Raises UserError where a column holds vectors of different lengths.
+    Raises UserError where an embedding has different lengths.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
-    target = parquet_schema(csv_path)
-    texts = [name for name in target.names if name not in VECTOR_COLUMNS]
+    target = parquet_schema(reader)
+    embeddings = [field.name for field in target if pa.types.is_fixed_size_list(field.type)]
+    others = [name for name in reader.names_of("vector") if name not in embeddings]
+    texts = reader.names_of("text", "file")
     rows = 0
-    with (
-        in_one_step(out) as new,
-        parquet.ParquetWriter(new, target, compression="zstd", use_dictionary=texts) as writer,
-    ):
-        for table in regrouped(block.table for block in read_with_bar(csv_path)):
+    with replacing(out) as new, parquet.ParquetWriter(new, target, compression="zstd", use_dictionary=texts) as writer:
+        for table in regrouped(block.table for block in blocks_with_bar(reader, as_text=others)):
             try:
-                writer.write_table(table.cast(target))
-            except pa.ArrowInvalid:
+                writer.write_table(cast(table, target, others))
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
                 raise UserError(
-                    f"{csv_path} holds vectors of different lengths in one column, of two models: "
+                    f"{reader.path}: a column has embeddings of different lengths, of two models: "
                     "use --to jsonl, or annotate into a new file"
                 ) from None
             rows += len(table)
     return rows
 
 
-def parquet_schema(csv_path: Path) -> "pa.Schema":
+def parquet_schema(reader: CsvReader) -> "pa.Schema":
     import pyarrow as pa
 
-    fixed = {name: pa.list_(pa.float32(), size) for name, size in dimensions(csv_path).items()}
-    types = {"timestamp": pa.timestamp("ms"), **fixed}  # Parquet knows no seconds
-    return pa.schema([(field.name, types.get(field.name, field.type)) for field in schema(column_names(csv_path))])
+    vectors = dict.fromkeys(reader.names_of("vector"), pa.list_(pa.float32())) | array_types(reader)
+    types = {"timestamp": pa.timestamp("ms"), **vectors}  # Parquet knows no seconds
+    return pa.schema([(field.name, types.get(field.name, field.type)) for field in reader.schema(reader.types)])
 
 
-def dimensions(csv_path: Path) -> dict[str, int]:
-    """The length of the first vector of each column that has any; reads no further than it must."""
+def cast(table: "pa.Table", target: "pa.Schema", as_text: Sequence[str]) -> "pa.Table":
+    """The table with the types of a schema; `as_text` are vector columns that are still JSON texts."""
+    import pyarrow as pa
+
+    for name in as_text:
+        kind = target.field(name).type
+        if not pa.types.is_string(kind):
+            arrays = [None if cell is None else orjson.loads(cell) for cell in table[name].to_pylist()]
+            table = table.set_column(table.column_names.index(name), name, pa.array(arrays, kind))
+    return table.cast(target)
+
+
+def array_types(reader: CsvReader) -> dict[str, "pa.DataType"]:
+    """What holds the arrays of each vector column that has any.
+
+    Floats of one length are a fixed-size list of float32, other arrays of one number of dimensions are (nested) lists,
+    and a mixture is the JSON text. A column of the contract is the embedding of one model, so its first row decides; of
+    the other columns all rows are read.
+    """
+    names = reader.names_of("vector")
+    embeddings = [name for name in names if name in COLUMNS]
+    shapes: dict[str, set[Shape]] = {name: set() for name in names}
+    for block in reader.blocks(names, as_text=embeddings):
+        for name in names:
+            cells = block.table[name].drop_null()
+            if name not in embeddings:
+                shapes[name] |= shapes_of(cells, f"{reader.path}: {name}")
+            elif not shapes[name]:
+                shapes[name] = shapes_of(cells[:1], f"{reader.path}: {name}")
+        if names == embeddings and all(shapes.values()):
+            break
+    return {name: array_type(found) for name, found in shapes.items() if found}
+
+
+def shapes_of(cells: "pa.ChunkedArray", where: str) -> set[Shape]:
+    """Kind of number ("f" or "i"), number of dimensions and length of each array, which is a list or a JSON text."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    found: dict[str, int] = {}
-    for block in read_blocks(csv_path, VECTOR_COLUMNS, vectors_as_text=True):
-        for name in VECTOR_COLUMNS:
-            vectors = block.table[name].filter(pc.not_equal(block.table[name], ""))
-            if name not in found and len(vectors):
-                found[name] = vectors[0].as_py().count(",") + 1
-        if len(found) == len(VECTOR_COLUMNS):
-            break
+    if pa.types.is_list(cells.type):
+        return {("f", 1, length) for length in pc.unique(pc.list_value_length(cells)).to_pylist()}
+    found = (array_of(cell, where) for cell in cells.to_pylist())
+    return {(array.dtype.kind, array.ndim, len(array)) for array in found}
+
+
+def array_type(shapes: set[Shape]) -> "pa.DataType":
+    import pyarrow as pa
+
+    filled = {shape for shape in shapes if shape[2]} or shapes  # an empty array says nothing of its kind
+    kinds, dimensions, lengths = map(set, zip(*filled, strict=True))
+    if len(dimensions) > 1:
+        return pa.string()
+    if kinds == {"f"} and dimensions == {1} and len(shapes) == 1:
+        return pa.list_(pa.float32(), lengths.pop())
+    found = pa.int64() if kinds == {"i"} else pa.float32() if kinds == {"f"} else pa.float64()
+    for _ in range(dimensions.pop()):
+        found = pa.list_(found)
     return found
 
 
@@ -85,38 +134,40 @@ def regrouped(tables: Iterator["pa.Table"]) -> Iterator["pa.Table"]:
         yield pa.concat_tables(waiting)
 
 
-def write_json_lines(csv_path: Path, out: Path) -> int:
-    """Write one JSON object a line; return their number. Vectors are lists, with the digits of the CSV, or null."""
+def write_json_lines(reader: CsvReader, out: Path) -> int:
+    """Write one JSON object per line; return their number. Vectors are lists, with the digits of the CSV, or null."""
     rows = 0
-    with in_one_step(out) as new, new.open("w", encoding="utf-8") as file:
-        for block in read_with_bar(csv_path, vectors_as_text=True):
-            file.writelines(map(json_line, block.table.to_pylist()))
+    with replacing(out) as new, new.open("w", encoding="utf-8") as file:
+        for block in blocks_with_bar(reader, as_text=reader.names_of("vector")):
+            file.writelines(json_line(reader, row) for row in block.table.to_pylist())
             rows += len(block.table)
     return rows
 
 
-def json_line(row: Mapping[str, Any]) -> str:
-    cells = (
-        (value or "null")
-        if name in VECTOR_COLUMNS
-        else json.dumps(value, ensure_ascii=False, default=datetime.isoformat)
-        for name, value in row.items()
-    )
-    return "{" + ", ".join(f'"{name}": {cell}' for name, cell in zip(row, cells, strict=True)) + "}\n"
+def json_line(reader: CsvReader, row: Mapping[str, Any]) -> str:
+    def value_of(name: str, cell: Any) -> str:
+        kind = reader.types[name]
+        if kind == "vector":
+            return cell or "null"
+        if kind == "json" and cell is not None:
+            cell = json_of(cell, f"{reader.path}: {name}")  # on one line, and certainly JSON
+        return json.dumps(cell, ensure_ascii=False, default=datetime.isoformat)
+
+    return "{" + ", ".join(f"{json.dumps(name)}: {value_of(name, cell)}" for name, cell in row.items()) + "}\n"
 
 
-def write_spreadsheet(csv_path: Path, out: Path) -> int:
+def write_spreadsheet(reader: CsvReader, out: Path) -> int:
     """Write a CSV without vectors; return its rows.
 
     Text that a spreadsheet would take for a formula gets an apostrophe before it, as OWASP advises (CSV injection);
     a byte order mark tells Excel that it is UTF-8.
     """
-    names = [name for name in column_names(csv_path) if name not in VECTOR_COLUMNS]
+    names = [name for name, kind in reader.types.items() if kind != "vector"]
     rows = 0
-    with in_one_step(out) as new, new.open("w", encoding="utf-8-sig", newline="") as file:
+    with replacing(out) as new, new.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(names)
-        for block in read_with_bar(csv_path, names):
+        for block in blocks_with_bar(reader, names):
             writer.writerows([safe_cell(cell) for cell in row.values()] for row in block.table.to_pylist())
             rows += len(block.table)
     return rows
@@ -126,7 +177,7 @@ def safe_cell(cell: Any) -> Any:
     return "'" + cell if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) else cell
 
 
-WRITERS: dict[str, Callable[[Path, Path], int]] = {
+WRITERS: dict[str, Callable[[CsvReader, Path], int]] = {
     "parquet": write_parquet,
     "jsonl": write_json_lines,
     "csv": write_spreadsheet,

@@ -12,7 +12,7 @@ DEFAULT_COSINE = 0.97
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_csv_argument(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder; index.html in it is opened")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder; open index.html in it")
     parser.add_argument(
         "--duplicate-cosine",
         type=cosine,
@@ -28,7 +28,7 @@ def cosine(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number over 0 and up to 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 1")
     return value
 
 
@@ -40,5 +40,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         print(make_report(options.csv, options.out, options.duplicate_cosine))
     except OSError as error:
-        raise UserError(f"{options.out} cannot be written ({error.strerror}): make room, or name another") from None
+        raise UserError(
+            f"{options.out} cannot be written ({error.strerror}): free some disk space, or name another folder"
+        ) from None
     return 0

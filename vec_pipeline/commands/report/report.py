@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -11,35 +11,39 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from vec_pipeline.annotations import CsvReader
 from vec_pipeline.commands.report import similarity
 from vec_pipeline.commands.report.rows import read_rows
 from vec_pipeline.commands.report.site import Site
 from vec_pipeline.commands.report.summary import SCORES, Summary, stage_seconds
 from vec_pipeline.commands.report.thumbnails import Picture, Thumbnails
 from vec_pipeline.record import UserError, Values
+from vec_pipeline.settings import recorded_settings
 
 ROWS_PER_PIECE = 1_000
 COLUMNS = ("image_path", "text", "description", "categories", "keywords", "image_text", "error", "flags", *SCORES)
-MAP_STEPS = 10_000  # places are written as whole numbers
+MAP_STEPS = 10_000  # places are written as integers
 
 Vectors = list[np.ndarray[Any, Any] | None]
 Plan = dict[str, list[int]]
 
 
 def make_report(csv_path: Path, folder: Path, duplicate_cosine: float) -> str:
-    """Write the gallery of a CSV, and return what to say of it. Raises UserError and OSError as read_rows
-    and Site do."""
+    """Write the gallery of a CSV, and return what to say of it. Raises UserError and OSError as CsvReader and Site."""
     start_s = time.monotonic()
-    rows = read_rows(csv_path)
-    site = Site(folder)
-    with contextlib.closing(Thumbnails(site.thumbnails)) as thumbnails:
-        summary, vectors = write_rows(rows, site, thumbnails)
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(CsvReader(csv_path))
+        sources = recorded_settings(csv_path).sources
+        site = Site(folder)
+        thumbnails = stack.enter_context(contextlib.closing(Thumbnails(site.thumbnails, sources)))
+        summary, vectors = write_rows(reader, site, thumbnails)
         plan = plan_of(vectors, duplicate_cosine)
         site.write("data-map.js", "addMap", plan)
         head = {
             "name": csv_path.name,
             "made": datetime.now().isoformat(timespec="seconds"),
             "rows_per_piece": ROWS_PER_PIECE,
+            "numbers": numbers_of(reader),
             "map_steps": MAP_STEPS,
             "groups": max(plan["group"], default=0),
             "duplicate_cosine": duplicate_cosine,
@@ -52,13 +56,13 @@ def make_report(csv_path: Path, folder: Path, duplicate_cosine: float) -> str:
     return f"{summary.rows:,} images, {thumbnails.made:,} new thumbnails, {seconds:.0f} s: open {site.index}"
 
 
-def write_rows(rows: Iterator[Values], site: Site, thumbnails: Thumbnails) -> tuple[Summary, Vectors]:
+def write_rows(reader: CsvReader, site: Site, thumbnails: Thumbnails) -> tuple[Summary, Vectors]:
     """Write the rows in pieces, with their thumbnails; return their counts and their image vectors."""
-    summary, vectors = Summary(), Vectors()
+    summary, vectors, rows, numbers = Summary(), Vectors(), read_rows(reader), numbers_of(reader)
     with tqdm(unit=" images", desc="thumbnails", disable=None) as bar:
         for index, piece in enumerate(iter(lambda: list(islice(rows, ROWS_PER_PIECE)), [])):
             pictures = thumbnails.of(row["image_path"] for row in piece)
-            site.write(f"data-rows-{index}.js", "addRows", index, columns(piece, pictures))
+            site.write(f"data-rows-{index}.js", "addRows", index, columns(piece, pictures, numbers))
             for row in piece:
                 summary.add(row)
                 vectors.append(row["image_vector"])
@@ -66,17 +70,24 @@ def write_rows(rows: Iterator[Values], site: Site, thumbnails: Thumbnails) -> tu
     return summary, vectors
 
 
-def columns(rows: Sequence[Values], pictures: Sequence[Picture]) -> dict[str, list[Any]]:
+def numbers_of(reader: CsvReader) -> list[str]:
+    """The columns of numbers that the page shows by their own names: all but the scores that it knows."""
+    return [name for name in reader.names_of("number") if name not in SCORES]
+
+
+def columns(rows: Sequence[Values], pictures: Sequence[Picture], numbers: Sequence[str]) -> dict[str, list[Any]]:
     """What the page knows of some rows, column by column; a column the CSV lacks is left out."""
     found: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in COLUMNS if name in rows[0]}
     found["timestamp"] = [row["timestamp"] and row["timestamp"].isoformat() for row in rows]
     found["thumbnail"] = [picture.thumbnail for picture in pictures]
     found["link"] = [picture.link for picture in pictures]
+    if numbers:
+        found["numbers"] = [[row[name] for name in numbers] for row in rows]
     return found
 
 
 def plan_of(vectors: Vectors, duplicate_cosine: float) -> Plan:
-    """Place and group of each row by its image vector: x and y up to MAP_STEPS, or -1 for a row that has none."""
+    """Place and group of each row by its image vector: x and y up to MAP_STEPS, or -1 for a row without a vector."""
     has_vector = np.array([vector is not None for vector in vectors], bool)
     places = np.full((len(vectors), 2), -1)
     groups = np.zeros(len(vectors), int)
@@ -88,8 +99,10 @@ def plan_of(vectors: Vectors, duplicate_cosine: float) -> Plan:
 
 
 def matrix_of(vectors: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-    """Vectors as one matrix. Raises UserError where they are of several lengths."""
-    lengths = sorted({len(vector) for vector in vectors})
-    if len(lengths) > 1:
-        raise UserError(f"image_vector has {' and '.join(map(str, lengths))} numbers: keep one model's rows in a CSV")
+    """Vectors as one matrix. Raises UserError where they are not of one length."""
+    shapes = sorted({vector.shape for vector in vectors})
+    if len(shapes) > 1 or len(shapes[0]) > 1:
+        raise UserError(
+            f"image_vector has the shapes {' and '.join(map(str, shapes))}, not one length: run with --refresh"
+        )
     return np.stack(vectors)

@@ -14,18 +14,17 @@ BLOCK_CELLS = 1 << 22  # cosines computed at a time: 17 MB, and pairs of at wors
 
 
 def unit(vectors: Array) -> Array:
-    """Rows of shape (n, dimensions) to length one; a row of zeros stays."""
+    """Scale rows of shape (n, dimensions) to length 1; a row of zeros stays."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     result: Array = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
     return result
 
 
 def place(vectors: Array) -> Array:
-    """Lay vectors of shape (n, dimensions) out on a plane: (n, 2) within 0..1, alike ones near each other.
+    """Lay vectors of shape (n, dimensions) out on a plane: (n, 2) within 0..1, similar ones near each other.
 
-    t-SNE of up to LANDMARKS of them after PCA; every other one goes between the landmarks it is nearest to, which
-    takes seconds where t-SNE of 25,000 takes minutes. Few or equal vectors, of which neither can make anything, go on a
-    circle.
+    t-SNE of up to LANDMARKS of them after PCA; each of the others goes between its nearest landmarks, which takes
+    seconds where t-SNE of 25,000 takes minutes. Few or equal vectors, for which neither works, go on a circle.
     """
     from sklearn.decomposition import PCA
     from sklearn.neighbors import NearestNeighbors
@@ -33,8 +32,8 @@ def place(vectors: Array) -> Array:
     number, dimensions = vectors.shape
     directions = unit(vectors)
     if number < 5 or np.ptp(directions, axis=0).max() < 1e-6:
-        turns = np.arange(number) * 2 * np.pi / number
-        return framed(np.stack([np.cos(turns), np.sin(turns)], axis=1))
+        angles = np.arange(number) * 2 * np.pi / number
+        return framed(np.stack([np.cos(angles), np.sin(angles)], axis=1))
     rng = np.random.default_rng(0)
     directions = PCA(min(COMPONENTS, number, dimensions), random_state=0).fit_transform(directions)
     if number <= LANDMARKS:
@@ -45,7 +44,7 @@ def place(vectors: Array) -> Array:
     weights = 1 / np.maximum(distances, 1e-6) ** 2
     places = (landmarks[nearest] * (weights / weights.sum(1, keepdims=True))[..., None]).sum(1)
     gaps = NearestNeighbors(n_neighbors=2).fit(landmarks).kneighbors(landmarks)[0][:, 1]
-    return framed(places + rng.normal(0, np.median(gaps) / 2, places.shape))  # or they would lie on one another
+    return framed(places + rng.normal(0, np.median(gaps) / 2, places.shape))  # or they would cover one another
 
 
 def embed(directions: Array) -> Array:
@@ -59,19 +58,19 @@ def embed(directions: Array) -> Array:
 
 
 def framed(places: Array) -> Array:
-    """Turn places of shape (n, 2) so that they vary most along x, and fit them into 0..1, their proportions kept."""
+    """Rotate places of shape (n, 2) so that they vary most along x, and scale them into 0..1, keeping proportions."""
     centred = places - places.mean(0)
-    turned = centred @ np.linalg.eigh(centred.T @ centred)[1][:, ::-1]
-    low, high = turned.min(0), turned.max(0)
-    result: Array = 0.5 + (turned - (low + high) / 2) / max(float((high - low).max()), 1e-9)
+    rotated = centred @ np.linalg.eigh(centred.T @ centred)[1][:, ::-1]
+    low, high = rotated.min(0), rotated.max(0)
+    result: Array = 0.5 + (rotated - (low + high) / 2) / max(float((high - low).max()), 1e-9)
     return result
 
 
 def group(vectors: Array, threshold: float) -> Array:
-    """Number groups of near-duplicates among vectors of shape (n, dimensions): (n,), 0 for an image that stands alone.
+    """Number groups of near-duplicates among vectors of shape (n, dimensions): (n,), 0 for an image without any.
 
-    Two images belong together where their cosine is at least the threshold, and so do all that are linked that way.
-    Group 1 is the largest. The time grows with the square of n: seconds for 25,000.
+    Two images are in one group if their cosine is at least the threshold, directly or through others. Group 1 is the
+    largest. The time grows with the square of n: seconds for 25,000.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -81,7 +80,7 @@ def group(vectors: Array, threshold: float) -> Array:
     rows_at_once = max(1, BLOCK_CELLS // number)
     for start in tqdm(range(0, number, rows_at_once), desc="near-duplicates", unit=" blocks", disable=None):
         cosines = directions[start : start + rows_at_once] @ directions[start:].T
-        first, second = np.nonzero(cosines >= threshold - 1e-6)  # a rounding error must not part equal vectors
+        first, second = np.nonzero(cosines >= threshold - 1e-6)  # a rounding error must not separate equal vectors
         first, second = labels[first + start], labels[second + start]
         links = coo_array((np.ones(len(first), bool), (first, second)), shape=(number, number))
         merged = connected_components(links, directed=False)[1]

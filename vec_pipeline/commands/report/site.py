@@ -1,10 +1,10 @@
-"""The report's folder: its data in script files, and an index.html that is put in place when all else is there.
+"""The report's folder: its data in script files, and an index.html that is put in place last.
 
     DIR/index.html                   names one data folder
     DIR/gallery/data-N/              one report: what is in page/, and the rows in pieces
     DIR/gallery/thumbnails/          shared by all reports
 
-A browser lets a page from the disk load scripts, but not read files, so the data are scripts that call a function.
+A browser lets a page from the disk load scripts but not read files, so the data are scripts that call a function.
 """
 
 import json
@@ -22,7 +22,7 @@ DATA_PLACE = "{data}"
 
 
 class Site:
-    """A folder that is made, or that holds an earlier report, which stays whole until `publish`.
+    """A new folder, or that of an earlier report, which stays intact until `publish`.
 
     Raises UserError where it holds something else, and OSError where it cannot be written.
     """
@@ -40,7 +40,7 @@ class Site:
         (self.data / name).write_text(call(function, *values), encoding="utf-8", errors="backslashreplace")
 
     def publish(self) -> None:
-        """Make the new data the ones that index.html shows, in one step, and remove those of earlier reports."""
+        """Switch index.html to the new data atomically, and remove the data of earlier reports."""
         for path in PAGE.iterdir():
             if path.suffix in (".css", ".js"):
                 shutil.copyfile(path, self.data / path.name)
@@ -54,7 +54,7 @@ class Site:
 
 
 def refuse_what_is_not_ours(folder: Path) -> None:
-    """Raise UserError for a file, and for a folder of other things: only a report may be written over."""
+    """Raise UserError for a file, and for a folder of other things: only a report may be overwritten."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: name a folder with --out")
     index = folder / "index.html"
@@ -63,11 +63,11 @@ def refuse_what_is_not_ours(folder: Path) -> None:
     else:
         is_ours = not folder.exists() or not any(folder.iterdir()) or (folder / "gallery" / "thumbnails").is_dir()
     if not is_ours:
-        raise UserError(f"{folder} holds other things than a report: name a new folder with --out")
+        raise UserError(f"{folder} is not empty and not a report: name a new folder with --out")
 
 
 def new_folder(parent: Path) -> Path:
-    """Make data-N with a number that no other has."""
+    """Make data-N with the first free number."""
     for number in count(1):
         folder = parent / f"data-{number}"
         if not folder.exists():
@@ -77,8 +77,8 @@ def new_folder(parent: Path) -> Path:
 
 
 def call(function: str, *values: Any) -> str:
-    """A script that calls a function with values as JSON that no HTML or script reader takes for anything else."""
+    """A script that calls a function with values as JSON that neither an HTML nor a script parser misreads."""
     arguments = ", ".join(json.dumps(value, ensure_ascii=False, separators=(",", ":")) for value in values)
-    for character in "<\u2028\u2029":  # </script> and <!-- must not end a script; the others end lines in old ones
+    for character in "<\u2028\u2029":  # as in </script> and <!--; the others end lines in old JavaScript
         arguments = arguments.replace(character, f"\\u{ord(character):04x}")
     return f"gallery.{function}({arguments});\n"

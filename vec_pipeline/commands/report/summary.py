@@ -10,7 +10,7 @@ from vec_pipeline.record import Values
 
 MOST = 500  # categories to choose from, and keywords suggested while typing; the page plots the first of them
 BIN = 0.05
-FEWEST_BINS = 10  # one bar alone would not look like a distribution
+FEWEST_BINS = 10  # a single bar would not look like a distribution
 SCORES = ("text_confidence", "clip_score")
 STAGE_SECONDS = re.compile(r"^  (\w[\w.]*) +([\d.]+) s, and ([\d.]+) s to load its model$", re.MULTILINE)
 
@@ -64,18 +64,18 @@ def error_kind(error: str) -> str:
 
 
 def bin_of(score: float) -> int:
-    """The number of the bin that a score of at most 1 falls into; 1 itself belongs to the last."""
+    """The number of the bin that a score of at most 1 falls into; 1 itself belongs to the last one."""
     return min(math.floor(round(score / BIN, 6)), round(1 / BIN) - 1)  # 0.85 / 0.05 is a little under 17
 
 
 def histogram(bins: Counter[int]) -> list[tuple[float, int]]:
-    """Every bin from the lowest to the highest that holds something, and FEWEST_BINS at least."""
+    """Every bin from the lowest to the highest that is not empty, and FEWEST_BINS at least."""
     first = min(*bins, max(bins) + 1 - FEWEST_BINS)
     return [(round(index * BIN, 2), bins[index]) for index in range(first, max(bins) + 1)]
 
 
 def stage_seconds(log: Path) -> list[tuple[str, float, float]]:
-    """Sum, over the runs a log tells of, each stage's seconds of work and of loading; empty where there is no log."""
+    """Sum each stage's seconds of work and of loading over the runs in a log; empty where there is no log."""
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,39 +1,39 @@
 """Small upright pictures for the gallery, made in threads and made once."""
 
 import hashlib
-import os
-import re
-import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from vec_pipeline.device import free_cores
+from vec_pipeline.record import Content
+from vec_pipeline.sources import content_of
 from vec_pipeline.stages.open_image import OpenImage, open_image
 
 SIDE_PX = 192
 QUALITY = 78  # of WebP: 5 to 8 kB for a photograph
-SAME_TIME_S = 2.0  # what the coarsest file system keeps of a file's time
-ESCAPED_BYTE = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 class Picture(NamedTuple):
-    """What the gallery shows of one image file."""
+    """What the gallery shows of one image."""
 
-    thumbnail: str  # the name without its ending, or empty where none could be made
-    link: str  # file:// address, percent-encoded, or empty where the file is not there
+    thumbnail: str  # the name without its suffix, or empty where none could be made
+    link: str  # an address that a browser opens, or empty
 
 
 class Thumbnails:
-    """A folder of WebP files named by the image's path. Each carries its image's modification time.
+    """A folder of WebP files, each named by the hash of its image's key and by that of the image's identity.
 
-    So a second report makes only those of new or changed images, and keeps those whose image has gone.
+    So a second report makes only those of new or changed images, and keeps the old one of an image that is gone.
+
+    sources: modules of the sources that the keys came from.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sources: Sequence[str] = ()) -> None:
         self.folder = folder
         self.made = 0
+        self._sources = sources
         self._used: set[str] = set()
         self._pool = ThreadPoolExecutor(free_cores(), thread_name_prefix="thumbnail")
         OpenImage().load()  # HEIC, and Pillow's warnings
@@ -51,49 +51,38 @@ class Thumbnails:
         self._pool.shutdown(cancel_futures=True)
 
     def remove_unused(self) -> None:
-        """Remove those of images that no row names any more."""
+        """Remove those of images that no row names any more, and those of former states of an image."""
         for path in self.folder.glob("*/*"):
             if path.suffix != ".webp" or path.stem not in self._used:
                 path.unlink()
 
     def _of(self, key: str) -> tuple[Picture, bool]:
-        name = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).hexdigest()
-        thumbnail = self.folder / name[:2] / f"{name}.webp"
-        path = file_of(key)
+        name = short_hash(key)
+        folder = self.folder / name[:2]
         try:
-            status = path.stat()
-            link = path.as_uri() if path.is_absolute() else ""
-        except (OSError, ValueError):
-            return Picture(name if thumbnail.exists() else "", ""), False
-        if is_of(thumbnail, status):
-            return Picture(name, link), False
-        is_made = stat.S_ISREG(status.st_mode) and make(path, status, thumbnail)
-        return Picture(name if is_made else "", link), is_made
+            content = content_of(key, self._sources)
+            thumbnail = folder / f"{name}-{short_hash(content.identity())}.webp"
+        except Exception:  # the image is gone, or the place it comes from does not answer
+            old = max(folder.glob(f"{name}*.webp"), key=lambda path: path.stat().st_mtime_ns, default=None)
+            return Picture(old.stem if old else "", ""), False
+        if thumbnail.exists():
+            return Picture(thumbnail.stem, content.link), False
+        is_made = make(content, thumbnail)
+        return Picture(thumbnail.stem if is_made else "", content.link), is_made
 
 
-def is_of(thumbnail: Path, status: os.stat_result) -> bool:
+def short_hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+
+
+def make(content: Content, thumbnail: Path) -> bool:
+    """Write an image's thumbnail atomically; false where the image cannot be read."""
     try:
-        return abs(thumbnail.stat().st_mtime - status.st_mtime) < SAME_TIME_S
-    except OSError:
-        return False
-
-
-def make(path: Path, status: os.stat_result, thumbnail: Path) -> bool:
-    """Write an image's thumbnail in one step; false where the image cannot be read."""
-    try:
-        image = open_image(path.read_bytes(), SIDE_PX)
+        image = open_image(content.read(), SIDE_PX)
     except Exception:  # Pillow's readers raise anything; the row tells of it already
         return False
     thumbnail.parent.mkdir(parents=True, exist_ok=True)
     new = thumbnail.with_suffix(".new")
     image.save(new, "WEBP", quality=QUALITY, method=2)
-    os.utime(new, ns=(status.st_mtime_ns, status.st_mtime_ns))
     new.replace(thumbnail)
     return True
-
-
-def file_of(key: str) -> Path:
-    r"""The file a row is about: bytes of its name that are no UTF-8 stand as \xNN in the row."""
-    if "\\x" not in key or os.path.exists(key):
-        return Path(key)
-    return Path(os.fsdecode(ESCAPED_BYTE.sub(lambda found: bytes.fromhex(found[1].decode()), os.fsencode(key))))

@@ -1,4 +1,4 @@
-"""Find images by what a text says, by another image, or by what their descriptions mean."""
+"""Find images by a text that says what they show, by another image, or by what their descriptions mean."""
 
 import argparse
 import json
@@ -17,9 +17,7 @@ COLUMN_OF = {"image": "image_vector", "text": "text_vector"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("query", nargs="?", metavar="TEXT", help='what to look for, such as "a red car"')
     add_csv_argument(parser)
-    parser.add_argument(
-        "--like", type=Path, metavar="FILE", help="look for what looks like this image, instead of TEXT"
-    )
+    parser.add_argument("--like", metavar="IMAGE", help="look for what looks like this image, instead of TEXT")
     parser.add_argument(
         "--in",
         dest="where",
@@ -34,31 +32,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above zero")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 
 def run(options: argparse.Namespace) -> int:
     if bool(options.query) == bool(options.like) or (options.like and options.where == "text"):
-        raise UserError('search needs either a text, such as "a red car", or --like FILE without --in text')
+        raise UserError('search needs either a text, such as "a red car", or --like IMAGE without --in text')
     from vec_pipeline.commands.search.page import write_page
     from vec_pipeline.commands.search.query import image_query, meaning_query, sight_query
-    from vec_pipeline.commands.search.vector_cache import open_vectors
+    from vec_pipeline.commands.search.vector_cache import Vectors
 
-    vectors = open_vectors(options.csv, COLUMN_OF[options.where])  # before a model loads: it may refuse
-    if options.like:
-        query = image_query(options.csv, options.like)
-    else:
-        query = (sight_query if options.where == "image" else meaning_query)(options.csv, options.query)
-    found = vectors.nearest(query, options.top)
+    with Vectors(options.csv, COLUMN_OF[options.where]) as vectors:  # before a model loads: it may refuse
+        if options.like:
+            query = image_query(options.csv, options.like)
+        else:
+            query = (sight_query if options.where == "image" else meaning_query)(options.csv, options.query)
+        found = vectors.nearest(query, options.top)
     if options.html:
-        write_page(options.html, options.query or f"like {options.like.name}", found)
+        write_page(options.html, options.query or f"like {options.like}", found, options.csv)
     print(json.dumps(found, ensure_ascii=False, indent=2) if options.json else table(found))
     return 0
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
-    """Rank, cosine, path and description; in a terminal, cut to its width."""
+    """Rank, cosine, key and description of each row; in a terminal, cut to its width."""
     longest = max((len(row["image_path"]) for row in found), default=0)
     lines = [f"{'rank':>4}  {'score':>6}  {'image_path':<{longest}}  description"]
     for row in found:

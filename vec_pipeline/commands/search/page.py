@@ -1,4 +1,4 @@
-"""What was found, as one HTML file with its thumbnails in it, which opens from the disk."""
+"""The results as one HTML file, with the thumbnails in it, that opens from the disk."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from vec_pipeline.commands import in_one_step
+from vec_pipeline.commands import replacing
+from vec_pipeline.record import Content, NotFound, UserError
+from vec_pipeline.settings import recorded_settings
+from vec_pipeline.sources import content_of
 from vec_pipeline.stages.open_image import OpenImage, open_image
 
 THUMBNAIL_PX = 320
@@ -30,22 +33,32 @@ PAGE = """<!doctype html>
 </ol>
 </html>
 """
-ITEM = """<li><a href="{link}">{picture}</a>
+ITEM = """<li>{picture}
 <p>{rank}. <b>{score:.3f}</b> {description}<br><small>{path}</small></p></li>"""
 
 
-def write_page(path: Path, title: str, found: Sequence[Mapping[str, Any]]) -> None:
-    """Write the page in one step. Text of images and models is shown as text, whatever it says."""
+def write_page(path: Path, title: str, found: Sequence[Mapping[str, Any]], csv_path: Path) -> None:
+    """Write the page atomically. Text of images and models is shown as text, whatever it says.
+
+    csv_path: of the rows that were found, whose keys its sources can read.
+    """
     OpenImage().load()  # readers of rarer formats
-    with in_one_step(path) as new:
-        new.write_text(PAGE.format(title=escape(title), items="\n".join(map(item, found))), encoding="utf-8")
+    sources = recorded_settings(csv_path).sources
+    items = "\n".join(item(row, sources) for row in found)
+    with replacing(path) as new:
+        new.write_text(PAGE.format(title=escape(title), items=items), encoding="utf-8")
 
 
-def item(row: Mapping[str, Any]) -> str:
-    image_path, description = Path(row["image_path"]).absolute(), escape(row["description"])
+def item(row: Mapping[str, Any], sources: Sequence[str]) -> str:
+    description = escape(row["description"])
+    try:
+        content = content_of(row["image_path"], sources)
+        shown = picture(content, description)
+        link = content.link
+    except UserError as error:
+        shown, link = missing("not found" if isinstance(error, NotFound) else "not an image"), ""
     return ITEM.format(
-        link=escape(image_path.as_uri()),
-        picture=picture(image_path, description),
+        picture=f'<a href="{escape(link)}">{shown}</a>' if link else shown,
         description=description,
         path=escape(row["image_path"]),
         rank=row["rank"],
@@ -53,12 +66,16 @@ def item(row: Mapping[str, Any]) -> str:
     )
 
 
-def picture(image_path: Path, alt: str) -> str:
+def picture(content: Content, alt: str) -> str:
     """A thumbnail as an <img>, or why there is none."""
     try:
-        image = open_image(image_path.read_bytes(), THUMBNAIL_PX)
+        image = open_image(content.read(), THUMBNAIL_PX)
     except Exception as error:  # of the many kinds that decoders raise
-        return f'<span class="missing">{escape(type(error).__name__)}</span>'
+        return missing(type(error).__name__)
     buffer = BytesIO()
     image.save(buffer, "JPEG", quality=80)
     return f'<img alt="{alt}" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+def missing(reason: str) -> str:
+    return f'<span class="missing">{escape(reason)}</span>'

@@ -7,61 +7,118 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from vec_pipeline.annotations import Block, column_names, read_row
-from vec_pipeline.commands import in_one_step, read_with_bar
-from vec_pipeline.record import UserError
+from vec_pipeline.annotations import Block, CsvReader, arrays
+from vec_pipeline.commands import blocks_with_bar, replacing
+from vec_pipeline.record import UserError, Values
 
 TAIL_BYTES = 4096
+ROWS_AT_ONCE = 256  # read and compared with the matrix
+ATTEMPTS = 3  # a CSV that is edited all the time cannot be searched
+
+Vector = np.ndarray[Any, np.dtype[np.float32]]
+Matrix = np.ndarray[Any, np.dtype[np.float32]]
+Places = np.ndarray[Any, np.dtype[np.int64]]
 
 
-@dataclass
 class Vectors:
-    """The vectors of one column.
+    """The vectors of one column, and the rows they belong to, all of one file even if a run replaces it meanwhile.
+
+    The cache lies in a folder beside the CSV, or in a temporary one where that cannot be written. Deleting it costs
+    time, never data.
 
     matrix: float32 of shape (rows, dimensions), mapped from disk; rows without a vector are left out.
     places: where each row begins and ends in the CSV, in bytes; int64 of shape (rows, 2), mapped from disk.
+
+    Raises UserError where the CSV has no vector in that column, or has vectors of different lengths.
     """
 
-    csv_path: Path
-    matrix: "np.ndarray[Any, np.dtype[np.float32]]"
-    places: "np.ndarray[Any, np.dtype[np.int64]]"
+    def __init__(self, csv_path: Path, column: str) -> None:
+        self.csv_path = csv_path
+        self.column = column
+        self._open()
 
-    def nearest(self, query: "np.ndarray[Any, np.dtype[np.float32]]", top: int) -> list[dict[str, Any]]:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def nearest(self, query: Vector, top: int) -> list[Values]:
         """Compare with every vector (nothing is approximated); return the best rows, best first.
 
         query: of length 1, as the vectors are, so that a score is a cosine.
+
+        Each row's vector is compared with that of the matrix. Where they differ, the CSV has been edited in place: the
+        cache is rebuilt, and searched again. Raises UserError where that does not help.
         """
-        if query.shape != self.matrix.shape[1:]:
-            raise UserError(f"{self.csv_path} was made with another model than its settings name: annotate it again")
-        scores = self.matrix @ query
-        top = min(top, len(scores))
-        best = np.argpartition(-scores, top - 1)[:top]
-        found = []
-        for rank, row in enumerate(best[np.argsort(-scores[best], kind="stable")], 1):
-            cells = read_row(self.csv_path, *self.places[row].tolist())
-            found.append(
-                {
-                    "rank": rank,
-                    "score": round(float(scores[row]), 4),
-                    "image_path": cells["image_path"],
-                    "description": cells["description"],
-                }
-            )
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                self.close()
+                self._open(rebuild=True)
+            if query.shape != self.matrix.shape[1:]:
+                raise UserError(
+                    f"{self.csv_path} was made with another model than its settings name: run with --refresh"
+                )
+            scores = self.matrix @ query
+            top = min(top, len(scores))
+            best = np.argpartition(-scores, top - 1)[:top]
+            best = best[np.argsort(-scores[best], kind="stable")]
+            if (rows := self._rows(best)) is not None:
+                return [
+                    {"rank": rank, "score": round(float(score), 4), **row}
+                    for rank, (score, row) in enumerate(zip(scores[best], rows, strict=True), 1)
+                ]
+        raise UserError(f"{self.csv_path} is being rewritten: search again once that has finished")
+
+    def _open(self, rebuild: bool = False) -> None:
+        with ExitStack() as on_failure:
+            self._reader = on_failure.enter_context(CsvReader(self.csv_path))
+            self.matrix, self.places = open_cache(self._reader, self.column, rebuild)
+            on_failure.pop_all()
+
+    def _rows(self, indices: Places) -> list[Values] | None:
+        """Key and description of some rows of the matrix; None where their vectors in the CSV are others."""
+        found: list[Values] = []
+        for start in range(0, len(indices), ROWS_AT_ONCE):
+            chosen = indices[start : start + ROWS_AT_ONCE]
+            try:
+                table = self._reader.rows(self.places[chosen], ("image_path", "description", self.column))
+                vectors = arrays([table[self.column]], "")
+            except UserError:
+                return None
+            for vector, expected in zip(vectors, self.matrix[chosen], strict=True):
+                if vector is None or not np.array_equal(vector, expected):
+                    return None
+            found += table.drop_columns([self.column]).to_pylist()
         return found
+
+
+def open_cache(reader: CsvReader, column: str, rebuild: bool) -> tuple[Matrix, Places]:
+    """Bring the cache up to date and map its files; where its folder cannot be written, a temporary one."""
+    folder = reader.path.with_suffix(".vectors")
+    try:
+        return Cache(reader, column, folder).followed(rebuild)
+    except OSError as error:
+        print(f"{folder} cannot be used ({error.strerror}): reading all vectors from the CSV", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as temporary:  # what is mapped outlives its name
+        return Cache(reader, column, Path(temporary)).followed()
 
 
 @dataclass
 class State:
     """What the files of a cache hold.
 
-    inode, tail: of the CSV, and of the last bytes read of it: by these a replaced file is told from one that grew.
+    inode, tail: of the CSV, and of the last bytes read of it: they tell a file that grew from one that was replaced.
     """
 
     rows: int = 0
@@ -71,44 +128,32 @@ class State:
     tail: str = ""
 
 
-def open_vectors(csv_path: Path, column: str) -> Vectors:
-    """Bring the cache up to date and open it; where its place cannot be written, a temporary one.
-
-    Deleting the folder costs time, never data. Raises UserError where the CSV has no vector in that column, or has
-    vectors of different lengths.
-    """
-    column_names(csv_path)  # raises where the file is none of ours
-    folder = csv_path.with_suffix(".vectors")
-    try:
-        return Cache(csv_path, column, folder).followed()
-    except OSError as error:
-        print(f"{folder} cannot be used ({error.strerror}): the vectors are read from the CSV anew", file=sys.stderr)
-    with tempfile.TemporaryDirectory() as temporary:  # what is mapped outlives its name
-        return Cache(csv_path, column, Path(temporary)).followed()
-
-
 class Cache:
     """Three files: vectors and places, which are only appended to, and a state, which says how much of them counts."""
 
-    def __init__(self, csv_path: Path, column: str, folder: Path) -> None:
-        self.csv_path = csv_path
+    def __init__(self, reader: CsvReader, column: str, folder: Path) -> None:
+        self.reader = reader
         self.column = column
         self.folder = folder
         self.vectors_path, self.places_path, self.state_path = (
             folder / f"{column}.{suffix}" for suffix in ("float32", "places", "json")
         )
 
-    def followed(self) -> Vectors:
+    def followed(self, rebuild: bool = False) -> tuple[Matrix, Places]:
         """Read what the CSV has gained since, and map the files. Raises OSError where they cannot be written."""
-        state = self._state()
-        if state is None or state.csv_end < self.csv_path.stat().st_size:
-            self.folder.mkdir(exist_ok=True)
-            with locked(self.folder / "lock"):
-                state = self._append(self._state() or self._emptied())
+        state = None if rebuild else self._state()
+        if state and state.csv_end >= self.reader.status().st_size:
+            with suppress(ValueError, FileNotFoundError):  # of files that another search is replacing
+                return self._mapped(state)
+        self.folder.mkdir(exist_ok=True)
+        with locked(self.folder / "lock"):
+            state = None if rebuild else self._state()
+            return self._mapped(self._append(state or self._emptied()))
+
+    def _mapped(self, state: State) -> tuple[Matrix, Places]:
         if not state.rows:
-            raise UserError(f"{self.csv_path} has no {self.column} in any row: nothing can be found in it")
-        return Vectors(
-            self.csv_path,
+            raise UserError(f"{self.reader.path} has no {self.column} in any row: there is nothing to search")
+        return (
             np.memmap(self.vectors_path, np.float32, "r", shape=(state.rows, state.dimensions)),
             np.memmap(self.places_path, np.int64, "r", shape=(state.rows, 2)),
         )
@@ -124,14 +169,12 @@ class Cache:
             return None
 
     def _identity(self, end: int) -> tuple[int, str]:
-        with self.csv_path.open("rb") as file:
-            file.seek(max(0, end - TAIL_BYTES))
-            tail = hashlib.blake2b(file.read(min(end, TAIL_BYTES)), digest_size=16).hexdigest()
-            return os.fstat(file.fileno()).st_ino, tail
+        tail = self.reader.read(max(0, end - TAIL_BYTES), end)
+        return self.reader.status().st_ino, hashlib.blake2b(tail, digest_size=16).hexdigest()
 
     def _emptied(self) -> State:
         for path in (self.state_path, self.vectors_path, self.places_path):
-            path.unlink(missing_ok=True)  # and made anew: another search may have the old ones mapped
+            path.unlink(missing_ok=True)  # not truncated: another search may have them mapped
         self.vectors_path.touch()
         self.places_path.touch()
         return State()
@@ -142,34 +185,36 @@ class Cache:
             vectors.seek(4 * state.rows * state.dimensions)  # what a killed search left after these is overwritten
             places.seek(16 * state.rows)
             try:
-                for block in read_with_bar(self.csv_path, (self.column,), start=state.csv_end):
+                for block in blocks_with_bar(self.reader, (self.column,), start=state.csv_end):
                     values, rows, dimensions = self._vectors_of(block, state.dimensions)
                     vectors.write(values.tobytes())
                     places.write(rows.tobytes())
-                    state = State(state.rows + len(rows), dimensions, int(block.ends[-1]))  # at once: Ctrl-C may come
+                    state = State(state.rows + len(rows), dimensions, int(block.ends[-1]))  # Ctrl-C may follow
             finally:
                 for file in (vectors, places):
                     file.flush()
                     os.fsync(file.fileno())
                 state.inode, state.tail = self._identity(state.csv_end)
-                with in_one_step(self.state_path) as new:
+                with replacing(self.state_path) as new:
                     new.write_text(json.dumps(asdict(state)))
         return state
 
-    def _vectors_of(self, block: Block, dimensions: int) -> tuple[Any, Any, int]:
-        """The numbers of a block's vectors, one after the other, the places of the rows that have one, and dimensions.
+    def _vectors_of(self, block: Block, dimensions: int) -> tuple[Vector, Places, int]:
+        """The numbers of a block's vectors one after the other, the places of their rows, and their dimensions.
 
         dimensions: those of the vectors before it, 0 where there were none.
         """
+        import pyarrow as pa
         import pyarrow.compute as pc
 
         column = block.table[self.column]
-        lengths = pc.list_value_length(column).fill_null(0).to_numpy()
+        is_flat = pa.types.is_list(column.type)
+        lengths = pc.list_value_length(column).fill_null(0).to_numpy() if is_flat else np.zeros(0, np.int32)
         there = lengths > 0
-        dimensions = dimensions or int(max(lengths))
-        if not (lengths[there] == dimensions).all():
+        dimensions = dimensions or int(max(lengths, default=0))
+        if not is_flat or not (lengths[there] == dimensions).all():
             raise UserError(
-                f"{self.csv_path} holds {self.column}s of different lengths, of two models: annotate it again"
+                f"{self.reader.path}: {self.column} has vectors of different lengths, of two models: run with --refresh"
             )
         places = np.stack([block.starts[there], block.ends[there]], axis=1)
         return pc.list_flatten(column).to_numpy(), places, dimensions
@@ -177,7 +222,7 @@ class Cache:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Wait for, and keep out, another search that appends."""
+    """Wait for another search that appends, and keep further ones out."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

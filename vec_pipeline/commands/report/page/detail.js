@@ -2,7 +2,7 @@
 
 "use strict";
 
-let cameFrom = null; // what had the focus before
+let cameFrom = null; // the element that had the focus before
 let detailFor = "";
 
 function openDetail(row, from) {
@@ -46,7 +46,7 @@ function renderDetail() {
   }
 }
 
-/** Focus goes back to the tile of the image that was shown last, or else to where it came from. */
+/** Focus goes back to the tile of the image that was shown last, or else to where it was before. */
 function returnFocus(row) {
   if (state.view === "grid" && positions.has(row)) return focusPosition(positions.get(row));
   const again = document.querySelector(`section:not([hidden]) a[data-row="${row}"]`);
@@ -60,9 +60,12 @@ function showPicture(row) {
   const parts = [];
   if (small) parts.push(element("img", { src: small, alt: altOf(row) }));
   else parts.push(element("p", { class: "none" }, "No picture"));
-  if (!full) parts.push(say("The image file was not there when this report was made."));
+  if (!full)
+    parts.push(
+      say(small ? "This report has no link to the image." : "The image was not available when this report was made."),
+    );
   $("detail-picture").replaceChildren(...parts);
-  if (!full) return;
+  if (!full.startsWith("file:")) return; // a report needs no network
   const image = element("img", { alt: altOf(row) });
   image.onload = () => {
     if (state.image === String(row)) $("detail-picture").replaceChildren(image);
@@ -70,7 +73,7 @@ function showPicture(row) {
   image.onerror = () => {
     if (state.image === String(row))
       $("detail-picture").append(
-        say("The browser cannot show the image file: it has moved, is damaged, or is of another kind."),
+        say("The browser cannot show the image: it has been moved, is damaged, or has an unsupported format."),
       );
   };
   image.src = full;
@@ -95,6 +98,9 @@ function factsOf(row) {
   if (confidence !== null)
     add("Confidence", confidence.toFixed(3), element("meter", { value: confidence, "aria-label": "Confidence" }));
   if (data.clip_score[row] !== null) add("CLIP score", data.clip_score[row].toFixed(3));
+  head.numbers.forEach((name, i) => {
+    if (data.numbers[row][i] !== null) add(name, String(Number(data.numbers[row][i].toPrecision(6))));
+  });
   if (data.text[row] && data.text[row] !== data.description[row]) add("Full text", data.text[row]);
   if (data.timestamp[row]) add("Annotated", data.timestamp[row].replace("T", " "));
   add("File", element("bdi", {}, data.image_path[row]));
@@ -108,7 +114,7 @@ function factsOf(row) {
       element(
         "p",
         {},
-        element("a", { href: data.link[row], target: "_blank", rel: "noopener" }, "Open the image file"),
+        element("a", { href: data.link[row], target: "_blank", rel: "noopener" }, "Open the image"),
       ),
     alike.length &&
       element(

@@ -1,4 +1,4 @@
-/* The filters, the results they leave, and the form that sets them. */
+/* The filters, the rows that pass them, and the form that sets them. */
 
 "use strict";
 
@@ -14,7 +14,7 @@ const collator = new Intl.Collator("en", { numeric: true, sensitivity: "base" })
 
 let results = [];
 let resultsFor = "";
-let positions = new Map(); // row -> its place among the results
+let positions = new Map(); // row -> its position among the results
 const orders = new Map(); // sort -> all rows in that order
 
 const sortOf = () => {
@@ -52,7 +52,7 @@ function ordered() {
   return orders.get(state.sort);
 }
 
-/** The test that a row must pass to be shown. */
+/** The predicate for rows to be shown. */
 function passes() {
   const words = folded(state.q).split(/\s+/).filter(Boolean);
   const group = Number(state.group);

@@ -1,4 +1,4 @@
-/* The start, the state, all of which is in the hash, and the rendering of one of the four views. */
+/* The start of the page, its state, all of which is in the hash, and the rendering of one of the four views. */
 
 "use strict";
 
@@ -40,7 +40,7 @@ function hashOf(changes) {
   return `#${given}`;
 }
 
-/** Change the state and show it; a step that Back undoes where `isStep`. */
+/** Change the state and show it; Back undoes it if `isStep`. */
 function go(changes, isStep = true, note = null) {
   if (["sort", ...FILTERS].some((name) => name in changes)) changes = { at: "", ...changes };
   const hash = hashOf(changes);
@@ -73,7 +73,7 @@ function render() {
     if (link.dataset.view === state.view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  $("filters").hidden = document.querySelector(".status").hidden = state.view === "summary"; // which is of all images
+  $("filters").hidden = document.querySelector(".status").hidden = state.view === "summary"; // which covers all images
   $("sort").closest(".field").hidden = state.view !== "grid";
   findResults();
   showFilters();

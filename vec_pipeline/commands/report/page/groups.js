@@ -20,7 +20,7 @@ function renderGroups() {
   }
   const found = groupsOfResults();
   $("groups-about").textContent = head.groups
-    ? `${plural(found.length, "group")} of images whose vectors have a cosine of at least ${head.duplicate_cosine}, directly or through others, the largest first.`
+    ? `${plural(found.length, "group")} of images whose vectors have a cosine of at least ${head.duplicate_cosine}, directly or through others; the largest first.`
     : `No two images have vectors with a cosine of at least ${head.duplicate_cosine}.`;
   $("groups").append(...found.slice(0, groupsShown).map(groupSection));
   $("groups-more").hidden = found.length <= groupsShown;

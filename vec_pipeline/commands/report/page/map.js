@@ -1,15 +1,15 @@
-/* The map of the image vectors: a canvas to zoom and pan, and a list of what is in its middle. */
+/* The map of the image vectors: a canvas to zoom and pan, and a list of the images in its middle. */
 
 "use strict";
 
 const LARGEST_PX = 72; // of a picture on the map
-const SMALLEST_PX = 32; // smaller, and dots are shown
-const COVERED = 0.4; // of the map by pictures
+const SMALLEST_PX = 32; // below that, dots are shown
+const COVERED = 0.4; // share of the map that pictures cover
 const IMAGES_KEPT = 1000;
 const LISTED = 18;
 let mapCamera = null; // x and y of the middle, within 0..1, and the zoom
-let mapHeight = 1; // its width is 1
-let mapDots = []; // what is drawn within the window: row, x, y
+let mapHeight = 1; // where the width is 1
+let mapDots = []; // what is in view: row, x, y
 const mapImages = new Map(); // row -> its thumbnail
 
 function cameraOf(text) {
@@ -19,7 +19,7 @@ function cameraOf(text) {
     : { x: 0.5, y: 0.5, zoom: 1 };
 }
 
-/** How high the map is where it is 1 wide. */
+/** The height of the map where its width is 1. */
 function heightOf(values) {
   const [low, high] = values
     .filter((y) => y >= 0)
@@ -27,13 +27,13 @@ function heightOf(values) {
   return Math.max(0, high - low) / head.map_steps;
 }
 
-/** Pixels that the map's whole width of 1 takes; at zoom 1 all of it is in view. */
+/** The map's width in pixels; at zoom 1 all of it is in view. */
 function mapUnit() {
   const { clientWidth, clientHeight } = $("map");
   return 0.85 * Math.min(clientWidth, clientHeight / Math.max(mapHeight, 0.05)) * mapCamera.zoom;
 }
 
-/** The side of the pictures on the map in pixels, as large as the number in view has room for; 0 where it has none. */
+/** The side of the pictures on the map in pixels, the smaller the more are in view; 0 where there are too many. */
 function pictureSide() {
   const side = Math.min(
     LARGEST_PX,

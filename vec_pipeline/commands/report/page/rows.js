@@ -1,4 +1,4 @@
-/* The rows, which arrive in pieces, and how parts of the page are made of them: text becomes text nodes, never HTML. */
+/* The rows, which arrive in pieces, and how elements are made of them: text becomes text nodes, never HTML. */
 
 "use strict";
 
@@ -14,6 +14,7 @@ const COLUMNS = [
   "flags",
   "text_confidence",
   "clip_score",
+  "numbers",
   "thumbnail",
   "link",
 ];
@@ -26,12 +27,12 @@ const count = (number) => number.toLocaleString("en");
 const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
 const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)}\u00a0%`;
 
-let head; // what the report says of the whole: see report.py
-const data = {}; // column -> array over all rows
-const haystacks = []; // what free text is looked for in, by row
+let head; // what report.py says of all rows together
+const data = {}; // column -> array over all rows; `numbers` holds arrays, of the columns head.numbers
+const haystacks = []; // what free text is searched in, by row
 let available = 0; // rows that have arrived
 let plan = null; // x, y and group of every row, once it has arrived
-const members = new Map(); // group -> its rows; 0 are those in none
+const members = new Map(); // group -> its rows; those of 0 are in no group
 
 /** An element with attributes and children; strings become text. */
 function element(tag, attributes = {}, ...children) {
@@ -55,7 +56,7 @@ function load(name, then) {
     element("script", {
       src: base + name,
       onload: then,
-      onerror: () => notice(`A part of the gallery, ${name}, cannot be read: make the report again.`),
+      onerror: () => notice(`A part of the gallery, ${name}, cannot be read: run the report command again.`),
     }),
   );
 }

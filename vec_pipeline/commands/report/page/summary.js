@@ -1,4 +1,4 @@
-/* The summary: bars and histograms of what the report counted. */
+/* The summary: bars and histograms of what the report has counted. */
 
 "use strict";
 

@@ -1,4 +1,4 @@
-/* An image as a tile, and the grid of them: only the tiles near the window exist. */
+/* An image as a tile, and the grid of tiles: only those near the viewport exist. */
 
 "use strict";
 
@@ -36,7 +36,7 @@ function picture(row) {
   );
 }
 
-/** What a tile says at its end: the error, or the first flag, or the confidence. */
+/** What a tile shows at its end: the error, or the first flag, or the confidence. */
 function badge(row) {
   if (data.error[row]) return element("span", { class: "failed", title: data.error[row] }, errorKind(row));
   const [first, ...more] = flagsOf(row);
@@ -82,9 +82,9 @@ function onTileClick(event) {
 
 const shown = new Map(); // position -> its list item
 let columns = 1;
-let rowHeight = 1; // pixels, the gap included
+let rowHeight = 1; // in pixels, including the gap
 let current = 0; // the position that Tab leads to
-let toRestore = 0; // the position to scroll to once it has arrived
+let toRestore = 0; // the position to scroll to once it has been loaded
 
 function measureGrid() {
   const style = getComputedStyle(document.documentElement);
@@ -111,7 +111,7 @@ function renderGrid() {
   const above = -$("grid").getBoundingClientRect().top;
   const first = Math.max(0, (Math.floor(above / rowHeight) - OVERSCAN_ROWS) * columns);
   const last = Math.min(results.length, (Math.ceil((above + innerHeight) / rowHeight) + OVERSCAN_ROWS) * columns);
-  const wanted = new Set([current]); // it stays, so that focus does
+  const wanted = new Set([current]); // kept, or the focus would be lost
   for (let position = first; position < last; position++) wanted.add(position);
   let hadFocus = false;
   for (const [position, item] of shown) {
@@ -149,7 +149,7 @@ function showEmpty() {
   const isEmpty = !results.length && isComplete();
   let text = $("view-grid").querySelector(".empty");
   if (isEmpty && !text) {
-    text = element("p", { class: "empty" }, head.rows ? "No image passes these filters." : "The CSV has no rows yet.");
+    text = element("p", { class: "empty" }, head.rows ? "No image matches these filters." : "The CSV has no rows yet.");
     $("view-grid").append(text);
   } else if (!isEmpty && text) text.remove();
 }

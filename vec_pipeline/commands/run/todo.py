@@ -1,0 +1,109 @@
+"""Compares the source with the rows that are there: what is new, what has changed, what has gone."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from vec_pipeline.pipeline import chunks
+from vec_pipeline.record import NotFound, Record, Source, UserError
+from vec_pipeline.result_cache import ResultCache
+from vec_pipeline.settings import fingerprint
+from vec_pipeline.sinks.csv_rows import Contents
+from vec_pipeline.sources import content_of
+from vec_pipeline.terminal import plural, visible
+
+COMPARED_TOGETHER = 256  # pictures
+
+
+class Todo:
+    """What there is to do, said on the terminal as it becomes known.
+
+    records: to go through; those that have a row are skipped.
+    number: how many are annotated in this run; None if the source is a stream, whose length is not known.
+    gone: keys of the rows to drop.
+
+    Raises UserError where the source holds no image.
+    """
+
+    def __init__(self, source: Source, existing: Contents, cache_path: Path | None) -> None:
+        self.records: Iterable[Record] = source
+        self.number: int | None = None
+        self.gone: list[str] = []
+        self._source = source
+        self._existing = existing
+        self._found = 0
+        self._present: set[str] = set()  # keys of rows whose pictures are in the source
+        self._changed: set[str] = set()  # of those, the ones whose pictures have changed since
+        self._unknown: set[str] = set()  # and those of which that is not known
+        if not source.is_stream:
+            self._compare(cache_path if cache_path and cache_path.exists() else None)
+            for note in source.notes:
+                print(visible(note))
+            if not self._found:
+                raise UserError(
+                    f"no image found{''.join(f'; {f}' for f in source.failures[:3])}: name other files or folders"
+                )
+
+    def _compare(self, cache_path: Path | None) -> None:
+        with closing(ResultCache(cache_path, fingerprint)) as results:
+            for records in chunks(self._source, lambda: COMPARED_TOGETHER):
+                self._found += len(records)
+                old = [record for record in records if record.key in self._existing.keys]
+                self._present.update(record.key for record in old)
+                changed, unknown = results.changed_pictures(old)
+                self._changed.update(record.key for record in changed)
+                self._unknown.update(record.key for record in unknown)
+
+    def new(self, limit: int | None, retry_errors: bool) -> None:
+        """Images without a row, and those whose row has an error if these are retried."""
+        if self._source.is_stream:
+            print("the source is read as a stream: how many images it holds is not known before its end")
+            return
+        left = self._found - len(self._present)
+        if retry_errors:
+            left += len(self._present & self._existing.failed)
+            if gone := len(self._existing.failed - self._present):
+                print(
+                    f"{plural(gone, 'row')} with an error: the picture is not in the source (--prune drops those gone)"
+                )
+        self.number = left if limit is None else min(left, limit)
+        limited = f", {self.number:,} of them in this run" if self.number < left else ""
+        print(f"{plural(self._found, 'image')}: {self._found - left:,} done, {left:,} to do{limited}", flush=True)
+        if self._changed:
+            print(f"{plural(len(self._changed), 'picture')} changed since their rows were made: --refresh updates them")
+
+    def refresh(self, outdated: Sequence[str]) -> None:
+        """Rows made with other settings, or of pictures that have changed, or of which neither is known."""
+        if self._source.is_stream:
+            raise UserError("--refresh needs a source that can be read twice: name files or folders, not a stream")
+        keys = self._present if outdated else self._changed | self._unknown
+        self.number = len(keys)
+        self.records = (record for record in self._source if record.key in keys)
+        if not keys:
+            print("every row was made with these settings and pictures: nothing to refresh")
+            return
+        reasons = [*outdated[:5], *([f"{plural(len(self._changed), 'changed picture')}"] if self._changed else [])]
+        print(f"{plural(len(keys), 'row')} to update ({', '.join(reasons) or 'their pictures are not known'})")
+        for number, what in (
+            (self._existing.rows - len(self._present), "of pictures that are not in the source, left unchanged"),
+            (self._found - len(self._present), "to add for new images: run without --refresh afterwards"),
+        ):
+            if number:
+                print(f"{plural(number, 'row')} {what}", flush=True)
+
+    def prune(self, source_modules: Sequence[str]) -> None:
+        """Rows whose pictures are not in the source and do not exist any more."""
+        missing = sorted(self._existing.keys - self._present)
+        self.gone = [key for key in missing if is_gone(key, source_modules)]
+        print(f"{plural(len(self.gone), 'row')} to drop: the pictures no longer exist")
+
+
+def is_gone(key: str, source_modules: Sequence[str]) -> bool:
+    """Whether there is no such picture; one that cannot be reached may still exist."""
+    try:
+        content_of(key, source_modules).identity()
+    except (NotFound, FileNotFoundError, NotADirectoryError):
+        return True
+    except Exception:  # of any place that content comes from
+        return False
+    return False

@@ -1,0 +1,133 @@
+"""Finished results of stages, by the stage's settings and by the values that it read. Deleting them costs time."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vec_pipeline.database import Database
+from vec_pipeline.record import Record, Stage, Values
+
+SCHEMA = """  -- paths and identities are hashes
+CREATE TABLE IF NOT EXISTS results (key BLOB PRIMARY KEY, result BLOB);  -- JSON, then the bytes of arrays and images
+CREATE TABLE IF NOT EXISTS pictures (image_path BLOB PRIMARY KEY, identity BLOB) WITHOUT ROWID;  -- of saved rows
+CREATE TEMPORARY TABLE IF NOT EXISTS unsaved (image_path BLOB PRIMARY KEY, identity BLOB) WITHOUT ROWID;
+"""
+QUERY_KEYS = 256  # asked for at once
+HASH_BYTES = 16
+
+
+class ResultCache:
+    """Results by key, and the identity that each picture's content had when its row was made.
+
+    path: the file; None to keep nothing.
+    fingerprint: returns what decides a stage's results beside what it reads.
+    """
+
+    def __init__(self, path: Path | None, fingerprint: Callable[[Stage], str]) -> None:
+        self._database = Database(path, SCHEMA)
+        self._begun = cache(lambda stage: blake2b(fingerprint(stage).encode(), digest_size=HASH_BYTES))
+
+    def key(self, stage: Stage, record: Record) -> bytes:
+        """What identifies the stage's result: its settings, and the values that it reads of this record."""
+        digest = self._begun(stage).copy()
+        for own in (*stage.reads, *stage.optional):
+            if (name := stage.read.get(own, own)) in record.values:
+                digest.update(own.encode() + b"\0" + hash_in(record, name))
+        return digest.digest()
+
+    def find(self, keys: Iterable[bytes]) -> dict[bytes, Values]:
+        """Return the results there are."""
+        query = "SELECT key, result FROM results WHERE key IN"
+        return {key: decode(result) for key, result in self._select(query, list(keys))}
+
+    def store(self, results: Mapping[bytes, Values]) -> None:
+        """Keep a batch of results, in one transaction."""
+        rows = [(key, encode(values)) for key, values in results.items()]
+        self._database.write(("INSERT OR REPLACE INTO results VALUES (?, ?)", rows))
+
+    def note_pictures(self, records: Iterable[Record]) -> None:
+        """Keep the identities of pictures whose rows are about to be saved, until `confirm_pictures`."""
+        rows = [(hash_of(record.key), record.hashes["content"]) for record in records if record.hashes.get("content")]
+        self._database.write(("INSERT OR REPLACE INTO unsaved VALUES (?, ?)", rows))
+
+    def confirm_pictures(self) -> None:
+        """The rows of all noted pictures are saved."""
+        move = "INSERT OR REPLACE INTO pictures SELECT * FROM unsaved"
+        self._database.write((move, [()]), ("DELETE FROM unsaved", [()]))
+
+    def changed_pictures(self, records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+        """Those whose content is not what it was when their row was made, and those of which that is not known."""
+        hashes = {hash_of(record.key): record for record in records}
+        known = dict(self._select("SELECT image_path, identity FROM pictures WHERE image_path IN", list(hashes)))
+        changed = [r for name, r in hashes.items() if name in known and known[name] != identity_of(r)]
+        return changed, [record for name, record in hashes.items() if name not in known]
+
+    def close(self) -> None:
+        self._database.close()
+
+    def _select(self, query: str, keys: Sequence[bytes]) -> Iterable[tuple[Any, ...]]:
+        for start in range(0, len(keys), QUERY_KEYS):
+            some = keys[start : start + QUERY_KEYS]
+            yield from self._database.read(f"{query} ({','.join('?' * len(some))})", tuple(some))
+
+
+def identity_of(record: Record) -> bytes:
+    """Hash what a record's content is and where: two files may have one size and time. Empty where it cannot be had."""
+    try:
+        return hash_of([record.key, record.values["content"].identity()])
+    except Exception:  # of any place that content comes from: reading it will say so
+        return b""
+
+
+def hash_in(record: Record, name: str) -> bytes:
+    """Hash a value of a record, once. A path stands for what is there, not for its letters alone."""
+    if name not in record.hashes:
+        is_content = name in ("content", "image_path")
+        record.hashes[name] = identity_of(record) if is_content else hash_of(record.values[name])
+    return record.hashes[name]
+
+
+def hash_of(value: Any) -> bytes:
+    """Identify an image by its pixels, an array by its type, shape and bytes, all else by its JSON."""
+    if isinstance(value, Image.Image):
+        kind, content = f"{value.mode} {value.size}", value.tobytes()
+    elif isinstance(value, np.ndarray):
+        kind, content = f"{value.dtype.str} {value.shape}", value.tobytes()
+    else:
+        kind, content = "", json.dumps(value, sort_keys=True).encode()
+    return blake2b(kind.encode() + b"\0" + content, digest_size=HASH_BYTES).digest()
+
+
+def encode(values: Values) -> bytes:
+    """Put a result into bytes that `decode` makes the same values of: types and shapes of arrays, modes of images."""
+    plain, binary, parts = {}, {}, []
+    for name, value in values.items():
+        if isinstance(value, Image.Image):
+            binary[name] = [value.mode, value.size]
+            parts.append(value.tobytes())
+        elif isinstance(value, np.ndarray):
+            binary[name] = [value.dtype.str, value.shape]
+            parts.append(value.tobytes())
+        else:
+            plain[name] = value
+    head = [plain, {name: [*how, len(part)] for (name, how), part in zip(binary.items(), parts, strict=True)}]
+    return b"\n".join([json.dumps(head).encode(), b"".join(parts)])
+
+
+def decode(result: bytes) -> Values:
+    head, _, content = result.partition(b"\n")
+    values, binary = json.loads(head)
+    offset = 0
+    for name, (kind, shape, size) in binary.items():
+        part, offset = content[offset : offset + size], offset + size
+        if kind[0] in "<>|=":  # how numpy's names of types begin; no mode of Pillow does
+            values[name] = np.frombuffer(part, kind).reshape(shape).copy()
+        else:
+            values[name] = Image.frombytes(kind, tuple(shape), part)
+    return dict(values)
