@@ -89,7 +89,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a path is hashed without what is there", "result_cache.py",
-        'b"\\0" + hash_in(record, "content")', 'b"\\0"', "test_result_cache.py",
+        'is_content = name in ("content", "image_path")', 'is_content = name == "content"', "test_result_cache.py",
     ),
     Mutation(
         "identities count before the rows are saved", "sinks/csv_file.py",
@@ -157,16 +157,16 @@ MUTATIONS = [
     ),
     Mutation(
         "settings are renamed without an fsync", "settings.py",
-        "            os.fsync(file.fileno())\n", "", "test_settings.py",
+        "            os.fsync(file.fileno())\n", "", "test_config.py",
     ),
     Mutation(
         "the stage's version is no setting", "settings.py", '"version": stage.version', '"version": 1',
-        "test_settings.py test_stranger.py",
+        "test_config.py test_stranger.py",
     ),
     Mutation(
         "settings of the stage do not count in its key", "settings.py",
         'return json.dumps([own, files], default=str)', 'return json.dumps([own["use"], files], default=str)',
-        "test_settings.py test_refresh.py",
+        "test_config.py test_refresh.py",
     ),
     Mutation(
         "one image that comes twice is annotated twice", "pipeline.py",

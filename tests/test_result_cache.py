@@ -677,14 +677,31 @@ def test_a_picture_edited_while_it_is_read_is_changed(make: Runs) -> None:
     assert keys(executor.results.changed_pictures(noted("a", text="edited"))) == ("a", "")
 
 
-def test_content_whose_identity_cannot_be_had_has_none_and_does_not_stop_the_run(make: Runs, journal: Journal) -> None:
+def test_content_whose_identity_cannot_be_had_is_the_same_as_no_other_and_does_not_stop_the_run(
+    make: Runs, journal: Journal
+) -> None:
     class Unreachable(TextContent):
         def identity(self) -> str:
             raise ConnectionError("the bucket does not answer")
 
-    unreachable = Record("a", {"content": Unreachable("a")})
-    (record,) = annotate(make(Describe(journal=journal)), [unreachable])
-    assert (record.error, record.values["text"]) == ("", "a, 40 px")
+    class OfPath(EmbedImage):
+        reads = ("image_path",)
+        writes: ClassVar[Mapping[str, str]] = {"folder": "text"}
+
+        def answer(self, row: Values) -> Values:
+            return {"folder": row["image_path"]}
+
+    for _ in range(2):  # nothing is known to be the same as before
+        chunk = [Record(name, {"content": Unreachable(name)}) for name in "ab"]
+        executor = make(Describe(), OfPath(journal=journal))
+        annotated = annotate(executor, chunk)
+        assert [record.error for record in annotated] == ["", ""]
+        assert [record.values["text"] for record in annotated] == ["a, 40 px", "b, 40 px"]
+        assert [record.values["folder"] for record in annotated] == ["a", "b"]
+        executor.results.note_pictures(annotated)
+        executor.results.confirm_pictures()
+        assert keys(executor.results.changed_pictures(noted("a", "b"))) == ("", "ab")
+    assert journal.sizes("embed_image") == [2, 2]
 
 
 def test_a_file_is_changed_by_its_size_and_by_its_time(tmp_path: Path, cache: ResultCache) -> None:

@@ -184,6 +184,25 @@ def test_a_picture_edited_in_place_is_counted_and_refreshed(photos: Path, tmp_pa
     assert "nothing to refresh" in fine(run(tmp_path, stages, "--refresh")).stdout
 
 
+def test_a_refresh_that_is_killed_forgets_no_changed_picture(photos: Path, tmp_path: Path) -> None:
+    """Killed after the new rows are made, and before they take the place of the old ones."""
+    fine(run(tmp_path, [OPEN, MEASURE]))
+    first, second, _ = sorted(photos.iterdir())
+    shutil.copy(second, first)
+    die = """if True:
+        import os, runpy, sys
+        from vec_pipeline.sinks.csv_file import CsvFile
+        CsvFile.replace_rows = lambda self: os._exit(137)
+        runpy.run_path("run.py", run_name="__main__")
+    """
+    arguments = [photos, "--config", tmp_path / "config.yaml", "--output", tmp_path / "out" / "a.csv", "--refresh"]
+    killed = subprocess.run(
+        [sys.executable, "-c", die, *map(str, arguments)], cwd=PROJECT, capture_output=True, timeout=240
+    )
+    assert killed.returncode == 137
+    assert "1 picture changed since" in fine(run(tmp_path, [OPEN, MEASURE])).stdout
+
+
 def test_a_picture_touched_but_equal_keeps_its_row(photos: Path, tmp_path: Path) -> None:
     fine(run(tmp_path, [OPEN, MEASURE]))
     before = (tmp_path / "out" / "a.csv").read_bytes()

@@ -60,6 +60,15 @@ def test_each_member_has_a_row_and_its_own_columns(finished: tuple[Run, Path, Pa
         assert row["text"].split()[1] == row["caption"].split("-")[0]  # its colour
 
 
+def test_a_column_of_another_type_than_declared_is_the_sources_fault(
+    finished: tuple[Run, Path, Path], tmp_path: Path
+) -> None:
+    _, archive, _ = finished
+    run = worker(f"odd:{archive}", tmp_path / "annotations.csv")
+    assert run.returncode == 2
+    assert "the source gave 'caption' as a PosixPath, and declares it as text: fix the source" in run.stderr
+
+
 def test_it_resumes_and_retries_errors(finished: tuple[Run, Path, Path]) -> None:
     _, archive, output = finished
     before = output.read_bytes()

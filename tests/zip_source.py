@@ -36,7 +36,7 @@ class Zip:
 
     @classmethod
     def accepts(cls, argument: str) -> bool:
-        return not argument.startswith("stream:") and (argument.endswith(".zip") or ".zip/" in argument)
+        return not argument.startswith(("stream:", "odd:")) and (argument.endswith(".zip") or ".zip/" in argument)
 
     def __iter__(self) -> Iterator[Record]:
         with zipfile.ZipFile(self.archive) as archive:
@@ -65,3 +65,18 @@ class ZipStream(Zip):
         self.is_read = True
         yield from super().__iter__()
         yield Record("torn", {}, "source: ValueError: this item of the stream is damaged")
+
+
+class OddZip(Zip):
+    """`odd:photos.zip`: its captions are not of the type that it declares."""
+
+    def __init__(self, argument: str, exclude: Sequence[Path] = ()) -> None:
+        super().__init__(argument.removeprefix("odd:"))
+
+    @classmethod
+    def accepts(cls, argument: str) -> bool:
+        return argument.startswith("odd:")
+
+    def __iter__(self) -> Iterator[Record]:
+        for record in super().__iter__():
+            yield Record(record.key, {**record.values, "caption": Path(record.values["caption"])})

@@ -56,6 +56,21 @@ def check_results(stage: Stage, results: Sequence[Values], rows: int) -> None:
 def normalised(stage: Stage, own: str, value: Any) -> Any:
     """The value as the cache and the CSV bring it back. Raises UserError where it is not of its declared type."""
     kind = {**stage.writes, **stage.intermediates}[own]
+    return as_declared(value, kind, f"{stage.name} returned {own!r}", "fix the stage")
+
+
+def source_values(values: Values, columns: Mapping[str, str]) -> Values:
+    """The same for what a source brings: the content, and the columns that it declares."""
+    given = {name: values[name] for name in ("content", *columns) if values.get(name) is not None}
+    return {
+        name: as_declared(value, columns[name], f"the source gave {name!r}", "fix the source")
+        if name in columns
+        else value
+        for name, value in given.items()
+    }
+
+
+def as_declared(value: Any, kind: str, what: str, remedy: str) -> Any:
     try:
         if value is None:
             return None
@@ -73,9 +88,7 @@ def normalised(stage: Stage, own: str, value: Any) -> Any:
             return str(value)
     except (TypeError, ValueError, RecursionError):
         pass
-    raise UserError(
-        f"{stage.name} returned {own!r} as a {type(value).__name__}, and declares it as {kind}: fix the stage"
-    )
+    raise UserError(f"{what} as a {type(value).__name__}, and declares it as {kind}: {remedy}")
 
 
 def as_array(value: Any) -> Any:

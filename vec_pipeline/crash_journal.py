@@ -107,6 +107,8 @@ class CrashJournal:
     def clear(self, image_paths: Iterable[str]) -> None:
         """Suspect images no longer: those that went well, or that the user wants tried again."""
         cleared = [(path,) for path in image_paths if self.deaths.pop(path, None) is not None]
+        for (path,) in cleared:
+            self._together.pop(path, None)
         if cleared:
             self._database.write(("DELETE FROM in_flight WHERE image_path = ?", cleared))
 

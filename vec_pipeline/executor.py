@@ -6,12 +6,14 @@ import re
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Queue
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from vec_pipeline.batches import PIXELS_LOWERED, Batches, Streak, put
+from vec_pipeline.contract import source_values
 from vec_pipeline.crash_journal import CrashJournal
 from vec_pipeline.memory import ModelCache
 from vec_pipeline.record import Record, Stage, UserError, Values
@@ -36,6 +38,7 @@ class Executor:
 
     stages: in the order of the configuration.
     threads: number of images read and decoded at once.
+    source_columns: that come with each record, and their types.
     max_consecutive_errors: images in a row that may fail in one stage with one kind of error; then the run stops.
     """
 
@@ -46,6 +49,7 @@ class Executor:
         results: ResultCache,
         journal: CrashJournal,
         threads: int,
+        source_columns: Mapping[str, str] = MappingProxyType({}),
         max_consecutive_errors: int = 50,
     ) -> None:
         self.stages = list(stages)
@@ -54,6 +58,7 @@ class Executor:
         self.results = results
         self.journal = journal
         self.threads = threads
+        self.source_columns = source_columns
         self.streaks = {stage.name: Streak(max_consecutive_errors) for stage in self.stages}
         self.reading_streak = Streak(max_consecutive_errors)
         self.proven: dict[Stage, int] = {}  # rows at once that fitted last time
@@ -101,7 +106,7 @@ class Executor:
         for chunk in chunks:
             self._unfinished.append(chunk)
             for record in chunk:
-                record.values["image_path"] = record.key
+                record.values = {**source_values(record.values, self.source_columns), "image_path": record.key}
                 if name := self.journal.fatal_stage(record.key):
                     record.error = f"{name}: ProcessDied: it was in flight when the process died, and again, alone"
             alive = [record for record in chunk if not record.error]

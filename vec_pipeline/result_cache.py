@@ -1,6 +1,7 @@
 """Finished results of stages, by the stage's settings and by the values that it read. Deleting them costs time."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from hashlib import blake2b
@@ -34,11 +35,14 @@ class ResultCache:
         self._begun = cache(lambda stage: blake2b(fingerprint(stage).encode(), digest_size=HASH_BYTES))
 
     def key(self, stage: Stage, record: Record) -> bytes:
-        """What identifies the stage's result: its settings, and the values that it reads of this record."""
+        """What identifies the stage's result: its settings, and the values that it reads of this record.
+
+        Content of which no identity can be had is the same as no other.
+        """
         digest = self._begun(stage).copy()
         for own in (*stage.reads, *stage.optional):
             if (name := stage.read.get(own, own)) in record.values:
-                digest.update(own.encode() + b"\0" + hash_in(record, name))
+                digest.update(own.encode() + b"\0" + (hash_in(record, name) or os.urandom(HASH_BYTES)))
         return digest.digest()
 
     def find(self, keys: Iterable[bytes]) -> dict[bytes, Values]:

@@ -187,7 +187,9 @@ def work(
         models = ModelCache(stages, config.model_cache_size, config.clear_threshold_gb, size.images_gb)
         stack.callback(models.close)
         logger.info("%s; chunks of %d images", models.summary, size.first)
-        executor = Executor(stages, models, results, journal, config.read_threads, config.max_consecutive_errors)
+        executor = Executor(
+            stages, models, results, journal, config.read_threads, todo.source_columns, config.max_consecutive_errors
+        )
         if executor.has_two_at_work and (todo.number is None or todo.number > size.first):
             device.leave_half_the_cores()
         progress = Progress(todo.number, executor)

@@ -19,6 +19,7 @@ class Todo:
     """What there is to do, said on the terminal as it becomes known.
 
     records: to go through; those that have a row are skipped.
+    source_columns: that come with them, and their types.
     number: how many are annotated in this run; None if the source is a stream, whose length is not known.
     gone: keys of the rows to drop.
 
@@ -27,6 +28,7 @@ class Todo:
 
     def __init__(self, source: Source, existing: Contents, cache_path: Path | None) -> None:
         self.records: Iterable[Record] = source
+        self.source_columns = source.columns
         self.number: int | None = None
         self.gone: list[str] = []
         self._source = source
