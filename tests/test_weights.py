@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import PROJECT
+from tests.tiny_fasttext import write_fasttext
 from vec_pipeline import settings, weights
 from vec_pipeline.config import load_config
 from vec_pipeline.memory import LoadError, ModelCache
@@ -248,8 +250,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
 def negative_vectors(content: bytes) -> bytes:
     """FastText's .bin with every input vector negated."""
-    header = weights.FASTTEXT_HEADER.unpack_from(content)
-    dimensions, buckets, words = header[2], header[10], header[-2]
+    dimensions, buckets, words = (struct.unpack_from("<i", content, at)[0] for at in (8, 40, 68))
     end = len(content) - 4 * dimensions * words - 17  # the output vectors, their shape and a flag
     start = end - 4 * dimensions * (words + buckets)
     return content[:start] + (-np.frombuffer(content[start:end], np.float32)).tobytes() + content[end:]
@@ -276,7 +277,7 @@ def test_a_csv_resumes_at_its_recorded_commit_although_main_has_moved(
     assert first == replace(stage, revision=OLD)
     [before] = first.run(first.load(), [{"text": "A red car."}], 1)
     csv = tmp_path / "annotations.csv"
-    settings.write_settings(csv, [stage], {}, [], {"embed_words": first.revision})
+    settings.write_settings(csv, [first], [stage], {}, [])
 
     hub.refs["main"] = NEW
     stage.fetch()
@@ -577,16 +578,29 @@ def changed(at: int, number: int) -> Callable[[bytes], bytes]:
     return lambda content: content[:at] + struct.pack("<i", number) + content[at + 4 :]
 
 
+def overwritten(at: int, new: bytes) -> Callable[[bytes], bytes]:
+    return lambda content: content[:at] + new + content[at + len(new) :]
+
+
 @pytest.mark.parametrize(
     "damage",
     [
-        *(lambda content, share=share: content[: int(share * len(content))] for share in (0.00001, 0.001, 0.5, 0.9)),
+        *(lambda content, share=share: content[: int(share * len(content))] for share in (0, 0.00001, 0.001, 0.5, 0.9)),
+        *(lambda content, length=length: content[:-length] for length in (1, 16, 17, 100, 10_000)),
+        *(lambda content, at=at: content[:at] + content[at + 4 :] for at in (4, 70)),  # four bytes are missing
+        lambda content: content + bytes(1),
         changed(8, -64),  # dimensions
         changed(8, 1 << 20),
         changed(40, 1 << 30),  # buckets of n-grams
+        changed(40, -1),
         changed(64, 1 << 30),  # entries of the dictionary
         changed(68, 1 << 30),  # words in it
         changed(68, 0),
+        changed(72, 1),  # labels
+        overwritten(84, struct.pack("<q", 1)),  # n-grams that quantisation has kept
+        overwritten(84, struct.pack("<q", 1 << 40)),
+        *(overwritten(at, random.Random(at).randbytes(100)) for at in (100, 1000, 2500, 5000)),  # the vocabulary
+        overwritten(5321, b"\1"),  # the matrix is quantised
     ],
 )
 def test_damaged_word_vectors_are_named_before_any_model_loads(
@@ -596,6 +610,18 @@ def test_damaged_word_vectors_are_named_before_any_model_loads(
     path.write_bytes(damage((PROJECT / "models/demo/words/words.bin").read_bytes()))
     with pytest.raises(UserError, match=rf"{path} is damaged .*: delete it, and download or copy it again"):
         EmbedWords(model=str(path)).fetch()
+
+
+@pytest.mark.parametrize("options", [{"part_width": 3, "has_norms": True}, {"labels": ["__label__1", "__label__2"]}])
+def test_word_vectors_that_are_cut_anywhere_are_named(options: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "words.ftz"
+    write_fasttext(path, ["red", "car"], buckets=5, **options)
+    content = path.read_bytes()
+    EmbedWords(model=str(path)).fetch()
+    for length in range(0, len(content), 7):
+        path.write_bytes(content[:length])
+        with pytest.raises(UserError, match=r"words\.ftz is damaged"):
+            EmbedWords(model=str(path)).fetch()
 
 
 @pytest.mark.timeout(60)

@@ -17,11 +17,12 @@ from typing import Any, Literal
 import yaml
 
 from vec_pipeline.contract import check_declaration
-from vec_pipeline.record import COLUMNS, SOURCE_VALUES, Stage, UserError
+from vec_pipeline.record import COLUMN_TYPES, COLUMNS, SOURCE_VALUES, Stage, UserError
 
 LARGEST_CONFIG, LARGEST_NUMBER = 100_000, 10**12
 NAME = re.compile(r"[\w.-]+")  # of a stage or a column
 OWN_COLUMNS = ("image_path", "timestamp", "error", *SOURCE_VALUES)  # which no stage writes
+MERGE = "tag:yaml.org,2002:merge"  # <<, which may come several times
 PLACEMENT = ("name", "read", "write")  # options of an entry that say where its stage stands among the others
 
 
@@ -88,14 +89,30 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return build(content)
 
 
+class Loader(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice, of which YAML would keep the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}  # of the keys, by type and text
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
+                name, line = (key.tag, key.value), key.start_mark.line + 1
+                if name in lines:
+                    raise ValueError(f"{key.value!r} is given in line {lines[name]} and in line {line}: delete one")
+                lines[name] = line
+        return node
+
+
 def parse(text: str) -> Any:
     """Read YAML of the size of a configuration; aliases of aliases can make a billion values of a few hundred bytes.
 
-    Raises ValueError for more than that, yaml.YAMLError, and RecursionError for lists within lists without end.
+    Raises ValueError for more than that and for a key that is given twice, yaml.YAMLError, and RecursionError for lists
+    within lists without end.
     """
     if len(text) > LARGEST_CONFIG:
         raise ValueError(f"it has more than the {LARGEST_CONFIG:,} characters of a configuration")
-    content = yaml.safe_load(text)
+    content = yaml.load(text, Loader)
     waiting, size = [content], 0
     while waiting:
         value = waiting.pop()
@@ -272,6 +289,14 @@ def check_wiring(stages: Sequence[Stage], of_source: Mapping[str, str]) -> None:
 
     of_source: the columns that the source brings, and their types.
     """
+    for name, kind in of_source.items():
+        if (
+            name in OWN_COLUMNS
+            or not NAME.fullmatch(name)
+            or COLUMNS.get(name, kind) != kind
+            or kind not in COLUMN_TYPES
+        ):
+            raise ConfigError(f"the source brings a column {name!r} of type {kind!r}: fix the source")
     makers: dict[str, Stage | None] = dict.fromkeys((*SOURCE_VALUES, *of_source))
     for stage in stages:
         if any(other.name == stage.name and other is not stage for other in stages):

@@ -3,8 +3,7 @@
 import contextlib
 import os
 import re
-import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -24,10 +23,9 @@ HUB_GB = {  # sizes of the models in config.yaml and configs/small.yaml, of one 
     "bartowski/Llama-3.2-1B-Instruct-GGUF": 0.8,
 }
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".npy", ".model")
-LOCAL_SUFFIXES = (".gguf", ".bin", ".model", ".kv", ".safetensors")
+LOCAL_SUFFIXES = (".gguf", ".bin", ".ftz", ".vec", ".model", ".kv", ".safetensors")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")  # weights that torch would unpickle
-FASTTEXT_MAGIC = (793712314).to_bytes(4, "little")  # the start of FastText's .bin, which is not a pickle (fasttext.cc)
-FASTTEXT_HEADER = struct.Struct("<14i d 3i")  # magic, version, 12 options, threshold, numbers of entries, words, labels
+COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip")
 COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -169,36 +167,30 @@ def version(model: str) -> str:
     return ",".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)
 
 
-def pickles(path: Path) -> list[Path]:
+def pickles(path: Path, is_safe: Callable[[Path], bool]) -> list[Path]:
     """Return the weights that can only be unpickled, which runs any code they contain.
 
-    path: a file, which is one unless it is GGUF, safetensors or FastText's .bin; or a folder, which is searched,
-    together with the modules in it (folders with their own configuration), for pickles without safetensors beside them.
+    path: a file; or a folder, which is searched, together with the modules in it (folders with their own
+    configuration), for pickles without safetensors beside them.
+    is_safe: whether a file is read without unpickling it.
     """
     if path.is_file():
-        return [] if path.suffix in (".gguf", ".safetensors") or is_fasttext(path) else [path]
+        return [] if is_safe(path) else [path]
     folders = {path, *(config.parent for config in path.glob("*/*config.json"))}
     unsafe = [folder for folder in folders if not any(folder.glob("*.safetensors"))]
     files = sorted(file for folder in unsafe for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES)
-    return [file for file in files if not is_fasttext(file)]
-
-
-def is_fasttext(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(FASTTEXT_MAGIC)) == FASTTEXT_MAGIC
+    return [file for file in files if not is_safe(file)]
 
 
 def check_headers(path: Path) -> None:
-    """Raise UserError if a safetensors file or FastText's .bin is truncated or overwritten, judged by its header."""
+    """Raise UserError if a safetensors file is truncated or overwritten, judged by its header."""
     for file in [path] if path.is_file() else sorted(path.rglob("*")):
-        if file.suffix == ".safetensors":
-            damage = safetensors_damage(file)
-        elif file.suffix == ".bin" and is_fasttext(file):
-            damage = fasttext_damage(file)
-        else:
-            continue
-        if damage:
-            raise UserError(f"{file} is damaged ({damage}): delete it, and download or copy it again")
+        if file.suffix == ".safetensors" and (damage := safetensors_damage(file)):
+            raise damaged(file, damage)
+
+
+def damaged(file: Path, damage: str) -> UserError:
+    return UserError(f"{file} is damaged ({damage}): delete it, and download or copy it again")
 
 
 def safetensors_damage(path: Path) -> str:
@@ -209,19 +201,6 @@ def safetensors_damage(path: Path) -> str:
             return ""
     except (SafetensorError, OSError) as error:
         return str(error)
-
-
-def fasttext_damage(path: Path) -> str:
-    """Compare the file's size with its header: gensim would search for the end of a word for ever."""
-    with path.open("rb") as file:
-        header = file.read(FASTTEXT_HEADER.size)
-    if len(header) < FASTTEXT_HEADER.size:
-        return "its header is truncated"
-    numbers = FASTTEXT_HEADER.unpack(header)
-    dimensions, buckets, (entries, words, labels) = numbers[2], numbers[10], numbers[-3:]
-    matrices_bytes = 4 * dimensions * (2 * words + buckets)  # input vectors of words and n-grams, output vectors
-    is_valid = min(dimensions, words) > 0 <= buckets and entries == words + labels
-    return "" if is_valid and matrices_bytes < path.stat().st_size else "its size does not match its header"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,15 +228,24 @@ class ModelStage(Stage):
         """
         pickled = tuple(f"*{suffix}" for suffix in PICKLE_SUFFIXES) if self.allow_pickle else ()
         path = fetch(self.model, self.files + pickled, revision=self.revision, is_offline=is_offline)
-        if not self.allow_pickle and (refused := pickles(path)):
+        if not self.allow_pickle and (refused := pickles(path, self.is_safe)):
+            if refused[0].suffix in COMPRESSED_SUFFIXES:
+                raise UserError(f"{self.name}: {refused[0]} is compressed: unpack it, and set `model:` to what it held")
             raise UserError(
                 f"{self.name}: {refused[0]} may be a pickle, which can run any code when it is loaded: use "
                 f"safetensors, GGUF or FastText's .bin, or, if you trust it, set {self.name}.allow_pickle: true"
             )
         return path
 
+    def is_safe(self, file: Path) -> bool:
+        """Whether the stage reads a file without unpickling it."""
+        return file.suffix in (".gguf", ".safetensors")
+
     def fetch(self) -> None:
-        path = self.path(is_offline=False)
+        self.check(self.path(is_offline=False))
+
+    def check(self, path: Path) -> None:
+        """Raise UserError if weights at a path are missing or damaged, as far as their headers say."""
         missing = path / self.required if path.is_dir() else path
         if not missing.exists():
             raise UserError(f"{self.name}: {missing} is missing{nearest(missing)}")
