@@ -389,12 +389,12 @@ def test_what_is_at_work_is_said(make: Runs) -> None:
 
     class Watched(Describe):
         def answer(self, row: Values) -> Values:
-            seen.append(executor.current)
+            seen.extend(executor.at_work)
             return super().answer(row)
 
     executor = make(Watched())
     annotate(executor, records("a"))
-    assert (seen, executor.current) == (["describe"], "")
+    assert (seen, executor.at_work) == (["describe"], [])
 
 
 def test_a_failure_in_this_process_comes_after_the_chunks_before_it(make: Runs) -> None:

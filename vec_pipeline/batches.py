@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from vec_pipeline.contract import check_results, is_finite, normalised
@@ -36,34 +37,25 @@ class Streak:
             )
 
 
+@dataclass
 class Batches:
     """One stage at work.
 
     keep: called after each batch with the records whose results may be stored.
     may_begin: called before each batch; it raises where the run has ended.
     smaller: images with fewer pixels than they had, by key: for this stage only.
-    errors: of the records that failed in this stage, by key.
+    errors: of this stage, by key.
     """
 
-    def __init__(
-        self,
-        stage: Stage,
-        model: Any,
-        models: ModelCache,
-        journal: CrashJournal,
-        streak: Streak,
-        keep: Callable[[list[Record]], None] = lambda _: None,
-        may_begin: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.stage = stage
-        self.model = model
-        self.models = models
-        self.journal = journal
-        self.streak = streak
-        self.keep = keep
-        self.may_begin = may_begin
-        self.smaller: dict[str, Any] = {}
-        self.errors: dict[str, str] = {}
+    stage: Stage
+    model: Any
+    models: ModelCache
+    journal: CrashJournal
+    streak: Streak
+    keep: Callable[[list[Record]], None] = lambda _: None
+    may_begin: Callable[[], None] = lambda: None
+    smaller: dict[str, Any] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
 
     def run(self, records: list[Record], at_once: int, proven: int = 0) -> int:
         """Work through the records, `at_once` of them in memory; return how many fitted in the end.

@@ -96,11 +96,6 @@ class Executor:
         """Whether this process and the child work at the same time on the same cores."""
         return bool(self.child) and self.models.holds_all and not any(stage.need().gpu_gb for stage in self.stages)
 
-    @property
-    def current(self) -> str:
-        """What is being done at this moment, for the progress bar."""
-        return " + ".join(self.at_work)
-
     def _read(self, chunks: Iterable[Chunk], pool: ThreadPoolExecutor) -> Iterator[Chunk]:
         models = {stage.name: stage.load() for stage in self.readers}
         for chunk in chunks:

@@ -185,7 +185,8 @@ class ModelCache:
         gpu_is_short = free_gpu_gb is not None and free_gpu_gb < need.gpu_gb + self.clear_threshold_gb
         return gpu_is_short, device.host_free_gb() < need.host_gb + self.clear_threshold_gb
 
-    def _load(self, stage: Stage) -> Any:
+    def _load(self, stage: Stage, *, is_second: bool = False) -> Any:
+        """Load a model, if need be a second time with the device to itself. Raises LoadError."""
         failure = None
         try:
             return self._timed_load(stage)
@@ -194,13 +195,10 @@ class ModelCache:
         except Exception as error:
             failure = describe_failure(error)
             logger.warning("loading %s failed (%s)", stage.name, failure.message, exc_info=True)
-        if not self.keep_only(stage):
+        if is_second or not self.keep_only(stage):
             raise LoadError(f"{stage.name}: the model cannot be loaded: {failure.message}")
         logger.warning("loading %s again with the device to itself", stage.name)
-        try:
-            return self._timed_load(stage)
-        except Exception as error:
-            raise LoadError(f"{stage.name}: the model cannot be loaded: {describe_failure(error).message}") from error
+        return self._load(stage, is_second=True)
 
     def _timed_load(self, stage: Stage) -> Any:
         if device.host_free_gb() < stage.need().host_gb:  # the kernel would end the process instead of failing the load

@@ -60,8 +60,8 @@ class Progress:
             parts.append(f"{self.errors.total():,} errors")
         if (free_gb := gpu_free_gb()) is not None:
             parts.append(f"{free_gb:.1f} GB GPU free")
-        if self.executor.current:
-            parts.append(self.executor.current)
+        if self.executor.at_work:
+            parts.append(" + ".join(self.executor.at_work))
         return ", ".join(parts)
 
     def summary(self) -> str:
