@@ -331,6 +331,21 @@ def test_a_model_that_cannot_be_loaded_is_named(is_alone: bool, journal: Journal
     assert journal.loads.count("describe") == (1 if is_alone else 2)
 
 
+def test_a_child_that_is_killed_while_it_loads_is_started_again(journal: Journal) -> None:
+    """Even where no other model could leave: what killed it may have been chance."""
+
+    class Killed(Describe):
+        def load(self) -> Model:
+            model = super().load()
+            if len(self.journal.loads) == 1:
+                raise LlamaDied("the llama.cpp process ended by signal SIGKILL: it left no message")
+            return model
+
+    stage = Killed(journal=journal)
+    assert load(cache_of(stage), stage).name == "describe"
+    assert journal.loads == ["describe", "describe"]
+
+
 def test_a_user_error_of_a_load_passes_through(journal: Journal) -> None:
     class Refusing(Describe):
         def load(self) -> Model:

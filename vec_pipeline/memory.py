@@ -195,9 +195,10 @@ class ModelCache:
         except Exception as error:
             failure = describe_failure(error)
             logger.warning("loading %s failed (%s)", stage.name, failure.message, exc_info=True)
-        if is_second or not self.keep_only(stage):
+        has_died = "LlamaDied" in failure.message  # whatever ended it may not do so twice
+        if is_second or not (self.keep_only(stage) or has_died):
             raise LoadError(f"{stage.name}: the model cannot be loaded: {failure.message}")
-        logger.warning("loading %s again with the device to itself", stage.name)
+        logger.warning("loading %s again, with the device to itself", stage.name)
         return self._load(stage, is_second=True)
 
     def _timed_load(self, stage: Stage) -> Any:
