@@ -1,39 +1,41 @@
-# The commands of the README. Everything runs in .venv, made on first use.
+# The commands of the README. Everything runs in .venv, which is created on first use.
 IMAGES ?= examples/images
 CONFIG ?= configs/demo.yaml
 ARGS ?=
+# A file of its own, so that the first run of another configuration is not refused.
+DEMO_OUTPUT = $(if $(filter configs/demo.yaml,$(CONFIG)), --output output/demo/annotations.csv)
 
 IS_SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,\
   $(if $(shell $(name) -c '$(IS_SUPPORTED)' 2>/dev/null && echo yes),$(name))) python3)
-GPU_BUILD := $(if $(and $(shell command -v nvidia-smi),$(shell command -v nvcc)),-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=native)
-LLAMA_CMAKE_ARGS ?= $(GPU_BUILD) -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/scripts/llama_build.cmake
-PIP = CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" CMAKE_BUILD_PARALLEL_LEVEL=$(shell getconf _NPROCESSORS_ONLN) .venv/bin/pip install
+# The versions that the tests ran on. `make venv CONSTRAINTS=` installs the newest that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
+PIP = .venv/bin/pip install $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-# Runs benchmarks one after the other, also past one that fails, and prints what they found last.
+# Runs benchmarks one after the other, continues if one fails, and prints their output at the end.
 define tables
 @rm -f output/$(1).md; status=0; \
 for each in $(2); do .venv/bin/python benchmarks/$$each >> output/$(1).md || status=1; done; \
 cat output/$(1).md; exit $$status
 endef
 
-.PHONY: help run test check soak bench bench-gpu venv demo-models clean clean-venv
+.PHONY: help run test check soak bench bench-gpu venv llama constraints demo-models clean clean-venv
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
 
 run: .venv/run  ## annotate: make run IMAGES=~/photos CONFIG=config.yaml ARGS="--limit 100"
-	.venv/bin/python run.py "$(IMAGES)" --config "$(CONFIG)" $(ARGS)
+	.venv/bin/python run.py "$(IMAGES)" --config "$(CONFIG)"$(DEMO_OUTPUT) $(ARGS)
 
 test: .venv/dev  ## run the tests
 	.venv/bin/pytest $(ARGS)
 
-check: .venv/dev  ## look for mistakes without running: ruff, mypy
+check: .venv/dev  ## check style and types: ruff, mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-soak: .venv/dev  ## kill the worker hundreds of times and compare the end with an undisturbed run: half an hour
+soak: .venv/dev  ## kill the worker hundreds of times and compare the rows with an undisturbed run: half an hour
 	.venv/bin/python -m benchmarks.soak $(ARGS)
 
 bench: .venv/dev  ## the first tables of docs/benchmarks.md on this machine's CPU, also into output/bench.md: half an hour
@@ -44,29 +46,39 @@ bench: .venv/dev  ## the first tables of docs/benchmarks.md on this machine's CP
 	  structure.py \
 	  "overhead.py --images 100000")
 
-bench-gpu: .venv/dev  ## the same on a GPU: the production models' shapes with random weights; 25 GB of disk
+bench-gpu: .venv/dev  ## benchmarks on a GPU: the production models' shapes with random weights; 25 GB of disk
 	$(call tables,bench-gpu,"describe.py --gpu" "structure.py --gpu" "pipeline.py --gpu")
 
-venv: .venv/run  ## make the environment only
+venv: .venv/run  ## create the environment only
 
-demo-models: .venv/dev  ## train the bundled models anew
+llama: .venv/run  ## install llama.cpp again, after a GPU driver or nvcc was installed
+	scripts/install_llama.sh .venv/bin/python
+
+constraints: .venv/dev  ## write the versions installed in .venv to constraints.txt
+	{ echo "# The versions that the tests ran on. \`make constraints\` writes this file."; \
+	.venv/bin/pip freeze --exclude-editable --exclude pip | sed -E 's/ @ .*-([0-9][0-9.]*)-py3-.*/==\1/'; } > constraints.txt
+
+demo-models: .venv/dev  ## train the bundled models from scratch
 	.venv/bin/python -m models.demo.train
 
-clean:  ## remove outputs
+clean:  ## remove everything in output/
 	find output -mindepth 1 ! -name .gitkeep -delete
 
 clean-venv:  ## remove the environment
 	rm -rf .venv
 
-.venv/run: requirements.txt
+# torch comes first: llama.cpp's CUDA wheel needs libraries that come with it.
+.venv/run: pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(IS_SUPPORTED)' || \
 	  (echo "Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python3.12 ..."; exit 1)
 	@echo "Installing into .venv: 3 GB of downloads and a C++ build, 5 to 15 minutes, once."
 	$(PYTHON) -m venv .venv
 	$(PIP) --upgrade pip
-	$(PIP) -r requirements.txt
+	$(PIP) torch torchvision
+	scripts/install_llama.sh .venv/bin/python
+	$(PIP) --editable '.[all]'
 	touch $@
 
-.venv/dev: .venv/run requirements-dev.txt
-	$(PIP) -r requirements-dev.txt
+.venv/dev: .venv/run
+	$(PIP) --editable '.[dev]'
 	touch $@

@@ -1,8 +1,12 @@
 """A resumable worker that annotates a folder of images on one GPU."""
 
+import sys
 from typing import Any
 
-__version__ = "0.2.0"
+if sys.version_info < (3, 11):  # noqa: UP036 (for `python3 run.py` from a checkout, which pip has not checked)
+    sys.exit("vec_pipeline needs Python 3.11 to 3.13, and this is {}.{}".format(*sys.version_info))
+
+__version__ = "0.3.0"
 __all__ = ["load_annotations"]
 
 

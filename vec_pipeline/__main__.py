@@ -2,16 +2,23 @@
 
 import argparse
 import importlib
+import importlib.util
 import os
 import pkgutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from vec_pipeline import commands
+from vec_pipeline import __version__, commands
 from vec_pipeline.record import UserError
 from vec_pipeline.terminal import INTERRUPTED, end_process, protect
 
 UNUSABLE = 2
+PACKAGE_FOLDER = Path(__file__).resolve().parent
+LIBRARIES = (  # modules of the dependencies that pyproject.toml names
+    "PIL accelerate gensim huggingface_hub jinja2 llama_cpp numpy open_clip orjson pandas pillow_heif psutil pyarrow "
+    "safetensors scipy sentence_transformers sklearn torch torchvision tqdm transformers yaml"
+).split()
 
 
 def main(arguments: Sequence[str] | None = None, command: str = "", program: str = "vec-pipeline") -> int:
@@ -23,6 +30,7 @@ def main(arguments: Sequence[str] | None = None, command: str = "", program: str
     if command:
         add_command(command, parser)
     else:
+        parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
         subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
         for _, name, _ in pkgutil.iter_modules(commands.__path__):
             add_command(name, subparsers.add_parser(name, help=purpose(name)))
@@ -30,6 +38,9 @@ def main(arguments: Sequence[str] | None = None, command: str = "", program: str
     # Threads that wait by spinning made torch 27 times slower on two cores that others used as well.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
+        check_libraries()
+        if getattr(options, "config", None):
+            options.config = config_path(options.config)
         status: int = options.run(options)
         return status
     except UserError as error:
@@ -50,6 +61,28 @@ def add_command(name: str, parser: argparse.ArgumentParser) -> None:
 def purpose(name: str) -> str:
     """The first line of a command's docstring."""
     return (importlib.import_module(f"vec_pipeline.commands.{name}").__doc__ or "").partition("\n")[0]
+
+
+def check_libraries() -> None:
+    """Raise UserError where dependencies are not installed, as for `python3 run.py` with the system's Python."""
+    missing = [name for name in LIBRARIES if name not in sys.modules and not importlib.util.find_spec(name)]
+    if missing:
+        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
+        raise UserError(
+            f"{sys.executable} has no {names}: run `make venv` in the project's folder and use .venv/bin/python, "
+            "or install with `pip install .`"
+        )
+
+
+def config_path(path: Path) -> Path:
+    """The configuration that `--config` names: a file, or one that comes with the project, such as `demo`.
+
+    Like a model's path, it is relative to the current folder or to the project. Returned unchanged if there is none.
+    """
+    bundled = PACKAGE_FOLDER / "bundled"  # in a wheel, see hatch_build.py
+    project = bundled if bundled.is_dir() else PACKAGE_FOLDER.parent
+    candidates = (path, project / path, project / "configs" / f"{path}.yaml")
+    return next(filter(os.path.isfile, candidates), path)
 
 
 def entry() -> None:

@@ -66,8 +66,10 @@ def check_memory(stages: Sequence[Stage]) -> None:
                 options = [option for option, gb in need.smaller if gb <= free_gb]
                 last = "use configs/small.yaml" if kind == "GPU" else f"leave {stage.name} out, or give a smaller model"
                 remedy = ", or ".join([*options[:1], last])
+                digits = 0 if round(needed_gb) > round(free_gb) else 1
                 raise UserError(
-                    f"{model} needs about {needed_gb:.0f} GB of {kind} memory and {free_gb:.0f} GB are free: {remedy}"
+                    f"{model} needs about {needed_gb:.{digits}f} GB of {kind} memory and {free_gb:.{digits}f} GB are "
+                    f"free: {remedy}"
                 )
 
 
@@ -103,7 +105,7 @@ def libraries() -> Iterator[Finding]:
         try:
             yield Finding(name, version(name))
         except PackageNotFoundError:
-            yield Finding(name, "is not installed: pip install -r requirements.txt", False)
+            yield Finding(name, "is not installed: run make venv, or pip install .", False)
 
 
 def gpu() -> Finding:
@@ -118,7 +120,7 @@ def gpu() -> Finding:
     if supports_gpu():
         return Finding("gpu", text)
     return Finding(
-        "gpu", text + "; llama.cpp was built without it: run make clean-venv && make venv with nvcc on PATH", False
+        "gpu", text + "; llama.cpp was built without it: run make llama", False
     )
 
 
