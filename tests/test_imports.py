@@ -30,9 +30,10 @@ MAY_IMPORT = {  # a package stands for each of its modules; what is missing here
     "progress": {"record", "device", "terminal"},
     "config": {"contract", "record"},
     "settings": {"record", "weights"},
-    "stages": {"record", "engines", "prompts", "weights", "device"},
+    "stages": {"record", "engines", "pictures", "prompts", "weights", "device"},
+    "pictures": {"pictures"},
     "engines": {"engines", "device"},
-    "sources": {"record", "sources"},
+    "sources": {"record", "sources", "pictures"},
     "sinks": {"record", "sinks"},
     "annotations": {"record", "sinks", "device", "settings"},
 }

@@ -1,11 +1,16 @@
 """Sources: every image of a folder once, in sorted order, whatever its name and whichever links lead to it."""
 
 import os
+import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from tests.conftest import EXAMPLES, run_worker
+from vec_pipeline.commands.run import own_files
 from vec_pipeline.record import NotFound, UserError
 from vec_pipeline.sources import content_of, open_source
 from vec_pipeline.sources.folder import Folder, path_of
@@ -17,7 +22,7 @@ def make(root: Path, *names: str) -> None:
         (root / name).touch()
 
 
-def found(root: Path, *exclude: Path) -> list[str]:
+def found(root: Path, *exclude: str) -> list[str]:
     """The keys of a folder's images, relative to it where they lie below it."""
     return [record.key.removeprefix(f"{os.path.realpath(root)}/") for record in Folder(str(root), exclude)]
 
@@ -100,25 +105,138 @@ def test_a_root_in_a_hidden_folder_is_walked(tmp_path: Path) -> None:
     assert found(tmp_path / ".cache") == ["a.jpg", "b/c.jpg"]
 
 
-def test_the_output_folder_is_left_out(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(root, "output/plot.png", "output/deep/plot.png", "b/output/c.jpg", "d.jpg")
-    (root / "by link").symlink_to("output")
-    assert found(root, root / "output") == ["b/output/c.jpg", "d.jpg"]
-    monkeypatch.chdir(root)
-    assert found(Path("."), Path("output")) == ["b/output/c.jpg", "d.jpg"]
+@pytest.mark.parametrize(
+    ("glob", "expected"),
+    [
+        ("@eaDir", ["#keep/b.jpg", "a.NEF", "deep/c.jpg"]),
+        ("*.nef", ["#keep/b.jpg", "@eaDir/x.jpg", "deep/@eaDir/y.jpg", "deep/c.jpg"]),
+        ("*/deep/*", ["#keep/b.jpg", "@eaDir/x.jpg", "a.NEF"]),
+        ("[a-z]*.jpg", ["a.NEF"]),
+        ("deep/c.jpg", ["#keep/b.jpg", "@eaDir/x.jpg", "a.NEF", "deep/@eaDir/y.jpg", "deep/c.jpg"]),
+    ],
+)
+def test_globs_of_names_and_of_paths_are_left_out(root: Path, glob: str, expected: list[str]) -> None:
+    make(root, "@eaDir/x.jpg", "a.NEF", "deep/c.jpg", "deep/@eaDir/y.jpg", "#keep/b.jpg")
+    assert found(root, glob) == expected
+    assert found(root, glob, "nothing", "/no/where") == expected
 
 
-def test_what_is_left_out_is_said(root: Path) -> None:
-    make(root, "output/plot.png", "d.jpg")
-    source = Folder(str(root), [root / "output"])
+def test_what_is_left_out_is_said_by_kind_and_number(root: Path) -> None:
+    make(root, "a.jpg", ".DS_Store", ".hidden/b.jpg", "@eaDir/c.jpg", "deep/@eaDir/d.jpg", "Makefile", "x.7z-1.2 final")
+    make(root, *(f"{number}.MP4" for number in range(1200)), "b/z.mp4", "n.txt", "output/n.csv", "output/n.log")
+    os.mkfifo(root / "pipe.jpg")
+    own = [f"{os.path.realpath(root)}/output/n.*"]
+    source = Folder(str(root), ["@eaDir", "#recycle", *own])
     for _ in range(2):
-        assert [record.key for record in source] == [os.path.realpath(root / "d.jpg")]
-        assert source.notes == [f"left out: {os.path.realpath(root / 'output')}, where the output is"]
+        assert [record.key for record in source] == [os.path.realpath(root / "a.jpg")]
+        assert source.notes == [
+            "left out: 1,201 .mp4, 2 hidden, 2 @eaDir, 2 in output/, 1 without a suffix, 1 .txt, 1 not a file, "
+            "1 of other kinds"
+        ]
 
 
-def test_a_root_that_is_the_output_folder_is_walked(root: Path) -> None:
-    make(root, "a.jpg", "b/c.jpg", "annotations.csv")
-    assert found(root, root) == ["a.jpg", "b/c.jpg"]
+def test_a_note_names_the_most_frequent_kinds(root: Path) -> None:
+    make(root, "a.jpg", *(f"{number}.k{kind}" for kind in range(12) for number in range(20 - kind)))
+    source = Folder(str(root))
+    list(source)
+    kinds = ", ".join(f"{20 - kind} .k{kind}" for kind in range(8))
+    assert source.notes == [f"left out: {kinds}, {12 + 11 + 10 + 9} of other kinds"]
+
+
+def test_nothing_left_out_is_no_note(root: Path) -> None:
+    make(root, "a.jpg", "b/c.png")
+    source = Folder(str(root))
+    assert len(list(source)) == 2
+    assert source.notes == []
+
+
+def test_a_link_into_what_is_left_out_is_followed(root: Path) -> None:
+    """As it is into hidden folders: somebody has put it beside the pictures."""
+    make(root, "@eaDir/x.jpg", "@eaDir/y.jpg", "a.jpg")
+    (root / "z.jpg").symlink_to("@eaDir/x.jpg")
+    assert found(root, "@eaDir") == ["a.jpg", "@eaDir/x.jpg"]
+
+
+def test_the_output_hides_no_pictures_beside_it(root: Path) -> None:
+    make(root, "trip/a.jpg", "trip/annotations.csv", "trip/annotations.jpg", "trip/annotations.log", "b.jpg")
+    globs = own_files(root / "trip" / "annotations.csv")
+    source = Folder(str(root), globs)
+    keys = [record.key.removeprefix(f"{os.path.realpath(root)}/") for record in source]
+    assert keys == ["b.jpg", "trip/a.jpg", "trip/annotations.jpg"]
+    assert source.notes == ["left out: 2 in trip/"]
+
+
+def test_all_files_of_an_output_are_its_own(tmp_path: Path) -> None:
+    """Whatever letters its name has; what a run writes there is known by a real run."""
+    folder = tmp_path / "a[b]*c"
+    output = folder / "pictures [1].csv"
+    source = EXAMPLES / "red-flower.png"
+    shutil.copytree(source.parent, folder, ignore=lambda _, names: [name for name in names if name != source.name])
+    run = run_worker(folder, "--output", output)
+    assert run.returncode == 0, run.stderr
+    again = run_worker(folder, "--output", output)
+    assert re.fullmatch(r"left out: [5-9] in a\[b\]\*c/", again.stdout.splitlines()[0])
+    assert "1 image: 1 done, 0 to do" in again.stdout
+
+
+# --- what is an image
+
+
+@pytest.mark.parametrize("name", ["noext", "x.jpg?w=640&h=1", "image.php", "photo.jpg~", "IMG_1.jpg_large", "a.b.1"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO"])
+def test_a_file_without_a_known_suffix_is_an_image_by_its_first_bytes(root: Path, name: str, kind: str) -> None:
+    with (root / name).open("wb") as file:
+        Image.new("RGB", (40, 30), (200, 100, 50)).save(file, kind)
+    assert found(root) == [name]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello", b"BM is a text", b"P1 is a text", b"\0" * 300, b"%PDF-1.7", b"\n\2\1", b"<html><svg>"],
+)
+def test_other_content_is_no_image(root: Path, content: bytes) -> None:
+    (root / "noext").write_bytes(content)
+    assert found(root) == []
+
+
+def test_a_known_suffix_decides_without_reading(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set holds a text file and a JSON beside each of a million pictures."""
+    make(root, "a.jpg", "a.txt", "a.json", "b.mp4", "c.CSV", "d.NEF")
+    (root / "e.txt").write_bytes(b"\xff\xd8\xff\xe0 named as a text")
+    monkeypatch.setattr("builtins.open", lambda *_: pytest.fail("a file was read"))
+    assert found(root) == ["a.jpg", "d.NEF"]
+
+
+# --- galleries
+
+
+def report_into(folder: Path, pictures: Path) -> None:
+    """Write a gallery with thumbnails, as `report` does."""
+    from vec_pipeline.commands.report.site import Site
+
+    site = Site(folder)
+    (site.thumbnails / "ab").mkdir()
+    shutil.copy(pictures, site.thumbnails / "ab" / "abcdef.webp")
+    site.publish()
+
+
+def test_a_gallery_among_the_pictures_is_left_out(root: Path) -> None:
+    make(root, "a.jpg", "trip/b.jpg")
+    for folder in (root / "report", root / "trip" / "report"):
+        report_into(folder, root / "a.jpg")
+        make(folder, "mine.jpg")
+    source = Folder(str(root))
+    keys = [record.key.removeprefix(f"{os.path.realpath(root)}/") for record in source]
+    assert keys == ["a.jpg", "report/mine.jpg", "trip/b.jpg", "trip/report/mine.jpg"]
+    assert source.notes == ["left out: 2 as a report's gallery, 2 .html"]
+    assert found(root / "report") == ["mine.jpg"]
+
+
+@pytest.mark.parametrize("page", ["<html>my pictures</html>", ""])
+def test_a_folder_that_is_only_called_gallery_is_walked(root: Path, page: str) -> None:
+    make(root, "gallery/thumbnails/a.jpg", "deep/gallery/b.jpg")
+    (root / "index.html").write_text(page)
+    assert found(root) == ["deep/gallery/b.jpg", "gallery/thumbnails/a.jpg"]
 
 
 # --- links
@@ -307,10 +425,10 @@ def test_a_file_whose_kind_cannot_be_told_does_not_stop_the_walk(root: Path) -> 
 def test_several_arguments_are_one_source(root: Path, tmp_path: Path) -> None:
     make(root, "a.jpg", "output/b.jpg", "closed/c.jpg")
     make(tmp_path, "single.png")
-    source = open_source([str(tmp_path / "single.png"), str(root)], exclude=[root / "output"])
+    source = open_source([str(tmp_path / "single.png"), str(root)], exclude=["output"])
     keys = [record.key.removeprefix(f"{os.path.realpath(tmp_path)}/") for record in source]
     assert keys == ["single.png", "photos/a.jpg", "photos/closed/c.jpg"]
-    assert [note.rpartition("/")[2] for note in source.notes] == ["output, where the output is"]
+    assert source.notes == ["left out: 1 output"]
     assert (source.failures, dict(source.columns), source.is_stream) == ([], {}, False)
 
 

@@ -28,7 +28,7 @@ class Zip:
     columns: Mapping[str, str] = {"caption": "text"}
     is_stream = False
 
-    def __init__(self, argument: str, exclude: Sequence[Path] = ()) -> None:
+    def __init__(self, argument: str, exclude: Sequence[str] = ()) -> None:
         head, _, self.member = argument.partition(".zip/")
         self.archive = os.path.abspath(head.removesuffix(".zip") + ".zip")
         self.notes: list[str] = []
@@ -52,7 +52,7 @@ class ZipStream(Zip):
 
     is_stream = True
 
-    def __init__(self, argument: str, exclude: Sequence[Path] = ()) -> None:
+    def __init__(self, argument: str, exclude: Sequence[str] = ()) -> None:
         super().__init__(argument.removeprefix("stream:"))
         self.is_read = False
 
@@ -70,7 +70,7 @@ class ZipStream(Zip):
 class OddZip(Zip):
     """`odd:photos.zip`: its captions are not of the type that it declares."""
 
-    def __init__(self, argument: str, exclude: Sequence[Path] = ()) -> None:
+    def __init__(self, argument: str, exclude: Sequence[str] = ()) -> None:
         super().__init__(argument.removeprefix("odd:"))
 
     @classmethod

@@ -1,22 +1,23 @@
 """Where images come from: one file, one source. Which one an argument or a key belongs to is decided here alone."""
 
+import fnmatch
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 
 from vec_pipeline.record import Content, Record, Source, UserError
 
 LOCAL = "folder"  # the module that takes every argument that no other one accepts
 
 
-def open_source(arguments: Sequence[str], modules: Iterable[str] = (), exclude: Sequence[Path] = ()) -> Source:
+def open_source(arguments: Sequence[str], modules: Iterable[str] = (), exclude: Sequence[str] = ()) -> Source:
     """Make the source of some arguments of the command line, or of the key of one image.
 
     modules: that define sources beside those of this folder, as dotted paths.
-    exclude: folders to leave out.
+    exclude: globs of files and folders to leave out, see `glob_finder`.
 
     Raises UserError where an argument cannot be used.
     """
@@ -48,6 +49,25 @@ def source_classes(modules: tuple[str, ...] = ()) -> list[type[Source]]:
             raise UserError(f"sources: {name} defines no source: a class with `accepts`, see vec_pipeline/sources")
         found += sources  # type: ignore[arg-type]
     return found
+
+
+def glob_finder(globs: Sequence[str]) -> Callable[[str, str], str]:
+    """Return a function of a name and its path that returns the first glob that they match, or an empty text.
+
+    A glob with a slash is one of paths, where * stands for slashes too; any other is one of names. Case does not count.
+    """
+    any_name, any_path = (
+        re.compile("|".join(fnmatch.translate(each) for each in some) or "(?!)", re.IGNORECASE)
+        for some in ([each for each in globs if "/" not in each], [each for each in globs if "/" in each])
+    )
+    patterns = [(each, re.compile(fnmatch.translate(each), re.IGNORECASE)) for each in globs]
+
+    def find(name: str, path: str) -> str:
+        if not any_name.match(name) and not any_path.match(path):
+            return ""
+        return next(each for each, pattern in patterns if pattern.match(path if "/" in each else name))
+
+    return find
 
 
 class Several:

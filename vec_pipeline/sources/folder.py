@@ -3,15 +3,20 @@
 import errno
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from vec_pipeline.pictures import kinds
 from vec_pipeline.record import NotFound, Record, UserError
+from vec_pipeline.sources import glob_finder
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .mpo .avif .heic .heif .hif".split()
-)
+MOST_KINDS = 8  # of files left out that a note names
+SUFFIX = re.compile(r"\.[a-z0-9]{1,9}")  # of others, the note gives the number only
+REPORT = ("index.html", "gallery")  # what a report's folder holds
+MARK_OF_A_REPORT, MARK_WITHIN = b'<meta name="generator" content="vec_pipeline report">', 4096  # bytes
 ESCAPED_BYTE = re.compile(r"\\x[89a-f][0-9a-f]")  # how a key spells a byte that is not UTF-8
 ESCAPE = re.compile(rb"\\(\\|x([89a-f][0-9a-f]))")
 
@@ -35,21 +40,22 @@ class LocalFile:
 
 
 class Folder:
-    """A record per image file below a folder; hidden files are left out.
+    """A record per image file below a folder. What is an image is told by its suffix, or else by its first bytes.
 
-    Links are followed; a file or folder that two ways lead to is visited once, so loops end. The folder is walked once:
-    further iterations repeat what the first one found.
+    Hidden files, what `exclude` matches and the galleries of reports are left out. Links are followed; a file or folder
+    that two ways lead to is visited once, so loops end. The folder is walked once: further iterations repeat what the
+    first one found.
     """
 
     columns: Mapping[str, str] = {}
     is_stream = False
 
-    def __init__(self, argument: str, exclude: Sequence[Path] = ()) -> None:
+    def __init__(self, argument: str, exclude: Sequence[str] = ()) -> None:
         path = os.path.expanduser(argument)
         of_key = path_of(path)  # first, since a key must not stand for another file
         self.root = os.path.realpath(of_key if os.path.lexists(of_key) else path)
-        self.exclude = {os.path.realpath(each) for each in exclude}
-        self.notes: list[str] = []
+        self.left_out: Counter[str] = Counter()
+        self._excluding = glob_finder(exclude)
         self.failures: list[str] = []
         self._found: list[str] | None = None
         try:
@@ -63,6 +69,15 @@ class Folder:
     def accepts(cls, argument: str) -> bool:
         return True
 
+    @property
+    def notes(self) -> list[str]:
+        """After iteration: how many files and folders were left out, by kind."""
+        named = [kind for kind, _ in self.left_out.most_common() if not kind.startswith(".") or SUFFIX.fullmatch(kind)]
+        others = self.left_out.total() - sum(self.left_out[kind] for kind in named[:MOST_KINDS])
+        parts = [f"{self.left_out[kind]:,} {kind}" for kind in named[:MOST_KINDS]]
+        parts += [f"{others:,} of other kinds"] if others else []
+        return [f"left out: {', '.join(parts)}"] if parts else []
+
     def __iter__(self) -> Iterator[Record]:
         if self._found is not None:
             yield from map(record_of, self._found)
@@ -75,12 +90,13 @@ class Folder:
         self._found = found
 
     def _images(self) -> Iterator[str]:
-        self.notes, self.failures = [], []
+        self.left_out, self.failures = Counter(), []
         seen: set[str] = set()
         for path, is_linked in self._walk(self.root, set(), is_linked=False):
             if is_linked:  # only links can lead to a file twice
                 path = os.path.realpath(path)
-                if path in seen or (os.path.isfile(path) and is_image(path) and self._is_reached_without_links(path)):
+                is_found_anyway = os.path.isfile(path) and shows_image(path) and self._is_reached_without_links(path)
+                if path in seen or is_found_anyway:
                     continue
                 seen.add(path)
             yield path
@@ -97,33 +113,67 @@ class Folder:
         if (status.st_dev, status.st_ino) in visited:
             return
         visited.add((status.st_dev, status.st_ino))
+        gallery = gallery_of(folder, {entry.name for entry in entries})
         for entry in entries:
-            if entry.name.startswith("."):
+            if reason := self._reason_to_leave_out(entry, gallery):
+                self.left_out[reason] += 1
                 continue
             try:
                 is_dir = is_folder(entry)
-                is_file = not is_dir and is_image(entry.name) and is_regular(entry)
+                is_file = not is_dir and is_regular(entry)
             except OSError as error:
                 self.failures.append(f"{key_of(entry.path)} ({error.strerror})")
                 continue
             if is_dir:
-                real = os.path.realpath(entry.path)
-                if entry.is_symlink() and self._is_reached_without_links(real):
-                    continue
-                if real in self.exclude:
-                    self.notes.append(f"left out: {key_of(entry.path)}, where the output is")
-                else:
+                if not (entry.is_symlink() and self._is_reached_without_links(os.path.realpath(entry.path))):
                     yield from self._walk(entry.path, visited, is_linked=is_linked or entry.is_symlink())
-            elif is_file:
+            elif is_file and shows_image(entry.path):
                 yield entry.path, is_linked or entry.is_symlink()
+            else:
+                suffix = os.path.splitext(entry.name)[1].lower()
+                self.left_out[(suffix or "without a suffix") if is_file else "not a file"] += 1
+
+    def _reason_to_leave_out(self, entry: os.DirEntry[str], gallery: str) -> str:
+        """As the note gives it, before anything of the entry but its name is known; empty for what is not left out."""
+        if entry.name.startswith("."):
+            return "hidden"
+        if entry.name == gallery:
+            return "as a report's gallery"
+        glob = self._excluding(entry.name, entry.path)
+        return f"in {os.path.basename(os.path.dirname(entry.path))}/" if glob.startswith("/") else glob
 
     def _is_reached_without_links(self, path: str) -> bool:
         below = os.path.relpath(path, self.root)
-        return below == "." or not any(part.startswith(".") for part in below.split(os.sep))
+        for part in below.split(os.sep) if below != "." else ():
+            if part.startswith(".") or self._excluding(part, path):
+                return False
+        return True
 
 
 def is_image(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+    """Whether a file is an image by its suffix."""
+    return os.path.splitext(path)[1].lower() in kinds.SUFFIXES
+
+
+def shows_image(path: str) -> bool:
+    """Whether a file is an image by its suffix, or by its first bytes where the suffix is no known one."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in kinds.SUFFIXES or suffix in kinds.OTHER_SUFFIXES:
+        return suffix in kinds.SUFFIXES
+    try:
+        with open(path, "rb") as file:
+            return bool(kinds.kind_of(file.read(kinds.HEAD_BYTES)))
+    except OSError:
+        return False
+
+
+def gallery_of(folder: str, names: Set[str]) -> str:
+    """The name of the folder of thumbnails, where `report` has made this folder; else empty."""
+    index, gallery = REPORT
+    if index in names and gallery in names:
+        with suppress(OSError), open(os.path.join(folder, index), "rb") as file:
+            return gallery if MARK_OF_A_REPORT in file.read(MARK_WITHIN) else ""
+    return ""
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:

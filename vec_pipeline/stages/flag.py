@@ -25,6 +25,8 @@ class Flag(Stage):
     low_clip_score: clip_score, a cosine, is below it; what is low differs between CLIPs.
     blank_image: the variance of the pixels, of 0 to 255 in a thumbnail, is below it.
     repetitive: the share of the text that it has said before is above it.
+    truncated_image: the file is cut off or damaged, and a part of the pixels is missing.
+    pages: the image is the first of several pages or frames.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("image",)
@@ -35,6 +37,8 @@ class Flag(Stage):
         "image_text",
         "is_truncated",
         "pixels_lowered",
+        "is_cut",
+        "has_pages",
     )
     writes: ClassVar[Mapping[str, str]] = {"flags": "text"}
 
@@ -58,6 +62,8 @@ class Flag(Stage):
             "repetitive": repeated_share(text_of(row, "text")) > self.repetitive,
             "text_mismatch": not words(text_of(row, "image_text")) <= words(text_of(row, "text")),
             "pixels_lowered": row.get("pixels_lowered") is True,
+            "truncated_image": row.get("is_cut") is True,
+            "pages": row.get("has_pages") is True,
         }
 
 

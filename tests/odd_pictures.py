@@ -1,0 +1,381 @@
+"""Files of every odd kind that people have, drawn and put together here: `python -m tests.odd_pictures DIR`.
+
+Most of them show four quarters in the colours of CORNERS.
+"""
+
+import base64
+import io
+import struct
+import sys
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms, PngImagePlugin
+
+RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
+CORNERS = (RED, GREEN, BLUE, YELLOW)  # top left, top right, bottom left, bottom right
+GREYS = (0, 85, 170, 255)  # the same for grey pictures
+SIZE = (96, 64)
+FORMATS_OF_TYPES = {1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 7: "B", 10: "ii", 12: "d"}  # of TIFF
+SUB_DIRECTORIES = 330
+
+
+def quarters(size: tuple[int, int] = SIZE) -> Image.Image:
+    pixels = Image.new("RGB", (2, 2))
+    pixels.putdata(CORNERS)
+    return pixels.resize(size, Image.Resampling.NEAREST)
+
+
+def greys(size: tuple[int, int] = SIZE) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Quarters of GREYS as an array of shape (height, width)."""
+    return np.kron(np.array(GREYS, np.uint8).reshape(2, 2), np.ones((size[1] // 2, size[0] // 2), np.uint8))
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+# --- TIFF, and what is built on it
+
+
+class Page:
+    """A directory of a TIFF: tags of (type, values), its pixels, and pages that only it leads to."""
+
+    def __init__(self, tags: Mapping[int, tuple[int, Any]], pixels: bytes, *sub_pages: "Page") -> None:
+        self.tags, self.pixels, self.sub_pages = dict(tags), pixels, sub_pages
+
+
+def tiff(*pages: Page) -> bytes:
+    content, previous = bytearray(b"II*\0" + bytes(4)), 4
+    for page in pages:
+        start = put_page(content, page)
+        content[previous : previous + 4] = struct.pack("<I", start)
+        previous = len(content) - 4
+    return bytes(content)
+
+
+def put_page(content: bytearray, page: Page) -> int:
+    """Append a page, its directory last; return where that is."""
+    tags = dict(page.tags)
+    if page.sub_pages:
+        tags[SUB_DIRECTORIES] = (4, [put_page(content, each) for each in page.sub_pages])
+    tags |= {273: (4, [len(content)]), 279: (4, [len(page.pixels)])}
+    content += page.pixels
+    entries = b""
+    for tag, (kind, values) in sorted(tags.items()):
+        code = FORMATS_OF_TYPES[kind]
+        raw = values if isinstance(values, bytes) else struct.pack(f"<{len(values)}{code[0]}", *values)
+        number = len(raw) // struct.calcsize(f"<{code}")
+        if len(raw) > 4:
+            content += bytes(len(content) % 2)
+            raw, at = struct.pack("<I", len(content)), raw
+            content += at
+        entries += struct.pack("<HHI", tag, kind, number) + raw.ljust(4, b"\0")
+    content += bytes(len(content) % 2)
+    start = len(content)
+    content += struct.pack("<H", len(tags)) + entries + bytes(4)
+    return start
+
+
+def array_tags(values: np.ndarray[Any, Any], photometric: int, **more: tuple[int, Any]) -> dict[int, tuple[int, Any]]:
+    """The tags of an array of shape (height, width) or (height, width, channels)."""
+    channels = values.shape[2] if values.ndim == 3 else 1
+    sample_format = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    return {
+        256: (4, [values.shape[1]]), 257: (4, [values.shape[0]]), 258: (3, [values.dtype.itemsize * 8] * channels),
+        259: (3, [1]), 262: (3, [photometric]), 277: (3, [channels]), 278: (4, [values.shape[0]]), 284: (3, [1]),
+        339: (3, [sample_format] * channels), **{int(tag[1:]): value for tag, value in more.items()},
+    }  # fmt: skip
+
+
+def array_tiff(values: np.ndarray[Any, Any], photometric: int | None = None, **more: tuple[int, Any]) -> bytes:
+    if photometric is None:
+        photometric = 2 if values.ndim == 3 else 1
+    return tiff(Page(array_tags(values, photometric, **more), values.tobytes()))
+
+
+def imagej_tiff(low: int, high: int) -> bytes:
+    """A CT of 12 bits whose bones and air are cut off by its window."""
+    ct = np.kron(np.array([[0, 1000], [1100, 4000]], np.uint16), np.ones((32, 48), np.uint16))
+    description = f"ImageJ=1.54f\nunit=mm\nmin={low}.0\nmax={high}.0\n".encode()
+    return array_tiff(ct, t270=(2, description + b"\0"))
+
+
+def hounsfield() -> np.ndarray[Any, np.dtype[np.int16]]:
+    """Air, fat and water, muscle, bone."""
+    return np.kron(np.array([[-1000, -100], [400, 1500]], np.int16), np.ones((32, 48), np.int16))
+
+
+def bayer(size: tuple[int, int]) -> bytes:
+    """What a sensor with a filter of red, green, green, blue sees of the quarters, in 16 bits."""
+    colours = np.asarray(quarters(size), np.uint16) * 200
+    mosaic = colours[:, :, 1].copy()
+    mosaic[::2, ::2], mosaic[1::2, 1::2] = colours[::2, ::2, 0], colours[1::2, 1::2, 2]
+    return mosaic.tobytes()
+
+
+def raw_tags(size: tuple[int, int], subfile_type: int) -> dict[int, tuple[int, Any]]:
+    return {
+        254: (4, [subfile_type]), 256: (4, [size[0]]), 257: (4, [size[1]]), 258: (3, [16]), 259: (3, [1]),
+        262: (3, [32803]), 277: (3, [1]), 278: (4, [size[1]]), 284: (3, [1]), 33421: (3, [2, 2]),
+        33422: (1, b"\0\1\1\2"), 50717: (4, [51000]),
+    }  # fmt: skip
+
+
+CAMERA = {  # of a DNG
+    271: (2, b"Drawn\0"), 272: (2, b"Drawn 1\0"), 274: (3, [1]), 50706: (1, b"\1\4\0\0"), 50708: (2, b"Drawn 1\0"),
+    50721: (10, struct.pack("<18i", *(
+        part for value in (3.2406, -1.5372, -0.4986, -0.9689, 1.8758, 0.0415, 0.0557, -0.2040, 1.0570)
+        for part in (round(value * 10000), 10000)
+    ))),
+    50728: (5, struct.pack("<6I", 1, 1, 1, 1, 1, 1)), 50778: (3, [21]),
+}  # fmt: skip
+
+
+def dng(orientation: int = 1, size: tuple[int, int] = (480, 320)) -> bytes:
+    """A camera's RAW file without a preview."""
+    return tiff(Page({**raw_tags(size, 0), **CAMERA, 274: (3, [orientation])}, bayer(size)))
+
+
+def dng_with_preview(orientation: int = 1, size: tuple[int, int] = (480, 320)) -> bytes:
+    """Its first page is a thumbnail of 24 x 16 pixels, its preview is half as large as its sensor and turned about."""
+    thumbnail = np.zeros((16, 24, 3), np.uint8)
+    preview = encoded(quarters((size[0] // 2, size[1] // 2)).transpose(Image.Transpose.ROTATE_180), "JPEG", quality=95)
+    preview_tags = {
+        254: (4, [1]), 256: (4, [size[0] // 2]), 257: (4, [size[1] // 2]), 258: (3, [8, 8, 8]), 259: (3, [7]),
+        262: (3, [6]), 277: (3, [3]), 278: (4, [size[1] // 2]),
+    }  # fmt: skip
+    tags = {**array_tags(thumbnail, 2), **CAMERA, 254: (4, [1]), 274: (3, [orientation])}
+    return tiff(Page(tags, thumbnail.tobytes(), Page(raw_tags(size, 0), bayer(size)), Page(preview_tags, preview)))
+
+
+def multi_page_tiff() -> bytes:
+    return encoded(quarters(), "TIFF", save_all=True, append_images=[Image.new("RGB", SIZE), Image.new("RGB", SIZE)])
+
+
+def tiff_with(subfile_type: int, number: int = 1) -> bytes:
+    """One page and others that are thumbnails (1) or masks (4) of it."""
+    page, other = np.asarray(quarters()), np.zeros((16, 24, 3), np.uint8)
+    tags = {**array_tags(other, 2), 254: (4, [subfile_type])}
+    return tiff(Page(array_tags(page, 2), page.tobytes()), *[Page(tags, other.tobytes())] * number)
+
+
+# --- PNG
+
+
+def png(pixels: np.ndarray[Any, Any], *chunks: tuple[bytes, bytes]) -> bytes:
+    """Of 16 bits, of shape (height, width) or (height, width, 3 or 4), with further chunks before the pixels."""
+    colour_type = {1: 0, 3: 2, 4: 6}[pixels.shape[2] if pixels.ndim == 3 else 1]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, colour_type, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part)) for kind, part in parts
+    )
+
+
+def png_with_text(*, compressed: bool, after: bool = False) -> bytes:
+    """The workflow of an image generator, of 2 MB."""
+    info = PngImagePlugin.PngInfo()
+    text = '{"nodes": [' + "1, " * 700_000 + "0]}"
+    info.add_text("workflow", text, zip=compressed)
+    content = encoded(quarters(), "PNG", pnginfo=info)
+    if after:
+        start = content.index(b"zTXt") - 4
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        content = content[:start] + content[end:-12] + content[start:end] + content[-12:]
+    return content
+
+
+def png_with_profile() -> bytes:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    return encoded(quarters(), "PNG", icc_profile=profile + bytes(1_500_000), exif=exif)
+
+
+# --- JPEG
+
+
+def jpeg(size: tuple[int, int] = SIZE, **options: object) -> bytes:
+    return encoded(quarters(size), "JPEG", quality=95, **options)
+
+
+def gain_map_jpeg() -> bytes:
+    """An Ultra HDR: an MPO whose second picture brightens the first."""
+    gain_map = Image.new("RGB", (24, 16), (90, 90, 90))
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description hdrgm:Version="1.0"/></x:xmpmeta>'
+    return encoded(quarters(), "MPO", quality=95, save_all=True, append_images=[gain_map], xmp=xmp)
+
+
+def motion_photo() -> bytes:
+    """A JPEG with a video behind it."""
+    return (
+        jpeg() + struct.pack(">I", 24) + b"ftypmp42\0\0\0\0mp42isom" + struct.pack(">I", 5000) + b"mdat" + bytes(4992)
+    )
+
+
+def lossy_header(width: int, height: int, *, progressive: bool = False, scans: int = 1) -> bytes:
+    """A JPEG of three components that promises so many pixels, in so many scans, and holds none of them."""
+    content = bytearray(encoded(Image.new("RGB", (16, 16)), "JPEG", progressive=progressive))
+    frame = content.index(b"\xff\xc2" if progressive else b"\xff\xc0")
+    content[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    start = content.index(b"\xff\xda")
+    if scans > 1:
+        return bytes(content[:start]) + b"\xff\xda\0\x08\x01\x01\0\0\x3f\0"
+    return bytes(content[: start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")])
+
+
+def cmyk_profile() -> bytes:
+    """A colour profile by which cyan ink is red, magenta green and yellow blue; black is black.
+
+    ICC.1:2001: one table of 8 bits with 2 points for each ink, to Lab.
+    """
+    lab_of = {
+        (0, 0, 0): (255, 128, 128),
+        (1, 0, 0): (138, 209, 198),
+        (0, 1, 0): (224, 49, 209),
+        (0, 0, 1): (75, 196, 16),
+    }
+    table = b""
+    for point in range(16):
+        inks, black = (point >> 3 & 1, point >> 2 & 1, point >> 1 & 1), point & 1
+        table += bytes((0, 128, 128) if black else lab_of.get(inks, (60, 128, 128)))
+    linear = bytes(range(256))
+    identity = struct.pack(">9i", *(65536 * (row == column) for row in range(3) for column in range(3)))
+    lut = b"mft1" + bytes(4) + bytes((4, 3, 2, 0)) + identity + linear * 4 + table + linear * 3
+    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    tags, body, start = b"", b"", 128 + 4 + 2 * 12
+    for name, part in ((b"wtpt", white), (b"A2B0", lut)):
+        tags += name + struct.pack(">II", start + len(body), len(part))
+        body += part + bytes(-len(part) % 4)
+    head = struct.pack(
+        ">I4sI4s4s4s12x4s4sII4sQI3i48x",
+        start + len(body), b"none", 0x02100000, b"prtr", b"CMYK", b"Lab ", b"acsp", b"APPL", 0, 0, b"none", 0, 0,
+        63190, 65536, 54061,
+    )  # fmt: skip
+    return head + struct.pack(">I", 2) + tags + body
+
+
+def inks() -> Image.Image:
+    """Quarters of cyan, magenta, yellow ink and none."""
+    pixels = Image.new("CMYK", (2, 2))
+    pixels.putdata([(255, 0, 0, 0), (0, 255, 0, 0), (0, 0, 255, 0), (0, 0, 0, 0)])
+    return pixels.resize(SIZE, Image.Resampling.NEAREST)
+
+
+# --- others
+
+
+def psd(depth: int = 8, version: int = 1) -> bytes:
+    """Of one layer of pixels without a name: the composite is all there is."""
+    levels = np.asarray(quarters()).transpose(2, 0, 1).astype(">u2")
+    planes = (levels * 257).tobytes() if depth == 16 else levels.astype(np.uint8).tobytes()
+    head = b"8BPS" + struct.pack(">H6xHIIHH", version, 3, SIZE[1], SIZE[0], depth, 3)
+    return head + bytes(4) + bytes(4) + bytes(4 * version) + struct.pack(">H", 0) + planes
+
+
+def psd_header(width: int, height: int, depth: int = 16) -> bytes:
+    return b"8BPS" + struct.pack(">H6xHIIHH", 2, 3, height, width, depth, 3) + bytes(16)
+
+
+def jpeg_xl(values: np.ndarray[Any, Any] | None = None, **options: Any) -> bytes:
+    import imagecodecs  # type: ignore[import-not-found, unused-ignore]
+
+    values = np.asarray(quarters()) if values is None else values
+    return bytes(imagecodecs.jpegxl_encode(values, lossless=True, **options))
+
+
+def jpeg_xl_header(width: int, height: int) -> bytes:
+    """A bare codestream of so many pixels: bits from the lowest, 30 for each side."""
+    bits, length = 0, 0
+    for value, number in ((0, 1), (3, 2), (height - 1, 30), (0, 3), (3, 2), (width - 1, 30)):
+        bits, length = bits | value << length, length + number
+    return b"\xff\x0a" + bits.to_bytes(length // 8 + 1, "little") + bytes(64)
+
+
+SVG_QUARTERS = (
+    '<path fill="#f00" d="M0 0h48v32H0z"/><path fill="#0f0" d="M48 0h48v32H48z"/>'
+    '<path fill="#00f" d="M0 32h48v32H0z"/><path fill="#ff0" d="M48 32h48v32H48z"/>'
+)
+
+
+def svg(body: str = SVG_QUARTERS, root: str = 'width="96" height="64"', doctype: str = "") -> bytes:
+    namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f'<?xml version="1.0"?>{doctype}<svg {namespaces} {root}>{body}</svg>'.encode()
+
+
+def svg_with_pixels() -> bytes:
+    address = f"data:image/png;base64,{base64.b64encode(encoded(quarters(), 'PNG')).decode()}"
+    return svg(f'<image width="96" height="64" xlink:href="{address}"/>')
+
+
+def svg_bomb() -> bytes:
+    """Each of 12 groups uses the one before it ten times."""
+    groups = [f'<g id="g{number}">' + f'<use xlink:href="#g{number - 1}"/>' * 10 + "</g>" for number in range(1, 12)]
+    return svg(f'<defs><g id="g0"><path d="M0 0h9v9H0z"/></g>{"".join(groups)}</defs><use xlink:href="#g11"/>')
+
+
+def svgz() -> bytes:
+    compressor = zlib.compressobj(9, zlib.DEFLATED, 31)
+    return compressor.compress(svg()) + compressor.flush()
+
+
+def animation(kind: str) -> bytes:
+    later = [Image.new("RGB", SIZE, colour) for colour in ((9, 9, 9), (99, 99, 99))]
+    return encoded(quarters(), kind, save_all=True, append_images=later)
+
+
+def deep(factor: float, dtype: str, offset: float = 0) -> np.ndarray[Any, Any]:
+    return (greys().astype(np.float64) * factor + offset).astype(dtype)
+
+
+def deep_colours(factor: int, channels: Sequence[int] = (0, 1, 2)) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    return np.asarray(quarters().convert("RGBA"), np.uint16)[:, :, list(channels)] * factor
+
+
+FILES: dict[str, Callable[[], bytes]] = {
+    "grey12in16.png": lambda: png(deep(16, "u2")),
+    "grey10in16.tif": lambda: array_tiff(deep(4, "<u2")),
+    "int16.tif": lambda: array_tiff(hounsfield()),
+    "int32.tif": lambda: array_tiff(deep(1_000_000, "<i4")),
+    "uint32.tif": lambda: array_tiff(deep(16_800_000, "<u4")),
+    "miniswhite16.tif": lambda: array_tiff(deep(-257, "<i4", 65535).astype("<u2"), 0),
+    "window.tif": lambda: imagej_tiff(950, 1150),
+    "rgb12in16.tif": lambda: array_tiff(deep_colours(16)),
+    "rgb12in16.png": lambda: png(deep_colours(16)),
+    "rgbfloat.tif": lambda: array_tiff(np.asarray(quarters(), "<f4") / 255),
+    "float64.tif": lambda: array_tiff(deep(1 / 255, "<f8")),
+    "lab.tif": lambda: encoded(quarters().convert("LAB"), "TIFF"),
+    "cmyk_profile.jpg": lambda: encoded(inks(), "JPEG", quality=95, icc_profile=cmyk_profile()),
+    "no_end.jpg": lambda: jpeg()[:-2],
+    "progressive_cut.jpg": lambda: jpeg((800, 600), progressive=True)[:-40],
+    "half.jpg": lambda: jpeg((800, 600))[: len(jpeg((800, 600))) // 2],
+    "text2mb.png": lambda: png_with_text(compressed=True),
+    "profile2mb.png": png_with_profile,
+    "pages.tif": multi_page_tiff,
+    "animation.png": lambda: animation("PNG"),
+    "gainmap.jpg": gain_map_jpeg,
+    "motion.jpg": motion_photo,
+    "jp2_named.jpg": lambda: encoded(quarters(), "JPEG2000"),
+    "a.tga": lambda: encoded(quarters(), "TGA"),
+    "a.ppm": lambda: encoded(quarters(), "PPM"),
+    "a.ico": lambda: encoded(quarters((64, 64)), "ICO"),
+    "a.psd": psd,
+    "deep.psd": lambda: psd(16),
+    "a.svg": svg,
+    "a.dng": dng,
+    "preview.dng": dng_with_preview,
+}
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, make in FILES.items():
+        (folder / name).write_bytes(make())

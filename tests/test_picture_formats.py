@@ -1,0 +1,724 @@
+"""Pictures as people have them: every kind of tests/odd_pictures.py, by its colours at places."""
+
+import http.server
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import odd_pictures
+from tests.conftest import PRINT_PEAK_MB, PROJECT
+from tests.odd_pictures import (
+    CORNERS,
+    GREYS,
+    array_tiff,
+    deep,
+    deep_colours,
+    dng,
+    dng_with_preview,
+    encoded,
+    jpeg,
+    jpeg_xl,
+    png,
+    psd,
+    quarters,
+    svg,
+)
+from tests.test_open_image import Colour, assert_colours, corners
+from vec_pipeline.pictures import (
+    Limits,
+    MissingDecoder,
+    TooManyPixels,
+    decode,
+)
+from vec_pipeline.pictures import (
+    jpeg_xl as jpeg_xl_module,
+)
+from vec_pipeline.pictures import (
+    svg as svg_module,
+)
+from vec_pipeline.pictures.kinds import HEAD_BYTES, kind_of
+from vec_pipeline.stages.open_image import OpenImage
+
+TIFFFILE, IMAGECODECS, RAWPY, PSD_TOOLS, CAIRO = "tifffile", "imagecodecs", "rawpy", "psd_tools", "cairosvg"
+FULL, HALF, BLACK, WHITE = 255, 128, (0, 0, 0), (255, 255, 255)
+
+
+def shown(content: bytes, side_px: int = 384, **limits: Any) -> Image.Image:
+    return decode(content, Limits(side_px, **limits)).image
+
+
+def as_greys(values: tuple[int, ...] = GREYS) -> list[Colour]:
+    return [(value, value, value) for value in values]
+
+
+def nearest(found: list[Colour]) -> list[Colour]:
+    """Which of the corners' colours each is most like."""
+    return [min(CORNERS, key=lambda corner: np.abs(np.subtract(corner, colour)).sum()) for colour in found]
+
+
+# --- greys and colours of more than 8 bits, and other colour spaces
+
+
+@pytest.mark.parametrize(
+    ("make", "expected", "tolerance"),
+    [
+        (lambda: png(deep(16, "u2")), GREYS, 1),
+        (lambda: png(deep(257, "u2")), GREYS, 0),
+        (lambda: encoded(Image.fromarray(deep(16, "u2")), "JPEG2000"), GREYS, 1),
+        (lambda: array_tiff(deep(4, "<u2")), GREYS, 1),
+        (lambda: array_tiff(deep(16, "<u2")), GREYS, 1),
+        (lambda: encoded(Image.fromarray(deep(16, "<u2")), "TIFF", compression="tiff_lzw"), GREYS, 1),
+        (lambda: array_tiff(deep(16_800_000, "<u4")), GREYS, 1),
+        (lambda: array_tiff(deep(8_400_000, "<i4")), GREYS, 1),
+        (lambda: array_tiff(deep(8, "<i2", -1000)), GREYS, 1),
+        (lambda: array_tiff(deep(8, "<i4", -1000)), GREYS, 1),
+        (lambda: array_tiff(deep(-257, "<i4", 65535).astype("<u2"), 0), GREYS, 0),
+        (lambda: array_tiff(deep(-16, "<i4", 4095).astype("<u2"), 0), GREYS, 1),
+        (lambda: array_tiff(deep(1 / 255, "<f4")), GREYS, 1),
+        (lambda: odd_pictures.imagej_tiff(950, 1150), (0, 64, 191, 255), 1),
+        (lambda: odd_pictures.imagej_tiff(9000, 9999), (0, 62, 69, 249), 1),
+    ],
+    ids=[
+        *("12 bits in a PNG", "16 bits in a PNG", "12 bits in a JPEG 2000", "10 bits in a TIFF", "12 bits in a TIFF"),
+        *("12 bits with LZW", "uint32", "int32", "int16 below 0", "int32 below 0", "0 is white", "0 is white, 12 bits"),
+        *("floats", "the window of a CT", "a window beside the values"),
+    ],
+)
+def test_deep_greys_have_their_real_range(make: Callable[[], bytes], expected: tuple[int, ...], tolerance: int) -> None:
+    picture = decode(make(), Limits(384))
+    assert_colours(corners(picture.image), as_greys(expected), tolerance)
+    assert not picture.is_cut
+    assert not picture.has_pages
+
+
+def test_a_few_extreme_values_do_not_hide_a_ct() -> None:
+    """Of metal, and of what pads a round picture to a square."""
+    values = deep(8, "<i2", -1000)
+    values[0, 0], values[0, 1] = 32767, -32768
+    assert_colours(corners(shown(array_tiff(values))), as_greys(), tolerance=1)
+
+
+def test_a_few_pixels_on_one_grey_are_kept() -> None:
+    values = np.full((64, 96), -5, np.int16)
+    values[30, 40:42] = 90
+    image = shown(array_tiff(values))
+    assert image.getpixel((40, 30)) == WHITE
+    assert image.getpixel((20, 20)) == BLACK
+
+
+def test_values_are_scaled_alike_over_a_large_picture() -> None:
+    """It is converted a band of rows at a time."""
+    ramp = np.linspace(0, 4095, 1500).astype("<u2")[:, None].repeat(1200, axis=1)
+    levels = np.asarray(shown(array_tiff(ramp), 1500))[:, 600, 0].astype(int)
+    assert np.abs(levels - np.linspace(0, 255, 1500)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: png(deep_colours(16)),
+        lambda: png(deep_colours(257)),
+        lambda: png(deep_colours(16, (0, 1, 2, 3))),
+        lambda: array_tiff(deep_colours(16)),
+        lambda: array_tiff(deep_colours(257)),
+        lambda: encoded(quarters().convert("LAB"), "TIFF"),
+    ],
+    ids=["12-bit PNG", "16-bit PNG", "12-bit PNG with alpha", "12-bit TIFF", "16-bit TIFF", "LAB"],
+)
+def test_deep_and_other_colours_are_right(make: Callable[[], bytes]) -> None:
+    content = make()
+    if content.startswith(b"\x89PNG") and content[25] == 6:  # an alpha of 12 bits in 16 is nearly transparent
+        assert min(min(colour) for colour in corners(shown(content))) > 200
+    else:
+        assert_colours(corners(shown(content)), CORNERS, tolerance=24)
+
+
+def test_16_bits_with_an_alpha_keep_it() -> None:
+    values = deep_colours(16, (0, 1, 2, 3))
+    values[:, :, 3] = 65535
+    values[:, :48, 3] = 0
+    assert_colours(corners(shown(png(values))), [WHITE, CORNERS[1], WHITE, CORNERS[3]], tolerance=1)
+
+
+@pytest.mark.parametrize("maximum", [1, 0.9, 255, 65535], ids=str)
+def test_colours_in_floats(maximum: float) -> None:
+    pytest.importorskip(TIFFFILE)
+    values = np.asarray(quarters(), "<f4") / 255 * maximum
+    assert_colours(corners(shown(array_tiff(values))), CORNERS, tolerance=30 if maximum == 0.9 else 2)
+
+
+def test_planes_of_floats_and_doubles() -> None:
+    pytest.importorskip(TIFFFILE)
+    planes = np.ascontiguousarray((np.asarray(quarters(), "<f4") / 255).transpose(2, 0, 1))
+    tags = {**odd_pictures.array_tags(np.asarray(quarters(), "<f4"), 2), 284: (3, [2])}
+    tags |= {278: (4, [64])}
+    page = odd_pictures.tiff(odd_pictures.Page(tags, planes.tobytes()))
+    import tifffile  # type: ignore[import-not-found, unused-ignore]
+
+    buffer = BytesIO()
+    tifffile.imwrite(buffer, planes, photometric="rgb", planarconfig="separate")
+    for content in (buffer.getvalue(), array_tiff(np.asarray(quarters(), "<f8") / 255)):
+        assert_colours(corners(shown(content)), CORNERS, tolerance=2)
+    assert page  # of one strip for all planes, which no reader takes
+
+
+def test_cmyk_is_converted_by_its_profile() -> None:
+    expected = [CORNERS[0], CORNERS[1], CORNERS[2], WHITE]
+    for kind, options in (("JPEG", {"quality": 95}), ("TIFF", {})):
+        content = encoded(odd_pictures.inks(), kind, icc_profile=odd_pictures.cmyk_profile(), **options)
+        assert_colours(corners(shown(content)), expected, tolerance=16)
+        assert_colours(corners(shown(content, 48)), expected, tolerance=16)
+
+
+@pytest.mark.parametrize("profile", [b"no profile", b""], ids=["damaged", "none"])
+def test_cmyk_without_a_profile_is_converted_by_the_rule_of_thumb(profile: bytes) -> None:
+    content = encoded(odd_pictures.inks(), "TIFF", icc_profile=profile)
+    assert_colours(corners(shown(content)), [(0, 255, 255), (255, 0, 255), (255, 255, 0), WHITE])
+
+
+def test_a_profile_of_other_colours_in_a_cmyk_file_is_ignored() -> None:
+    from PIL import ImageCms
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    content = encoded(odd_pictures.inks(), "TIFF", icc_profile=profile)
+    assert_colours(corners(shown(content)), [(0, 255, 255), (255, 0, 255), (255, 255, 0), WHITE])
+
+
+# --- JPEGs that are cut, huge, or hold more than a picture
+
+
+def test_a_jpeg_without_its_end_marker_is_whole_and_flagged() -> None:
+    whole, cut = (decode(content, Limits(384)) for content in (jpeg((800, 600)), jpeg((800, 600))[:-2]))
+    assert (whole.is_cut, cut.is_cut) == (False, True)
+    assert np.array_equal(np.asarray(whole.image), np.asarray(cut.image))
+
+
+def test_a_progressive_jpeg_that_lacks_its_last_scan_shows_all() -> None:
+    cut = decode(jpeg((800, 600), progressive=True)[:-40], Limits(384))
+    assert cut.is_cut
+    assert_colours(corners(cut.image), CORNERS, tolerance=8)
+
+
+@pytest.mark.parametrize("side_px", [96, 800])
+def test_half_a_jpeg_is_shown_as_far_as_it_goes(side_px: int) -> None:
+    content = jpeg((800, 600))
+    cut = decode(content[: len(content) // 2], Limits(side_px))
+    assert cut.is_cut
+    found = corners(cut.image)
+    assert nearest(found[:2]) == [*CORNERS[:2]]
+    assert_colours(found[2:], [(128, 128, 128)] * 2, tolerance=2)
+
+
+@pytest.mark.parametrize("content", [jpeg()[:-2], jpeg((800, 600))[:5000], jpeg((800, 600), progressive=True)[:-40]])
+def test_what_is_cut_is_refused_by_option(content: bytes) -> None:
+    with pytest.raises(OSError, match="truncated"):
+        decode(content, Limits(384, keeps_cut=False))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_without_any_pixels_is_an_error(progressive: bool) -> None:
+    with pytest.raises(OSError, match="truncated: it holds no pixels"):
+        shown(odd_pictures.lossy_header(800, 600, progressive=progressive))
+
+
+def test_a_damaged_jpeg_is_shown_and_flagged() -> None:
+    content = bytearray(jpeg((800, 600)))
+    middle = len(content) // 2
+    content[middle : middle + 4] = b"\xff\xc0\0\x0b"  # a marker where none may be
+    cut = decode(bytes(content), Limits(384))
+    assert cut.is_cut
+    assert nearest(corners(cut.image)[:2]) == [*CORNERS[:2]]
+
+
+DECODE_AND_MEASURE = (
+    "import sys; from pathlib import Path; from vec_pipeline.pictures import Limits, decode\n"
+    "image = decode(Path(sys.argv[1]).read_bytes(), Limits(384)).image\n"
+    "print(image.size, [image.getpixel((x, y)) for y in (72, 216) for x in (96, 288)])"
+)
+
+
+def test_a_jpeg_of_200_megapixels_is_decoded_at_reduced_scale(tmp_path: Path) -> None:
+    image = Image.new("L", (16320, 12240), 255)
+    image.paste(0, (0, 0, 8160, 6120))
+    image.save(tmp_path / "phone.jpg", quality=30)
+    del image
+    command = [sys.executable, "-c", DECODE_AND_MEASURE + PRINT_PEAK_MB, str(tmp_path / "phone.jpg")]
+    run = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0, run.stderr
+    result, megabytes = run.stdout.splitlines()
+    assert result == f"(384, 288) {[BLACK, WHITE, WHITE, WHITE]}"
+    assert int(megabytes) < 150
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"scans": 3}], ids=str)
+def test_a_huge_jpeg_that_is_not_decoded_by_rows_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(TooManyPixels, match=r"^200 megapixels are more than max_megapixels \(179\): raise it if there"):
+        shown(odd_pictures.lossy_header(16320, 12240, **options))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: encoded(Image.new("L", (1500, 1000)), "PNG"),
+        lambda: encoded(Image.new("L", (1500, 1000)), "TIFF"),
+        lambda: encoded(Image.new("RGB", (1500, 1000)), "WEBP"),
+        lambda: encoded(Image.new("RGB", (1500, 1000)), "JPEG2000"),
+        lambda: odd_pictures.psd_header(1500, 1000),
+    ],
+    ids=["PNG", "TIFF", "WEBP", "JPEG 2000", "PSD"],
+)
+def test_max_megapixels_is_an_option(make: Callable[[], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    content = make()
+    stage = OpenImage(max_megapixels=1)
+    stage.load()
+    with pytest.raises(TooManyPixels, match=r"^2 megapixels are more than max_megapixels \(1\)"):
+        stage.opened(content, Limits(384, stage.max_megapixels))
+    assert "max_megapixels" in OpenImage.speed_options, "it decides which rows there are, not what is in them"
+
+
+def test_max_megapixels_may_be_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    content = encoded(Image.new("1", (20_000, 10_000), 1), "TIFF", compression="group4")
+    with pytest.raises(TooManyPixels):
+        shown(content)
+    OpenImage(max_megapixels=200).load()
+    assert shown(content, megapixels=200).getpixel((9, 9)) == WHITE
+
+
+@pytest.mark.parametrize("make", [odd_pictures.gain_map_jpeg, odd_pictures.motion_photo])
+def test_a_photograph_with_a_gain_map_or_a_video_is_one_picture(make: Callable[[], bytes]) -> None:
+    picture = decode(make(), Limits(384))
+    assert_colours(corners(picture.image), CORNERS, tolerance=6)
+    assert (picture.has_pages, picture.is_cut) == (False, False)
+
+
+# --- much text
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: odd_pictures.png_with_text(compressed=True),
+        lambda: odd_pictures.png_with_text(compressed=True, after=True),
+        lambda: odd_pictures.png_with_text(compressed=False),
+    ],
+    ids=["compressed", "behind the pixels", "plain"],
+)
+def test_a_png_with_much_text_is_shown(make: Callable[[], bytes]) -> None:
+    picture = decode(make(), Limits(384))
+    assert_colours(corners(picture.image), CORNERS)
+    assert not picture.is_cut
+
+
+def test_a_png_with_a_large_profile_keeps_its_orientation() -> None:
+    assert_colours(corners(shown(odd_pictures.png_with_profile())), CORNERS[::-1])
+
+
+# --- pages
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "AVIF", "HEIF", "TIFF"])
+def test_the_first_of_several_pages_is_shown_and_it_is_said(kind: str) -> None:
+    single, several = (
+        decode(content, Limits(384)) for content in (encoded(quarters(), kind), odd_pictures.animation(kind))
+    )
+    assert (single.has_pages, several.has_pages) == (False, True)
+    assert_colours(corners(several.image), CORNERS, tolerance=60)
+
+
+@pytest.mark.parametrize(("subfile_type", "has_pages"), [(0, True), (1, False), (2, True), (4, False)])
+def test_thumbnails_and_masks_in_a_tiff_are_no_pages(subfile_type: int, has_pages: bool) -> None:
+    for number in (1, 3):
+        assert decode(odd_pictures.tiff_with(subfile_type, number), Limits(384)).has_pages is has_pages
+
+
+def test_a_tiff_whose_pages_lead_in_a_circle_ends() -> None:
+    content = bytearray(odd_pictures.tiff_with(1))
+    first = int.from_bytes(content[4:8], "little")
+    content[-4:] = first.to_bytes(4, "little")
+    assert not decode(bytes(content), Limits(384)).has_pages
+
+
+def test_an_mpo_is_one_picture() -> None:
+    """Its others are the same scene: the other eye, a preview, a gain map."""
+    assert not decode(odd_pictures.animation("MPO"), Limits(384)).has_pages
+
+
+# --- formats
+
+
+@pytest.mark.parametrize("kind", ["JPEG2000", "TGA", "PPM", "PCX", "SGI", "DDS", "QOI"])
+def test_formats_that_pillow_reads(kind: str) -> None:
+    content = encoded(quarters(), kind)
+    assert_colours(corners(shown(content)), CORNERS)
+    if kind != "TGA":
+        assert kind_of(content[:HEAD_BYTES]) == kind
+
+
+@pytest.mark.parametrize("kind", ["ICO", "ICNS"])
+def test_the_largest_icon_is_shown(kind: str) -> None:
+    content = encoded(quarters((256, 256)), kind)
+    image = shown(content)
+    assert max(image.size) >= 256
+    assert_colours(corners(image), CORNERS)
+    assert kind_of(content[:HEAD_BYTES]) == kind
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"P1\n2 2\n1 0\n0 1\n",
+        b"P2\n# a comment\n2 2\n255\n0 255\n255 0\n",
+        b"P4\n2 2\n\x80\x40",
+        b"P5\n2 2\n255\n\0\xff\xff\0",
+        b"#define a_width 2\n#define a_height 2\nstatic char a_bits[] = {\n 0x01, 0x02 };\n",
+        b'/* XPM */\nstatic char *a[] = {\n"2 2 2 1",\n"x c #000000",\n". c #ffffff",\n"x.",\n".x"};\n',
+    ],
+    ids=["PBM", "PGM", "raw PBM", "raw PGM", "XBM", "XPM"],
+)
+def test_small_old_formats(content: bytes) -> None:
+    image = shown(content)
+    pixels = [image.getpixel((x, y)) for y in range(2) for x in range(2)]
+    assert pixels in ([BLACK, WHITE, WHITE, BLACK], [WHITE, BLACK, BLACK, WHITE])
+
+
+@pytest.mark.parametrize("maximum", [1023, 65535])
+def test_a_deep_ppm(maximum: int) -> None:
+    colours = (np.asarray(quarters(), np.float64) / 255 * maximum).astype(">u2")
+    assert_colours(corners(shown(b"P6\n96 64\n%d\n" % maximum + colours.tobytes())), CORNERS)
+
+
+# --- formats that need a library
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        jpeg_xl,
+        lambda: jpeg_xl(usecontainer=True),
+        lambda: jpeg_xl(deep_colours(257)),
+        lambda: jpeg_xl(deep_colours(16), bitspersample=12),
+        lambda: jpeg_xl(np.asarray(quarters(), np.float32) / 255),
+    ],
+    ids=["bare", "in a container", "16 bits", "12 bits", "floats"],
+)
+def test_jpeg_xl(make: Callable[[], bytes]) -> None:
+    pytest.importorskip(IMAGECODECS)
+    content = make()
+    picture = decode(content, Limits(384))
+    assert picture.image.size == (96, 64)
+    assert_colours(corners(picture.image), CORNERS, tolerance=1)
+    assert not picture.has_pages
+    assert kind_of(content[:HEAD_BYTES]) == "JXL"
+
+
+def test_jpeg_xl_with_alpha_and_grey() -> None:
+    pytest.importorskip(IMAGECODECS)
+    with_alpha = np.asarray(quarters().convert("RGBA")).copy()
+    with_alpha[:, :48, 3] = 0
+    assert_colours(corners(shown(jpeg_xl(with_alpha))), [WHITE, CORNERS[1], WHITE, CORNERS[3]])
+    assert_colours(corners(shown(jpeg_xl(odd_pictures.greys()))), as_greys())
+
+
+def test_an_animation_of_jpeg_xl_shows_its_first_frame() -> None:
+    pytest.importorskip(IMAGECODECS)
+    frames = np.stack([np.asarray(quarters()), np.zeros((64, 96, 3), np.uint8)])
+    picture = decode(jpeg_xl(frames), Limits(384))
+    assert_colours(corners(picture.image), CORNERS)
+    assert picture.has_pages
+
+
+@pytest.mark.parametrize(
+    "size", [(8, 8), (256, 256), (96, 64), (1, 1), (513, 8192), (3000, 2000), (70_000, 3), (1920, 1080)]
+)
+def test_the_size_in_the_header_of_jpeg_xl(size: tuple[int, int]) -> None:
+    pytest.importorskip(IMAGECODECS)
+    content = jpeg_xl(np.zeros((size[1], size[0]), np.uint8), usecontainer=size == (96, 64))
+    assert jpeg_xl_module.header(content) == (*size, False)
+
+
+def test_a_huge_jpeg_xl_is_refused_by_its_header() -> None:
+    with pytest.raises((TooManyPixels, MissingDecoder), match=r"4,290 megapixels|needs imagecodecs"):
+        shown(odd_pictures.jpeg_xl_header(65_500, 65_500))
+
+
+@pytest.mark.parametrize("content", [b"\xff\x0a", b"\xff\x0a" + bytes(99), b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(99)])
+def test_a_damaged_jpeg_xl_is_no_image(content: bytes) -> None:
+    pytest.importorskip(IMAGECODECS)
+    with pytest.raises((OSError, TooManyPixels)):
+        shown(content)
+
+
+UPRIGHT = {1: CORNERS, 3: CORNERS[::-1], 6: (CORNERS[2], CORNERS[0], CORNERS[3], CORNERS[1])}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("side_px", [120, 384])
+def test_a_raw_file_without_a_preview_is_developed(orientation: int, side_px: int) -> None:
+    pytest.importorskip(RAWPY)
+    image = shown(dng(orientation), side_px)
+    assert max(image.size) == side_px
+    assert (image.width > image.height) is (orientation != 6)
+    assert nearest(corners(image)) == [*UPRIGHT[orientation]]
+
+
+def test_the_preview_of_a_raw_file_is_shown_where_it_is_large_enough() -> None:
+    pytest.importorskip(RAWPY)
+    content = dng_with_preview()
+    assert nearest(corners(shown(content, 200))) == [*CORNERS[::-1]], "the preview is turned about to tell it"
+    large = shown(content, 384)
+    assert large.size == (384, 256)
+    assert nearest(corners(large)) == [*CORNERS], "its thumbnail and its preview are too small"
+
+
+def test_a_preview_is_turned_as_the_camera_was() -> None:
+    pytest.importorskip(RAWPY)
+    image = shown(dng_with_preview(orientation=6), 200)
+    assert image.size == (133, 200)
+    assert nearest(corners(image)) == [CORNERS[1], CORNERS[3], CORNERS[0], CORNERS[2]]
+
+
+def test_a_raw_file_that_is_cut_shows_its_preview() -> None:
+    pytest.importorskip(RAWPY)
+    content = dng_with_preview()
+    assert kind_of(content) == "TIFF"
+    with pytest.raises(Exception, match=r"RAW|image|LibRaw"):
+        shown(dng()[:5000])
+
+
+def test_an_ordinary_tiff_of_a_camera_is_not_taken_for_a_raw_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, RAWPY, None)
+    content = array_tiff(np.asarray(quarters()), t271=(2, b"NIKON\0"), t254=(4, [0]))
+    assert_colours(corners(shown(content)), CORNERS)
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_composite_of_a_psd(depth: int, version: int) -> None:
+    if (depth, version) != (8, 1):
+        pytest.importorskip(PSD_TOOLS)
+    picture = decode(psd(depth, version), Limits(384))
+    assert_colours(corners(picture.image), CORNERS)
+    assert not picture.has_pages
+
+
+def test_a_psd_without_a_composite_is_put_together_from_its_layers() -> None:
+    psd_tools = pytest.importorskip(PSD_TOOLS)
+    document = psd_tools.PSDImage.new("RGB", (96, 64))
+    document.create_pixel_layer(quarters(), name="quarters")
+    buffer = BytesIO()
+    document.save(buffer)
+    content = bytearray(buffer.getvalue())
+    content[content.index(b"8BIM" + (1057).to_bytes(2, "big")) + 6 + 2 + 4 + 4] = False  # of its version info
+    assert not psd_tools.PSDImage.open(BytesIO(content)).has_preview()
+    assert_colours(corners(shown(bytes(content))), CORNERS)
+
+
+# --- SVG
+
+
+@pytest.fixture(scope="module")
+def cairo() -> None:
+    pytest.importorskip(CAIRO)
+
+
+@pytest.mark.parametrize(
+    ("content", "size"),
+    [
+        (svg(), (384, 256)),
+        (odd_pictures.svgz(), (384, 256)),
+        (odd_pictures.svg_with_pixels(), (384, 256)),
+        (svg(root='viewBox="0 0 96 64"'), (384, 256)),
+        (svg(root='viewBox="0 0 96 64" width="100%" height="100%"'), (384, 256)),
+        (svg(root='viewBox="0 0 96 64" width="2e9" height="1e9" preserveAspectRatio="none"'), (384, 192)),
+        (svg(root='viewBox="0 0 96 64" width="30mm" height="20mm"'), (384, 256)),
+        (b"\xef\xbb\xbf<!-- drawn -->\n" + svg()[21:], (384, 256)),
+    ],
+    ids=["plain", "gzip", "pixels within", "box", "percent", "huge", "millimetres", "mark and comment"],
+)
+def test_an_svg_is_drawn_as_large_as_it_may_be(cairo: None, content: bytes, size: tuple[int, int]) -> None:
+    image = shown(content)
+    assert image.size == size
+    assert_colours(corners(image), CORNERS, tolerance=1)
+
+
+def test_an_svg_lies_on_white(cairo: None) -> None:
+    assert_colours(corners(shown(svg('<path fill="#f00" d="M0 0h48v64H0z"/>'))), [CORNERS[0], WHITE] * 2, tolerance=1)
+
+
+def test_an_svg_without_any_size_is_drawn(cairo: None) -> None:
+    assert shown(svg(root="")).size == (384, 192)
+
+
+ENTITIES = (
+    '<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" "http://x/svg11.dtd" [ <!ENTITY left "#f00"> <!ENTITY ns "a b"> ]>'
+)
+
+
+def test_texts_that_illustrator_defines_are_put_in_their_places(cairo: None) -> None:
+    content = svg('<g i="&ns;"/><path fill="&left;" d="M0 0h96v64H0z"/>', doctype=ENTITIES)
+    assert_colours(corners(shown(content)), [CORNERS[0]] * 4, tolerance=1)
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, list[str]]]:
+    """An address on this machine, and what is asked of it."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}", asked
+        running.shutdown()
+
+
+def test_an_svg_gets_nothing_from_outside(cairo: None, tmp_path: Path, server: tuple[str, list[str]]) -> None:
+    address, asked = server
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (96, 64), CORNERS[0]).save(secret)
+    body = "".join(
+        f'<image width="96" height="64" xlink:href="{each}"/><image width="96" height="64" href="{each}"/>'
+        f'<use xlink:href="{each}#a"/>'
+        for each in (f"{address}/a.png", f"{address}/a.svg", str(secret), secret.as_uri(), "secret.png")
+    )
+    style = f'<style>@import url("{address}/a.css"); path {{ fill: url("{secret}") }}</style>'
+    script = "<script>document.rootElement.setAttribute('fill', 'red')</script>"
+    content = svg(f"{script}{style}{body}", doctype=f'<?xml-stylesheet href="{address}/b.css" type="text/css"?>')
+    assert_colours(corners(shown(content)), [WHITE] * 4)
+    outside = f'<!DOCTYPE svg SYSTEM "{address}/d.dtd" [ <!ENTITY x SYSTEM "file:///etc/passwd"> ]>'
+    with pytest.raises(ValueError, match="Forbidden"):
+        shown(svg("<text>&x;</text>", doctype=outside))
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import socket; socket.create_connection(('127.0.0.1', 9))",
+        "import subprocess; subprocess.run(['true'])",
+        "open('/etc/passwd')",
+        "import os; os.system('true')",
+        "import urllib.request; urllib.request.urlopen('http://127.0.0.1/')",
+    ],
+)
+def test_the_child_may_do_none_of_it_either(program: str) -> None:
+    guard = "import sys; from vec_pipeline.pictures import svg; sys.addaudithook(svg.forbid_what_is_outside)\n"
+    run = subprocess.run([sys.executable, "-c", guard + program], cwd=PROJECT, capture_output=True, text=True)
+    assert "PermissionError: an SVG may not do this" in run.stderr
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        odd_pictures.svg_bomb,
+        lambda: svg(doctype="<!DOCTYPE svg [" + "".join(
+            f'<!ENTITY e{number} "{f"&e{number - 1};" * 10 if number else "x" * 10}">' for number in range(10)
+        ) + "]>", body="<text>&e9;</text>"),
+        lambda: svg(
+            doctype=f'<!DOCTYPE svg [<!ENTITY e "{"x" * 10_000}">]>', body=f"<text>{'&e;' * 10_000}</text>"
+        ),
+        lambda: svg("<g>" * 100_000 + "</g>" * 100_000),
+        lambda: svg('<path d="M0 0' + "l1 1" * 200_000 + '"/>', root='width="1e300" height="1"'),
+    ],
+    ids=["uses of uses", "a billion laughs", "one entity often", "deep nesting", "a long path"],
+)  # fmt: skip
+def test_an_svg_bomb_is_an_error_or_a_picture_in_bounded_time(
+    cairo: None, make: Callable[[], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(svg_module, "TIMEOUT_S", 5)
+    try:
+        assert shown(make()).mode == "RGB"
+    except (ValueError, subprocess.TimeoutExpired) as error:
+        assert str(error)
+
+
+def test_the_child_takes_no_more_memory_than_it_may() -> None:
+    program = "from vec_pipeline.pictures import svg; svg.limit_resources(); bytes(2 << 30)"
+    run = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True)
+    assert "MemoryError" in run.stderr
+
+
+def test_what_cairo_cannot_draw_is_named(cairo: None) -> None:
+    with pytest.raises(ValueError, match=r"not an SVG that CairoSVG can draw: .*mismatched tag"):
+        shown(svg("<g></a>"))
+
+
+# --- what is not installed
+
+
+@pytest.mark.parametrize(
+    ("library", "make", "message"),
+    [
+        (RAWPY, dng, "a camera's RAW file needs rawpy: pip install 'vec-pipeline[formats]'"),
+        (RAWPY, dng_with_preview, "a camera's RAW file needs rawpy: pip install 'vec-pipeline[formats]'"),
+        (RAWPY, lambda: b"\0\0\0\x18ftypcrx \0\0\0\1", "a camera's RAW file needs rawpy: pip install"),
+        (IMAGECODECS, lambda: b"\xff\x0a", "JPEG XL needs imagecodecs: pip install 'vec-pipeline[formats]'"),
+        (
+            PSD_TOOLS,
+            lambda: psd(16),
+            "a PSD of more than 8 bits, or without a composite of its layers, needs psd_tools",
+        ),
+        (CAIRO, svg, "SVG needs CairoSVG: pip install 'vec-pipeline[formats]'"),
+        (TIFFFILE, lambda: array_tiff(np.asarray(quarters(), "<f4")), "this kind of TIFF needs tifffile: pip install"),
+    ],
+    ids=["DNG", "DNG with a preview", "CR3", "JPEG XL", "PSD", "SVG", "float TIFF"],
+)
+def test_a_library_that_is_missing_is_named(
+    library: str, make: Callable[[], bytes], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingDecoder) as caught:
+        shown(make())
+    assert str(caught.value).startswith(message)
+
+
+def test_a_missing_cairo_is_named(cairo: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.CompletedProcess([], svg_module.NO_CAIRO, b"", b"")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(MissingDecoder, match="apt install libcairo2"):
+        shown(svg())
+
+
+# --- the stage
+
+
+def test_the_stage_says_what_is_cut_and_what_has_pages(tmp_path: Path) -> None:
+    from vec_pipeline.sources.folder import LocalFile
+
+    files = {"whole.jpg": jpeg(), "cut.jpg": jpeg()[:-2], "pages.tif": odd_pictures.multi_page_tiff()}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    rows = [{"content": LocalFile(str(tmp_path / name))} for name in files]
+    stage = OpenImage()
+    results = stage.run(None, rows, 8)
+    assert [(row["is_cut"], row["has_pages"]) for row in results] == [(None, None), (True, None), (None, True)]
+    with pytest.raises(OSError, match="truncated"):
+        OpenImage(truncated="error").run(None, rows, 8)
+
+
+@pytest.mark.parametrize("name", odd_pictures.FILES)
+def test_every_file_of_the_script_is_a_picture(name: str, request: pytest.FixtureRequest) -> None:
+    for library, names in {
+        TIFFFILE: ("rgbfloat.tif", "float64.tif"), RAWPY: ("a.dng", "preview.dng"), PSD_TOOLS: ("deep.psd",),
+        CAIRO: ("a.svg",),
+    }.items():  # fmt: skip
+        if name in names:
+            pytest.importorskip(library)
+    image = shown(odd_pictures.FILES[name]())
+    assert image.mode == "RGB"
+    assert len(set(corners(image))) >= 3

@@ -1,0 +1,211 @@
+"""What Pillow reads."""
+
+import contextlib
+import functools
+import math
+import re
+import struct
+import sys
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+from vec_pipeline.pictures import Limits, Picture
+from vec_pipeline.pictures.pixels import Array, fitted, reduced, to_8_bits
+
+FORMATS = (  # JPEG is MPO too; none of them runs programs, and TGA, which anything may look like, is last
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "JPEG2000", "PPM", "ICO", "CUR", "ICNS"),
+    *("PSD", "PCX", "QOI", "DDS", "SGI", "XBM", "XPM", "TGA"),
+)
+PAGED = ("PNG", "WEBP", "GIF", "TIFF", "AVIF", "HEIF")  # the second picture of an MPO belongs to the first
+NEW_SUBFILE_TYPE, REDUCED, MASK = 254, 1, 4  # a tag of TIFF, and bits of its value
+MOST_PARTS = 9  # of a TIFF that are looked at to find a second page among thumbnails and masks
+JPEGS = ("JPEG", "MPO")
+JPEG, END_OF_JPEG = b"\xff\xd8\xff", b"\xff\xd9"
+FILL_OF_JPEG = 128
+BASELINE, START_OF_SCAN = (0xC0, 0xC1), 0xDA  # markers
+PNG = b"\x89PNG\r\n\x1a\n"
+PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+TURNS = {  # what makes an image of an EXIF orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(content: bytes, limits: Limits) -> Picture:
+    """Decode a file.
+
+    Raises TooManyPixels, PIL.UnidentifiedImageError, OSError (truncated), and whatever else Pillow's readers raise.
+    """
+    try:
+        return decode_once(content, limits)
+    except ValueError:  # more than 1 MiB of text or of a colour profile
+        if not content.startswith(PNG):
+            raise
+    return decode_once(without_text(content), limits)
+
+
+def decode_once(content: bytes, limits: Limits) -> Picture:
+    image, size = opened(content, limits)
+    is_deep = len(image.getbands()) > 1 and any(";16" in rawmode_of(tile) for tile in image.tile)
+    image, is_cut = loaded(content, image, limits)
+    whole = with_low_bytes(content, image, limits) if is_deep and not is_cut and is_dark(image) else image
+    pixels = fitted(whole, reduced(size if image.format in JPEGS else image.size, limits.side_px))
+    if is_cut and is_empty(pixels, is_jpeg=image.format in JPEGS):
+        raise OSError("image file is truncated: it holds no pixels")
+    turn = turn_upright(image)
+    return Picture(pixels if turn is None else pixels.transpose(turn), has_pages(image), is_cut)
+
+
+def opened(content: bytes, limits: Limits) -> tuple[ImageFile.ImageFile, tuple[int, int]]:
+    """An image that is not decoded yet, and its size; a JPEG will be at 1/2, 1/4 or 1/8 of it where that suffices."""
+    formats = readable_formats()
+    try:
+        if content.startswith(JPEG):
+            image = Image.OPEN["JPEG"][0](BytesIO(content), "")  # Image.open counts pixels that `draft` leaves out
+        else:
+            image = Image.open(BytesIO(content), formats=formats)
+    except (UnidentifiedImageError, SyntaxError, IndexError, TypeError, struct.error):
+        raise UnidentifiedImageError("not an image, or of a kind that cannot be read") from None
+    except Image.DecompressionBombError as error:
+        limits.check(max(map(int, re.findall(r"\d+", str(error)))))
+        raise UnidentifiedImageError(str(error)) from None
+    size = image.size
+    target = reduced(size, limits.side_px)
+    image.draft(None, (2 * target[0], 2 * target[1]))
+    if not limits.allow(math.prod(size)):
+        limits.check(math.prod(image.size if is_decoded_by_rows(content) else size))
+    return image, size
+
+
+@functools.cache
+def readable_formats() -> tuple[str, ...]:
+    """Those of FORMATS that there is a reader for."""
+    Image.init()
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def is_decoded_by_rows(content: bytes) -> bool:
+    """Whether it is a JPEG of one scan. Of others, progressive ones above all, libjpeg holds all coefficients."""
+    start, components = 2, 0
+    while content.startswith(JPEG) and start + 10 < len(content) and content[start] == 0xFF:
+        marker, length = content[start + 1], int.from_bytes(content[start + 2 : start + 4])
+        if marker in BASELINE:
+            components = content[start + 9]
+        if marker == START_OF_SCAN:
+            return components == content[start + 4]
+        start += 1 if marker == 0xFF else 2 + length
+    return False
+
+
+def loaded(content: bytes, image: ImageFile.ImageFile, limits: Limits) -> tuple[ImageFile.ImageFile, bool]:
+    """Decode the pixels; return the image, and whether some are missing because the file is cut off or damaged."""
+    try:
+        image.load()
+        return image, False
+    except (OSError, SyntaxError, EOFError):
+        if not limits.keeps_cut:
+            raise
+    if image.format in JPEGS:
+        whole, _ = opened(content + END_OF_JPEG, limits)  # then libjpeg gives what it has
+        with contextlib.suppress(OSError):
+            whole.load()
+            return whole, True
+    image.tile = []  # done: keep what the decoder has written
+    image.load()
+    with contextlib.suppress(Exception):  # metadata at the end of the file
+        image.load_end()
+    return image, True
+
+
+def is_empty(pixels: Image.Image, *, is_jpeg: bool) -> bool:
+    """Whether nothing of a file was decoded: libjpeg fills with grey, behind a first block of chance; others with 0."""
+    values = np.asarray(pixels)
+    if is_jpeg:
+        return bool((values == FILL_OF_JPEG).all(axis=2).mean() > 0.99)
+    return bool((values == values[0, 0]).all())
+
+
+def without_text(content: bytes) -> bytes:
+    """A PNG without its text and its colour profile, of which Pillow refuses more than 1 MiB."""
+    start, kept = len(PNG), [PNG]
+    while start < len(content):
+        end = start + 12 + int.from_bytes(content[start : start + 4])
+        if content[start + 4 : start + 8] not in PNG_TEXT:
+            kept.append(content[start:end])
+        start = end
+    return b"".join(kept)
+
+
+def rawmode_of(tile: ImageFile._Tile) -> str:
+    args = tile.args
+    return str(args[0] if isinstance(args, tuple) else args)
+
+
+def is_dark(image: Image.Image) -> bool:
+    """Whether no colour uses the upper half of its range: of 16 bits, fewer may be in use."""
+    colours = image.getextrema()[: 1 if image.mode == "LA" else 3]
+    return all(high < 128 for _, high in colours)  # type: ignore[misc]
+
+
+def with_low_bytes(content: bytes, image: Image.Image, limits: Limits) -> Image.Image:
+    """Colours of 16 bits, of which Pillow keeps the upper 8, by the bits that are in use."""
+    low, _ = opened(content, limits)
+    low.tile = [tile._replace(args=with_lower_half(tile.args)) for tile in low.tile]
+    low.load()
+
+    def rows(top: int, bottom: int) -> Array:
+        box = (0, top, image.width, bottom)
+        upper, lower = (np.asarray(each.crop(box).convert("RGB"), np.uint16) for each in (image, low))
+        return upper << 8 | lower
+
+    colours = to_8_bits(rows, image.size)
+    if "A" in image.getbands():
+        colours.putalpha(image.getchannel("A"))
+    return colours
+
+
+def with_lower_half(args: Any) -> Any:
+    """Arguments of a decoder of 16 bits that takes the other byte of each number."""
+    if isinstance(args, tuple):
+        return with_lower_half(args[0]), *args[1:]
+    order = args[-1] if args[-1] != "N" else sys.byteorder[0].upper()
+    return f"{args[:-1]}{'B' if order == 'L' else 'L'}"
+
+
+def has_pages(image: ImageFile.ImageFile) -> bool:
+    """Whether there are further pages or frames beside the first; thumbnails and masks in a TIFF are none."""
+    if image.format not in PAGED or not getattr(image, "is_animated", False):
+        return False
+    if image.format != "TIFF":
+        return True
+    try:
+        for page in range(1, MOST_PARTS):
+            image.seek(page)
+            if not image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & (REDUCED | MASK):  # type: ignore[attr-defined]
+                return True
+    except Exception:  # the end of the file, or damage
+        return False
+    return True
+
+
+def turn_upright(image: Image.Image) -> Image.Transpose | None:
+    """What the EXIF orientation asks for; metadata that cannot be read asks for nothing.
+
+    ImageOps.exif_transpose also rewrites the metadata, and raises where a camera's is broken.
+    """
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (SyntaxError, ValueError, TypeError, OSError, struct.error):
+        return None
