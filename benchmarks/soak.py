@@ -250,7 +250,7 @@ def wait(pid: int) -> int:
 
 def wait_for_work(output: Path, pid: int, what: str) -> None:
     """Wait until the worker has finished one more batch of a model, or saved one more row, or has ended."""
-    file, sign = (output, b"\n") if what == "row" else (output.parent / "run.log", b": a batch of ")
+    file, sign = (output, b"\n") if what == "row" else (output.with_suffix(".log"), b": a batch of ")
     seen_bytes, limit_s = file.stat().st_size if file.exists() else HEADER_BYTES, time.monotonic() + ENDS_BY_ITSELF_S
     while poll(pid) is None:
         if file.exists() and sign in read_from(file, seen_bytes):

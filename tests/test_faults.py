@@ -238,10 +238,10 @@ def test_databases_that_are_gone_cost_time_only(photos: Path, config: Path, tmp_
 def test_what_the_result_cache_holds_is_not_computed_again(photos: Path, config: Path, tmp_path: Path) -> None:
     output = tmp_path / "out" / "annotations.csv"
     finished_but_for_one_row(photos, config, output)
-    (output.parent / "run.log").unlink()
+    (output.parent / "annotations.log").unlink()
     assert run(photos, config, output).returncode == 0
     assert_all_right(output, photos)
-    log = (output.parent / "run.log").read_text()
+    log = (output.parent / "annotations.log").read_text()
     assert re.findall(r"(\w+): a batch of", log) == ["open_image", "poison_reading"]
     assert "loaded" not in log
 
@@ -326,7 +326,7 @@ def test_a_llama_process_that_dies_costs_no_row(
     assert len(killed) == 2
     assert worker.returncode == 0, printed
     assert_same_rows(load_annotations(output), load_annotations(example_run[1]))
-    assert f"signal {number.name}" in (tmp_path / "run.log").read_text()
+    assert f"signal {number.name}" in (tmp_path / "annotations.log").read_text()
 
 
 def is_at_work(child: psutil.Process) -> bool:

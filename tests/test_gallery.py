@@ -121,7 +121,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gallery")
     (folder / "annotations.settings.yaml").write_text("columns: {faces: number}\nstages: {}\n")
     csv = write_csv(folder / "annotations.csv", [*pictures(folder), *failures(), *hostile(), *others()], EXTRA_COLUMNS)
-    (folder / "run.log").write_text("  describe     90.0 s, and 10.0 s to load its model\n")
+    (folder / "annotations.log").write_text("  describe     90.0 s, and 10.0 s to load its model\n")
     make_report(csv, folder / "site 100% ünique")
     return folder / "site 100% ünique"
 

@@ -72,6 +72,8 @@ REFUSED = {
     "the main module": "stages: [open_image, {use: __main__.a}]\n",
     "a path in the place of a module": "stages: [open_image, {use: ../a.b}]\n",
     "a zero byte in a module": 'stages: [open_image, {use: "a.b\\0"}]\n',
+    "a key twice": SMALL + SMALL,
+    "a key twice in an alias": "stages: [open_image, &a {use: open_image, name: a, name: b}, *a]\n",
     "two documents": f"{SMALL}---\n{SMALL}",
     "bytes of another encoding": "output: Zürich\n",
     "a zero byte": "\0",

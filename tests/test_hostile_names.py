@@ -88,7 +88,7 @@ def test_nothing_is_executed_and_nothing_written_elsewhere(
     assert sorted(path.name for path in folder.iterdir()) == ["here", "output", "photos"]
     assert list((folder / "here").iterdir()) == []
     assert {path.name for path in output.parent.iterdir()} <= {
-        "run.log",
+        "annotations.log",
         *(f"annotations.{kind}" for kind in ("csv", "lock", "settings.yaml", "cache.sqlite", "journal.sqlite")),
         *(f"annotations.{name}.sqlite-{kind}" for name in ("cache", "journal") for kind in ("wal", "shm")),
     }

@@ -115,7 +115,7 @@ def test_killed_at_arbitrary_moments_it_ends_with_the_same_rows(example_run: tup
         with subprocess.Popen(
             command(EXAMPLES, "--output", output, *small), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
-            wait_for_work(output.with_name("run.log"), process, batches=batches)
+            wait_for_work(output.with_name("annotations.log"), process, batches=batches)
             time.sleep(chance.uniform(0, 0.1))
             process.kill()
         kills += process.returncode == -signal.SIGKILL
@@ -134,12 +134,18 @@ def wait_for_work(log: Path, process: "subprocess.Popen[bytes]", *, batches: int
         time.sleep(0.01)
 
 
+def heed_interrupts() -> None:
+    """Tests that run in a shell's background job inherit an ignored SIGINT, which the worker would leave so."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_saves_what_is_finished_and_exits_130(number: signal.Signals, tmp_path: Path) -> None:
     output = tmp_path / "annotations.csv"
     with subprocess.Popen(
-        command(EXAMPLES, "--output", output, "--set", "chunk_size=4"), stderr=subprocess.PIPE, text=True
-    ) as process:
+        command(EXAMPLES, "--output", output, "--set", "chunk_size=4"), stderr=subprocess.PIPE, text=True,
+        preexec_fn=heed_interrupts,
+    ) as process:  # fmt: skip
         while process.poll() is None and not (output.exists() and output.read_bytes().count(b"\n") > 4):
             time.sleep(0.02)
         process.send_signal(number)
@@ -157,7 +163,9 @@ def test_a_second_interrupt_ends_the_process_at_once() -> None:
         "import time\nfrom vec_pipeline.terminal import Interrupt\n"
         "with Interrupt().shield():\n    print('writing', flush=True)\n    time.sleep(600)"
     )
-    with subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=PROJECT, stdout=subprocess.PIPE, preexec_fn=heed_interrupts
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"writing\n"
         process.send_signal(signal.SIGINT)
@@ -198,7 +206,7 @@ def test_several_sources_are_one_run(example_run: tuple[Run, Path], tmp_path: Pa
 
 
 def test_the_log_tells_models_batches_and_times(example_run: tuple[Run, Path]) -> None:
-    log = (example_run[1].parent / "run.log").read_text()
+    log = (example_run[1].parent / "annotations.log").read_text()
     for stage in ("describe", "embed_text", "embed_words", "embed_image", "structure"):
         assert re.search(rf"loaded {stage} in [\d.]+ s", log), stage
         assert re.search(rf"{stage}: a batch of \d+", log), stage

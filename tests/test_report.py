@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Run
+from vec_pipeline.__main__ import main
 from vec_pipeline.commands import report
 from vec_pipeline.commands.report import report as make
 from vec_pipeline.commands.report import similarity
@@ -179,7 +180,7 @@ class MemorySource:
     columns: ClassVar[dict[str, str]] = {}
     is_stream = False
 
-    def __init__(self, argument: str, exclude: Sequence[Path] = ()) -> None:
+    def __init__(self, argument: str, exclude: Sequence[str] = ()) -> None:
         if argument not in Memory.images:
             raise NotFound(f"{argument} does not exist")
         self.key, self.notes, self.failures = argument, [], []  # type: ignore[var-annotated]
@@ -279,8 +280,69 @@ def test_other_folders_are_left_alone(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"{folder} is not empty and not a report"):
             make_report(csv, tmp_path / folder)
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.png"]
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match="is not a folder"):
         make_report(csv, csv)
+
+
+def test_links_pipes_and_devices_in_the_place_of_a_report_are_left_alone(tmp_path: Path) -> None:
+    """What a report replaces, or removes from its folder, may belong to something else."""
+    csv = write_csv(tmp_path / "a.csv", [record(picture(tmp_path / "a.png"))])
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "ab").mkdir(parents=True)
+    (elsewhere / "ab" / "mine.txt").write_text("mine")
+    for place in ("index.html", "gallery", "gallery/thumbnails"):
+        site = tmp_path / place.replace("/", "-")
+        make_report(csv, site)
+        link = site / place
+        link.rename(site / "away")
+        link.symlink_to(elsewhere)
+        with pytest.raises(UserError, match=f"{link} is a link, a pipe or a device: remove it, or name a new folder"):
+            make_report(csv, site)
+        assert link.is_symlink()
+    os.mkfifo(site / "index.html.pipe")
+    (site / "index.html.pipe").replace(site / "index.html")
+    with pytest.raises(UserError, match="is a link, a pipe or a device"):
+        make_report(csv, site)
+    assert [path.name for path in elsewhere.rglob("*")] == ["ab", "mine.txt"]
+    for out in ("-", "/dev/null"):
+        with pytest.raises(UserError, match=f"{out} is not a folder"):
+            make_report(csv, Path(out))
+    assert not Path("-").exists()
+
+
+def test_a_report_goes_where_a_link_to_a_folder_leads(tmp_path: Path) -> None:
+    csv = write_csv(tmp_path / "a.csv", [])
+    (tmp_path / "large disk").mkdir()
+    (tmp_path / "site").symlink_to(tmp_path / "large disk")
+    make_report(csv, tmp_path / "site")
+    assert (tmp_path / "site").is_symlink()
+    assert (tmp_path / "large disk" / "index.html").is_file()
+
+
+def test_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "a.csv", [])
+    assert main(["report", "--csv=~/a.csv", "--out=~/site"]) == 0
+    assert (tmp_path / "site" / "index.html").is_file()
+    assert not (tmp_path / "~").exists()
+
+
+def test_one_image_is_one_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    csv = write_csv(tmp_path / "a.csv", [record(picture(tmp_path / "a.png"))])
+    make_report(csv, tmp_path / "site")
+    assert capsys.readouterr().out.startswith("1 image, 1 new thumbnail, ")
+    make_report(csv, tmp_path / "site")
+    assert capsys.readouterr().out.startswith("1 image, 0 new thumbnails, ")
+
+
+def test_seconds_are_those_of_the_own_log(tmp_path: Path) -> None:
+    """Of two outputs in one folder."""
+    for name, log, seconds in (("a.v1", "a.v1.log", 1.5), ("a.v2", "a.v2.log", 2.5), ("b.csv", "b.log", 3.5)):
+        csv = write_csv(tmp_path / name, [])
+        (tmp_path / log).write_text(f"  describe     {seconds} s, and 0.0 s to load its model\n")
+        make_report(csv, tmp_path / "site")
+        assert values_of(tmp_path / "site", "data-head.js")["stages"] == [["describe", seconds, 0.0]]
 
 
 def test_unusable_csv_makes_no_folder(tmp_path: Path) -> None:
@@ -349,8 +411,8 @@ def test_summary_counts(tmp_path: Path) -> None:
 def test_seconds_per_stage_are_summed_over_the_runs_of_a_log(tmp_path: Path) -> None:
     run = "2026-11-21 04:39:17,092 INFO vec_pipeline: 25 images in 0:21: 1.21 images/s\n"
     stages = "  describe    1.5 s, and 8.4 s to load its model\n  my.stage  2000.0 s, and 0.0 s to load its model\n"
-    (tmp_path / "run.log").write_text(run + stages + "  2 x open_image: OSError\n" + run + stages)
-    assert stage_seconds(tmp_path / "run.log") == [("describe", 3.0, 16.8), ("my.stage", 4000.0, 0.0)]
+    (tmp_path / "a.log").write_text(run + stages + "  2 x open_image: OSError\n" + run + stages)
+    assert stage_seconds(tmp_path / "a.log") == [("describe", 3.0, 16.8), ("my.stage", 4000.0, 0.0)]
     assert stage_seconds(tmp_path / "none.log") == []
 
 

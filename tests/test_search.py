@@ -529,6 +529,49 @@ def test_no_search_finds_a_wrong_row_whatever_replaces_the_csv(path: Path) -> No
         thread.join()
 
 
+# --- where it is written
+
+
+def test_a_page_replaces_the_target_of_a_link(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target, link = tmp_path / "target.html", tmp_path / "link.html"
+    link.symlink_to(target)
+    target.write_text("old")
+    assert search(capsys, drawn, "a red car", "--top", 1, "--html", link) == ["red-car"]
+    assert link.is_symlink()
+    assert Reader(target.read_text(encoding="utf-8")).tags
+
+
+def test_a_page_goes_to_stdout_and_the_table_to_stderr(drawn: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "a red car", "--csv", str(drawn), "--top", "1", "--html", "-"]) == 0
+    page, table = capfd.readouterr()
+    assert page.startswith("<!doctype html>")
+    assert page.endswith("</html>\n")
+    assert table.splitlines()[0].split() == ["rank", "score", "image_path", "description"]
+
+
+def test_the_home_folder_is_found(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csv_path = copied(drawn, tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(drawn.with_name("purple-cat" + suffix(drawn, "purple-cat")), tmp_path / "cat.png")
+    arguments = ["--like=~/cat.png", "--top=1", "--html=~/found.html", "--json", f"--csv=~/{csv_path.name}"]
+    assert main(["search", *arguments]) == 0
+    assert "purple-cat" in json.loads(capsys.readouterr().out)[0]["image_path"]
+    assert (tmp_path / "found.html").is_file()
+    assert not (tmp_path / "~").exists()
+
+
+def test_outputs_that_differ_after_the_last_dot_have_vectors_of_their_own(tmp_path: Path) -> None:
+    for number, name in enumerate(("a.v1", "a.v2")):
+        path = write(tmp_path / name, [finished(number, image_vector=vector(number))])
+        with Vectors(path, "image_vector") as vectors:
+            (found,) = vectors.nearest(vector(number), 1)
+        assert found["image_path"] == finished(number).key
+    assert {path.name for path in tmp_path.glob("*.vectors")} == {"a.v1.vectors", "a.v2.vectors"}
+
+
 # --- what is refused
 
 

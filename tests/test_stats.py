@@ -13,7 +13,7 @@ from tests.conftest import Run
 from tests.rows import failed, finished, write, write_declared
 from vec_pipeline import load_annotations
 from vec_pipeline.__main__ import main
-from vec_pipeline.commands.stats import distribution, images_per_second
+from vec_pipeline.commands.stats import bars, distribution, images_per_second
 from vec_pipeline.sinks import csv_file
 
 START = datetime(2026, 1, 2, 3, 0, 0)
@@ -189,3 +189,15 @@ def test_a_real_run_is_counted(example_run: tuple[Run, Path], capsys: pytest.Cap
     assert found["categories"] == table["categories"].value_counts().to_dict()
     assert found["share_with_image_text"] == pytest.approx((table["image_text"] != "").mean())
     assert found["keywords"]["fish"] >= 2
+
+
+def test_one_row_is_one_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stats", "--csv", str(write(tmp_path / "annotations.csv", [finished(0)]))]) == 0
+    assert capsys.readouterr().out.startswith("1 row, 0 with an error")
+    one_more = {f"stage: Error{number}": 1 for number in range(21)}
+    assert bars("errors", one_more, 21)[-1] == "  and 1 other"
+
+
+def test_the_home_folder_is_found(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["stats", f"--csv=~/{path.name}"]) == 0

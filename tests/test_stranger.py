@@ -104,7 +104,7 @@ def test_one_stage_twice_under_two_names_shares_its_model_and_results(photos: Pa
     fine(run(tmp_path, [OPEN, SILENT.replace("}", ", answer: A red car.}"), EMBED_TEXT, title, again]))
     for _, row in rows(tmp_path).iterrows():
         np.testing.assert_array_equal(row["text_vector"], row["title_vector"])
-    log = (tmp_path / "out" / "run.log").read_text()
+    log = (tmp_path / "out" / "a.log").read_text()
     assert log.count("loaded embed_t") == 1
     assert "embed_text: a batch of 1" in log
     assert "embed_title: a batch" not in log, "its inputs are equal, and so are its results"
@@ -135,7 +135,7 @@ def test_a_stage_whose_columns_the_csv_lacks_is_named_and_not_run(photos: Path, 
     resumed = fine(run(tmp_path, [OPEN, SILENT, MEASURE, HALF]))
     assert "has no column width_px, boxes" in resumed.stdout
     assert "--refresh" in resumed.stdout
-    assert "measure: a batch" not in (tmp_path / "out" / "run.log").read_text()
+    assert "measure: a batch" not in (tmp_path / "out" / "a.log").read_text()
     assert "width_px" not in rows(tmp_path).columns
     fine(run(tmp_path, [OPEN, SILENT, MEASURE, HALF], "--refresh"))
     table = rows(tmp_path)

@@ -16,7 +16,17 @@ import orjson
 from vec_pipeline.device import free_cores
 from vec_pipeline.record import COLUMNS, UserError
 from vec_pipeline.settings import column_types
-from vec_pipeline.sinks.csv_rows import Offsets, Rows, has_contract, read_header, row_blocks
+from vec_pipeline.sinks.csv_rows import (
+    RESTORE,
+    Offsets,
+    Rows,
+    change_in_vector,
+    first_change,
+    has_contract,
+    read_header,
+    refuse_saved_elsewhere,
+    row_blocks,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,6 +96,7 @@ class CsvReader:
         try:
             names, self._rows_start = read_header(self._file)
             if not has_contract(names):
+                refuse_saved_elsewhere(self._file, self.path)
                 raise UserError(
                     f"{path} does not begin with the columns of an annotation ({', '.join(list(COLUMNS)[:3])}, ...): "
                     "name the CSV of a run"
@@ -174,6 +185,8 @@ class CsvReader:
                 raise pa.ArrowInvalid("an unexpected quote")
             columns = {name: self._typed(name, table[name], name in as_text) for name in names}
         except pa.ArrowInvalid as error:
+            if change := first_change(rows):
+                raise UserError(f"{self.path} was saved by another program, which has {change}: {RESTORE}") from None
             reason = " ".join(str(error).split())[:120]
             raise UserError(f"{self.path} is damaged between byte {rows.starts[0]} and {rows.ends[-1]} ({reason}): "
                             "correct or delete that row, or annotate into a new file") from None  # fmt: skip
@@ -185,7 +198,8 @@ class CsvReader:
 
         kind = self.types.get(name)
         if kind == "vector" and not is_text:
-            is_flat = pc.all(pc.match_substring_regex(cells, FLAT_FLOATS), min_count=0).as_py()
+            is_like_floats = pc.and_(pc.match_substring_regex(cells, FLAT_FLOATS), pc.ends_with(cells, "]"))
+            is_flat = pc.all(is_like_floats, min_count=0).as_py()
             return lists_of(cells) if is_flat else cells
         if kind == "number":
             return pc.if_else(pc.is_finite(cells), cells, None)
@@ -193,6 +207,8 @@ class CsvReader:
 
 
 def opened(path: Path) -> FileIO:
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} is a pipe or a device: save it to a file first")
     try:
         return path.open("rb", buffering=0)
     except FileNotFoundError:
@@ -253,6 +269,8 @@ def array_of(cell: str, where: str) -> Array:
             return np.array(values, np.float32 if "." in cell or "e" in cell else np.int64)
     except (ValueError, TypeError, OverflowError):
         pass
+    if change := change_in_vector(cell):
+        raise UserError(f"{where} was saved by another program, which has {change}: {RESTORE}")
     raise UserError(f"{where}: {shortened(cell)} is not an array of numbers: correct or delete that row")
 
 

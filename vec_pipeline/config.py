@@ -47,6 +47,7 @@ class Config:
     read_threads: int = 4
     log_level: Literal["debug", "info", "warning"] = "info"
     sources: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ("@eaDir", "#recycle", ".thumbnails")
 
     def extra_columns(self, of_source: Mapping[str, str]) -> dict[str, str]:
         """Columns after those of the contract, and their types: those that the source brings, then the stages'.

@@ -34,6 +34,11 @@ class NotFound(UserError):  # noqa: N818 (it says what happened)
     """What an argument or a key names does not exist."""
 
 
+def beside(output: Path, ending: str) -> Path:
+    """A file beside an output: annotations.lock for annotations.csv, a.v1.lock for a.v1, which a.v2 must not share."""
+    return output.with_name(f"{output.name.removesuffix('.csv')}.{ending}")
+
+
 class Content(Protocol):
     """The bytes of one image, wherever they are.
 
@@ -167,7 +172,7 @@ class Source(Protocol):
     the command line; a key of one of its records is such an argument too, and stands for that image alone. An item that
     cannot be read is a record with an error, never the end of the stream.
 
-    exclude: folders to leave out, where the argument is a folder.
+    exclude: globs of names and of paths to leave out, where the argument holds several images.
 
     columns: that come with each record, and their types.
     is_stream: it can be read once only, and its length is not known before.
@@ -182,7 +187,7 @@ class Source(Protocol):
     notes: list[str]
     failures: list[str]
 
-    def __init__(self, argument: str, exclude: Sequence[Path] = ()) -> None: ...
+    def __init__(self, argument: str, exclude: Sequence[str] = ()) -> None: ...
 
     @classmethod
     def accepts(cls, argument: str) -> bool:

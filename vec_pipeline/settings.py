@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from vec_pipeline import weights
-from vec_pipeline.record import COLUMN_TYPES, COLUMNS, Stage, UserError
+from vec_pipeline.record import COLUMN_TYPES, COLUMNS, Stage, UserError, beside
 
 BEFORE_DECLARATIONS = {"text_confidence": "number", "clip_score": "number"}  # of CSVs whose settings name no types
 
@@ -30,7 +30,7 @@ class Recorded:
 
 
 def settings_path(csv_path: Path) -> Path:
-    return csv_path.with_suffix(".settings.yaml")
+    return beside(csv_path, "settings.yaml")
 
 
 def recorded_settings(csv_path: Path) -> Recorded:

@@ -5,21 +5,26 @@ heavy libraries are imported in it, so that `--help` answers at once.
 """
 
 import argparse
+import errno
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vec_pipeline.record import UserError
 
 if TYPE_CHECKING:
     from vec_pipeline.annotations import Block, CsvReader
 
+NAMED_DESCRIPTORS = {"-": 1, "/dev/stdout": 1, "/dev/stderr": 2}
+DESCRIPTOR = re.compile(r"-|/dev/std(?:out|err)|/(?:dev|proc/self)/fd/(\d+)")
+
 
 def add_csv_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--csv", type=Path, default=Path("output/annotations.csv"), metavar="FILE", help="default: %(default)s"
+        "--csv", type=path, default=Path("output/annotations.csv"), metavar="FILE", help="default: %(default)s"
     )
 
 
@@ -33,21 +38,65 @@ def blocks_with_bar(reader: "CsvReader", columns: Sequence[str] = (), **options:
             bar.update(int(block.ends[-1]) - bar.n)
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` to write to, and replace `path` by that file atomically once the block has succeeded.
+def path(text: str) -> Path:
+    """The path of an option: the shell leaves the `~` of `--out=~/file` as it is."""
+    return Path(os.path.expanduser(text))  # Path's own raises for a user who does not exist
 
-    Raises UserError where `path` cannot be written.
+
+def descriptor_of(path: Path) -> int | None:
+    """The open file that a path stands for: `-` and /dev/stdout are 1, /dev/fd/5 is 5; None for all other paths."""
+    found = DESCRIPTOR.fullmatch(str(path))
+    return found and NAMED_DESCRIPTORS.get(str(path), int(found[1] or 0))
+
+
+def is_stdout(path: Path | None) -> bool:
+    """Whether what is written to a path goes to stdout; what is said belongs on stderr then."""
+    return path is not None and descriptor_of(path) == 1
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path is a pipe, a device or an open file, which cannot be replaced."""
+    return descriptor_of(path) is not None or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+class ReaderGone(UserError):  # noqa: N818 (it says what happened)
+    """The program at the other end of a pipe has ended, or has read enough."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write to, which replaces `path` atomically once the block has succeeded.
+
+    Of a link, the target is replaced. A pipe, a device and `-`, which is stdout, are written to as they are.
+
+    Raises UserError where it cannot be written, of which ReaderGone is one.
     """
+    try:
+        if is_stream(path):
+            number = descriptor_of(path)
+            with path.open("wb") if number is None else os.fdopen(os.dup(number), "wb") as file:
+                yield file
+        else:
+            with replacing(Path(os.path.realpath(path))) as file:
+                yield file
+    except BrokenPipeError:
+        raise ReaderGone(f"{path}: nobody reads it any more") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}): name another file") from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    if path.is_symlink():  # to itself
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     new = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield new
-        with new.open("rb+") as file:
+        with new.open("wb") as file:
+            yield file
+            file.flush()
             os.fsync(file.fileno())
         new.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}): name another file") from None
     finally:
         with suppress(OSError):  # it has been renamed, or could not even be created
             new.unlink()

@@ -11,6 +11,7 @@ from typing import Any
 
 from vec_pipeline.commands import add_csv_argument, blocks_with_bar
 from vec_pipeline.progress import duration
+from vec_pipeline.terminal import plural
 
 COLUMNS = ("text", "description", "categories", "keywords", "image_text", "timestamp", "error", "flags")
 TOP_KEYWORDS = 20
@@ -149,7 +150,7 @@ def report(found: Mapping[str, Any]) -> str:
     """What `statistics` found as text for a terminal."""
     rows, failed = found["rows"], found["rows_with_error"]
     annotated = rows - failed
-    lines = [f"{rows:,} rows, {failed:,} with an error"]
+    lines = [f"{plural(rows, 'row')}, {failed:,} with an error"]
     if annotated:
         lines[0] += f", {found['share_with_image_text']:.1%} of the rest with text on the image"
     for title, total in (("errors", failed), ("categories", annotated), ("top keywords", annotated), ("flags", rows)):
@@ -173,7 +174,7 @@ def bars(title: str, counts: Mapping[str, int], total: int) -> list[str]:
         share = number / total
         lines.append(f"  {label:<{WIDTH - 2}}{number:>9,}{share:>9.1%}  {'#' * round(20 * share)}".rstrip())
     if len(counts) > MOST_LINES:
-        lines.append(f"  and {len(counts) - MOST_LINES:,} others")
+        lines.append(f"  and {plural(len(counts) - MOST_LINES, 'other')}")
     return lines
 
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import orjson
 
-from vec_pipeline.record import COLUMNS, Record, UserError
+from vec_pipeline.record import COLUMNS, Record, UserError, beside
 from vec_pipeline.sinks.csv_rows import (
     Contents,
     cells_of,
@@ -285,7 +285,7 @@ def lock_beside(path: Path) -> FileIO:
 
     Raises UserError where another process has it, and where the place has no locks.
     """
-    file = path.with_suffix(".lock").open("ab+", buffering=0)
+    file = beside(path, "lock").open("ab+", buffering=0)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

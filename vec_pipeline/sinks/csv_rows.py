@@ -1,5 +1,6 @@
 """Scans the rows of a CSV: where each begins and ends, its key and its error, and what a whole file holds."""
 
+import codecs
 import csv
 import io
 import os
@@ -7,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import FileIO
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,9 +18,17 @@ from vec_pipeline.record import COLUMNS, UserError
 
 BLOCK_BYTES = 1 << 23
 HEADER_BYTES = 1 << 16  # more than any header has
+BOM = b"\xef\xbb\xbf"  # the byte order mark, with which spreadsheet programs begin a file
 NEWLINE, QUOTE = ord("\n"), ord('"')
 BLANKS = np.frombuffer(b" \t\r\n\v\f", np.uint8)
-ERROR_COLUMN = list(COLUMNS).index("error")
+ERROR_COLUMN, TIMESTAMP_COLUMN = (list(COLUMNS).index(name) for name in ("error", "timestamp"))
+VECTOR_COLUMNS = [index for index, kind in enumerate(COLUMNS.values()) if kind == "vector"]
+NUMPY_ARRAY = re.compile(r"\[\s*[^\s,]+\s+[^\s,\]]")  # "[ 0.5 -0.25]", as str() shows an array
+ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+RESTORE = (
+    "restore it from a copy, or delete it and run again (finished results come from the result cache); "
+    "for a spreadsheet use `export --to xlsx`"
+)
 NO_ERROR = re.compile(rb'\]",\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d,,')  # image_vector's end, timestamp, empty error
 
 Item = TypeVar("Item")
@@ -69,8 +79,6 @@ def contents_of(path: Path, extra_columns: Sequence[str] = ()) -> Contents:
             return Contents()
         with path.open("rb", buffering=0) as file:
             return read_contents(file, path, (*COLUMNS, *extra_columns))
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not in UTF-8: convert it, or use another --output") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): use another --output") from None
 
@@ -80,6 +88,17 @@ def refuse_all_but_a_file(path: Path) -> None:
         raise UserError(f"{path} is a directory: name a file, such as {path / 'annotations.csv'}")
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is a pipe or a device: name a file with --output")
+    twin = path.with_name(path.name.removesuffix(".csv") if path.suffix == ".csv" else f"{path.name}.csv")
+    if is_ours(twin):
+        raise UserError(f"{path} would share its lock, settings and caches with {twin}: use another --output")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether there is a file that begins with the columns of the contract."""
+    if not path.is_file():
+        return False
+    with path.open("rb", buffering=0) as file:
+        return has_contract(read_header(file)[0])
 
 
 def read_contents(file: FileIO, path: Path, header: Sequence[str]) -> Contents:
@@ -92,10 +111,12 @@ def read_contents(file: FileIO, path: Path, header: Sequence[str]) -> Contents:
     if not contents.header and is_cut_header(file):
         return contents
     if not has_contract(contents.header):
+        refuse_saved_elsewhere(file, path)
         raise UserError(f"{path} has other columns than this run writes, and is left as it is: use another --output")
     if unknown := sorted(set(contents.header) - set(header)):
         raise UserError(f"{path} has columns that this run does not write ({', '.join(unknown)}): use another --output")
     torn_bytes = 0  # where the first torn row ends
+    is_checked = False  # one row without error speaks for all: their vectors are equally long
     for (is_header, end, row), is_last in with_last_marked(whole_rows(file)):
         if is_header:
             continue
@@ -106,7 +127,14 @@ def read_contents(file: FileIO, path: Path, header: Sequence[str]) -> Contents:
             raise UserError(
                 f"{path}: the row that ends at byte {torn_bytes:,} is damaged, and is left as it is: delete that row"
             )
-        contents.add(row)
+        try:
+            contents.add(row)
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is not in UTF-8: convert it, or use another --output") from None
+        if not (shows_no_error(row) and is_checked):
+            if change := change_in(cells_of(row)):
+                raise UserError(f"{path} was saved by another program, which has {change}: {RESTORE}")
+            is_checked = is_checked or shows_no_error(row)
         contents.end_bytes = end
     return contents
 
@@ -115,12 +143,27 @@ def read_header(file: FileIO) -> tuple[tuple[str, ...], int]:
     """Return the columns, and the offset where the rows begin; () and 0 where there is no whole header."""
     block = os.pread(file.fileno(), HEADER_BYTES, 0)
     ends = row_ends(block)
-    return (tuple(cells_of(block[: ends[0]])), ends[0]) if ends else ((), 0)
+    return (tuple(cells_of(block[: ends[0]].removeprefix(BOM))), ends[0]) if ends else ((), 0)
 
 
 def has_contract(header: Sequence[str]) -> bool:
     """Whether a header begins with the columns of the contract."""
     return tuple(header[: len(COLUMNS)]) == tuple(COLUMNS)
+
+
+def refuse_saved_elsewhere(file: FileIO, path: Path) -> None:
+    """Raise UserError where another program has saved a CSV of ours so that it is none any more."""
+    start = os.pread(file.fileno(), HEADER_BYTES, 0)
+    is_utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = start[: len(start) // 2 * 2].decode("utf-16" if is_utf16 else "utf-8-sig", "replace")
+    header, *_ = text.replace('"', "").splitlines() or [""]
+    names = re.split(r"[,;\t]", header)
+    if has_contract(names[1:]):
+        raise UserError(f"{path} was saved by pandas with an index column: save it with index=False")
+    separator = {";": "with ';' between cells", "\t": "with tabs between cells"}.get(header[len(names[0]) :][:1])
+    what = "in UTF-16" if is_utf16 else separator or ("with other line ends" if b"\r" in start else "")
+    if has_contract(names) and what:
+        raise UserError(f"{path} was saved by a spreadsheet program {what}: {RESTORE}")
 
 
 def is_cut_header(file: FileIO) -> bool:
@@ -135,7 +178,8 @@ def whole_rows(file: FileIO) -> Iterator[tuple[bool, int, bytes]]:
     for rows in row_blocks(file):
         start = 0
         for size_bytes, end in zip((rows.ends - rows.starts).tolist(), rows.ends.tolist(), strict=True):
-            yield is_header, end, bytes(rows.data[start : start + size_bytes])
+            row = bytes(rows.data[start : start + size_bytes])
+            yield is_header, end, row.removeprefix(BOM) if is_header else row
             is_header = False
             start += size_bytes
 
@@ -211,9 +255,32 @@ def key_and_error(row: bytes) -> tuple[str, str]:
         end = row.index(b'",', 1)
         if row.find(b'""', 1, end + 2) < 0:
             return row[1:end].decode(), ""
-    cells = cells_of(row)
+    cells = cells_of(row, errors="strict")
     return cells[0], cells[ERROR_COLUMN] if len(cells) > ERROR_COLUMN else ""
 
 
-def cells_of(row: bytes) -> list[str]:
-    return next(csv.reader(io.StringIO(row.decode("utf-8", "replace"), newline="")))
+def change_in(cells: Sequence[str]) -> str:
+    """What a program that saved a row has changed so that it cannot be read; empty where it is as written."""
+    if len(cells) < len(COLUMNS):
+        return ""
+    if (timestamp := cells[TIMESTAMP_COLUMN]) and not ISO_DATE.match(timestamp):
+        return f"changed the timestamp to {timestamp[:40]!r}"
+    return next(filter(None, (change_in_vector(cells[index]) for index in VECTOR_COLUMNS)), "")
+
+
+def change_in_vector(cell: str) -> str:
+    if cell.startswith("[") and not cell.endswith("]"):
+        return "cut off a vector"
+    return "saved vectors in a form that is not JSON" if NUMPY_ARRAY.match(cell) else ""
+
+
+def first_change(rows: Rows) -> str:
+    """As `change_in`, of the first row that has been changed."""
+    sizes = (rows.ends - rows.starts).tolist()
+    ends = list(accumulate(sizes))
+    cells = (cells_of(bytes(rows.data[end - size : end])) for size, end in zip(sizes, ends, strict=True))
+    return next(filter(None, map(change_in, cells)), "")
+
+
+def cells_of(row: bytes, errors: str = "replace") -> list[str]:
+    return next(csv.reader(io.StringIO(row.decode("utf-8", errors), newline="")))

@@ -1,14 +1,23 @@
-"""Write the rows as Parquet, as JSON lines, into PostgreSQL with pgvector, or as a CSV for a spreadsheet."""
+"""Write the rows as Parquet, as JSON lines, into PostgreSQL with pgvector, or as CSV or xlsx for a spreadsheet."""
 
 import argparse
+import os
+import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vec_pipeline.commands import add_csv_argument
+from vec_pipeline.commands import ReaderGone, add_csv_argument, descriptor_of, is_stdout, is_stream, path, writing
 from vec_pipeline.record import UserError
+from vec_pipeline.terminal import plural
 
 if TYPE_CHECKING:
     from vec_pipeline.annotations import CsvReader
+
+DELIMITERS = {",": ",", ";": ";", "tab": "\t", "\\t": "\t", "\t": "\t"}
+BINARY = ("parquet", "xlsx")
+READER_GONE = 141  # as a shell says of a program that SIGPIPE ended
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,39 +25,73 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         required=True,
-        choices=("parquet", "jsonl", "pgvector", "csv"),
+        choices=("parquet", "jsonl", "pgvector", "csv", "xlsx"),
         help="parquet: embeddings as fixed-size float32 lists; jsonl: an object per row; pgvector: three tables; "
-        "csv: without vectors, and with no cell that a spreadsheet takes for a formula",
+        "csv, xlsx: without vectors, and with no cell that a spreadsheet takes for a formula",
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path,
         metavar="PATH",
-        help="the file to write; for pgvector without --dsn, a folder for the database",
+        help="the file, - for stdout; a link is kept and its target replaced, a pipe or a device is written to; "
+        "for pgvector without --dsn, a folder for the database",
     )
     parser.add_argument("--dsn", metavar="URL", help="pgvector: the server, as postgresql://user@host/database")
+    parser.add_argument(
+        "--delimiter", type=delimiter, metavar="CHARACTER", help="csv: between the cells: ',' (default), ';' or tab"
+    )
+
+
+def delimiter(text: str) -> str:
+    if text not in DELIMITERS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not ',', ';' or tab")
+    return DELIMITERS[text]
 
 
 def run(options: argparse.Namespace) -> int:
     from vec_pipeline.annotations import CsvReader
 
+    if options.delimiter and options.to != "csv":
+        raise UserError(f"--to {options.to} does not take --delimiter")
     with CsvReader(options.csv) as reader:
+        if options.to == "pgvector":
+            from vec_pipeline.commands.export import pgvector
+
+            print(pgvector.export(reader, options.dsn, options.out))
+            return 0
+        if options.dsn or not options.out:
+            raise UserError(f"--to {options.to} needs --out FILE, and does not take --dsn")
         return write(reader, options)
 
 
 def write(reader: "CsvReader", options: argparse.Namespace) -> int:
-    if options.to == "pgvector":
-        from vec_pipeline.commands.export import pgvector
-
-        print(pgvector.export(reader, options.dsn, options.out))
-        return 0
+    """Write one file, and say what was written."""
     from vec_pipeline.commands.export import files
 
-    if options.dsn or not options.out:
-        raise UserError(f"--to {options.to} needs --out FILE, and does not take --dsn")
-    if options.out.is_dir() or (options.out.exists() and options.csv.exists() and options.out.samefile(options.csv)):
-        what = "a directory" if options.out.is_dir() else "the CSV itself"
-        raise UserError(f"{options.out} is {what}: name another file")
-    rows = files.WRITERS[options.to](reader, options.out)
-    print(f"{rows:,} rows in {options.out}, {options.out.stat().st_size / 1e6:,.1f} MB")
+    out: Path = options.out
+    refuse_output(out, reader.status(), options.to)
+    writer = files.WRITERS[options.to]
+    if options.delimiter:
+        writer = partial(files.write_spreadsheet, delimiter=options.delimiter)
+    try:
+        with writing(out) as file:
+            written = writer(reader, file)
+    except ReaderGone:  # such as `head`, which has read enough
+        return READER_GONE
+    size = "" if is_stream(out) else f", {out.stat().st_size / 1e6:,.1f} MB"
+    notes = "".join(f"; {note}" for note in written.notes)
+    said = f"{plural(written.rows, 'row')} in {'stdout' if is_stdout(out) else out}{size}{notes}"
+    print(said, file=sys.stderr if is_stdout(out) else sys.stdout)
     return 0
+
+
+def refuse_output(out: Path, csv: os.stat_result, to: str) -> None:
+    """Raise UserError where a file cannot be written to `out`."""
+    number = descriptor_of(out)
+    if number is None and out.is_dir():
+        raise UserError(f"{out} is a directory: name another file")
+    with suppress(OSError):  # it does not exist yet, or writing says what is wrong
+        if os.path.samestat(out.stat() if number is None else os.fstat(number), csv):
+            raise UserError(f"{out} is the CSV itself: name another file")
+        if number is not None and to in BINARY and os.isatty(number):
+            raise UserError(f"{to} is not for a terminal: redirect it to a file, or name one with --out")

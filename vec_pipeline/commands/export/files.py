@@ -1,16 +1,16 @@
-"""Rows to one file: Parquet, JSON lines, or CSV for a spreadsheet; streamed, and put in place atomically."""
+"""Rows to one file: Parquet, JSON lines, or CSV for a spreadsheet; streamed."""
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import orjson
 
 from vec_pipeline.annotations import CsvReader, array_of, json_of
-from vec_pipeline.commands import blocks_with_bar, replacing
+from vec_pipeline.commands import blocks_with_bar
 from vec_pipeline.record import COLUMNS, UserError
 
 if TYPE_CHECKING:
@@ -22,8 +22,15 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "�
 Shape = tuple[str, int, int]
 
 
-def write_parquet(reader: CsvReader, out: Path) -> int:
-    """Write a Parquet file; return its rows.
+class Written(NamedTuple):
+    """What a file holds: how many rows, and notes on what differs from the CSV."""
+
+    rows: int
+    notes: Sequence[str] = ()
+
+
+def write_parquet(reader: CsvReader, file: BinaryIO) -> Written:
+    """Write a Parquet file.
 
     A vector column has the type that `array_types` says, a plain list of float32 where no row has a vector; it is null
     where a row has none. timestamp is a timestamp, numbers are doubles, all else is text; JSON is null where it is
@@ -39,7 +46,7 @@ def write_parquet(reader: CsvReader, out: Path) -> int:
     others = [name for name in reader.names_of("vector") if name not in embeddings]
     texts = reader.names_of("text", "file")
     rows = 0
-    with replacing(out) as new, parquet.ParquetWriter(new, target, compression="zstd", use_dictionary=texts) as writer:
+    with parquet.ParquetWriter(file, target, compression="zstd", use_dictionary=texts) as writer:
         for table in regrouped(block.table for block in blocks_with_bar(reader, as_text=others)):
             try:
                 writer.write_table(cast(table, target, others))
@@ -49,7 +56,7 @@ def write_parquet(reader: CsvReader, out: Path) -> int:
                     "use --to jsonl, or annotate into a new file"
                 ) from None
             rows += len(table)
-    return rows
+    return Written(rows)
 
 
 def parquet_schema(reader: CsvReader) -> "pa.Schema":
@@ -76,11 +83,19 @@ def array_types(reader: CsvReader) -> dict[str, "pa.DataType"]:
     """What holds the arrays of each vector column that has any.
 
     Floats of one length are a fixed-size list of float32, other arrays of one number of dimensions are (nested) lists,
-    and a mixture is the JSON text. A column of the contract is the embedding of one model, so its first row decides; of
-    the other columns all rows are read.
+    and a mixture is the JSON text.
+    """
+    return {name: array_type(shapes) for name, shapes in column_shapes(reader).items()}
+
+
+def column_shapes(reader: CsvReader, every_row: bool = False) -> dict[str, set[Shape]]:
+    """The shapes in each vector column that has any.
+
+    every_row: read all rows of every column; otherwise the first row with a vector speaks for a column of the contract,
+    which should be the embedding of one model.
     """
     names = reader.names_of("vector")
-    embeddings = [name for name in names if name in COLUMNS]
+    embeddings = [] if every_row else [name for name in names if name in COLUMNS]
     shapes: dict[str, set[Shape]] = {name: set() for name in names}
     for block in reader.blocks(names, as_text=embeddings):
         for name in names:
@@ -91,7 +106,7 @@ def array_types(reader: CsvReader) -> dict[str, "pa.DataType"]:
                 shapes[name] = shapes_of(cells[:1], f"{reader.path}: {name}")
         if names == embeddings and all(shapes.values()):
             break
-    return {name: array_type(found) for name, found in shapes.items() if found}
+    return {name: found for name, found in shapes.items() if found}
 
 
 def shapes_of(cells: "pa.ChunkedArray", where: str) -> set[Shape]:
@@ -134,14 +149,13 @@ def regrouped(tables: Iterator["pa.Table"]) -> Iterator["pa.Table"]:
         yield pa.concat_tables(waiting)
 
 
-def write_json_lines(reader: CsvReader, out: Path) -> int:
-    """Write one JSON object per line; return their number. Vectors are lists, with the digits of the CSV, or null."""
+def write_json_lines(reader: CsvReader, file: BinaryIO) -> Written:
+    """Write one JSON object per line. Vectors are lists, with the digits of the CSV, or null."""
     rows = 0
-    with replacing(out) as new, new.open("w", encoding="utf-8") as file:
-        for block in blocks_with_bar(reader, as_text=reader.names_of("vector")):
-            file.writelines(json_line(reader, row) for row in block.table.to_pylist())
-            rows += len(block.table)
-    return rows
+    for block in blocks_with_bar(reader, as_text=reader.names_of("vector")):
+        file.writelines(json_line(reader, row).encode() for row in block.table.to_pylist())
+        rows += len(block.table)
+    return Written(rows)
 
 
 def json_line(reader: CsvReader, row: Mapping[str, Any]) -> str:
@@ -156,29 +170,50 @@ def json_line(reader: CsvReader, row: Mapping[str, Any]) -> str:
     return "{" + ", ".join(f"{json.dumps(name)}: {value_of(name, cell)}" for name, cell in row.items()) + "}\n"
 
 
-def write_spreadsheet(reader: CsvReader, out: Path) -> int:
-    """Write a CSV without vectors; return its rows.
+def write_spreadsheet(reader: CsvReader, file: BinaryIO, delimiter: str = ",") -> Written:
+    """Write a CSV without vectors.
 
     Text that a spreadsheet would take for a formula gets an apostrophe before it, as OWASP advises (CSV injection);
     a byte order mark tells Excel that it is UTF-8.
     """
-    names = [name for name, kind in reader.types.items() if kind != "vector"]
     rows = 0
-    with replacing(out) as new, new.open("w", encoding="utf-8-sig", newline="") as file:
-        writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
-        writer.writerow(names)
-        for block in blocks_with_bar(reader, names):
-            writer.writerows([safe_cell(cell) for cell in row.values()] for row in block.table.to_pylist())
-            rows += len(block.table)
-    return rows
+    text = io.TextIOWrapper(file, "utf-8-sig", newline="")
+    writer = csv.writer(text, delimiter=delimiter, quoting=csv.QUOTE_NONNUMERIC)
+    for row in spreadsheet_rows(reader):
+        writer.writerow(row)
+        rows += 1
+    text.detach()  # which writes what it holds
+    return Written(rows - 1)
+
+
+def write_excel(reader: CsvReader, file: BinaryIO) -> Written:
+    """Write an xlsx file without vectors; raises UserError where openpyxl is not installed."""
+    from vec_pipeline.commands.export.excel import Workbook, temporary_files
+
+    rows = spreadsheet_rows(reader)
+    with temporary_files():
+        book = Workbook(next(rows))
+        for row in rows:
+            book.add(row)
+        book.save(file)
+    return Written(book.rows, book.notes)
+
+
+def spreadsheet_rows(reader: CsvReader) -> Iterator[list[Any]]:
+    """Yield the names of the columns but for vectors, and then their cells, none of which is taken for a formula."""
+    names = [name for name, kind in reader.types.items() if kind != "vector"]
+    yield names
+    for block in blocks_with_bar(reader, names):
+        yield from ([safe_cell(cell) for cell in row.values()] for row in block.table.to_pylist())
 
 
 def safe_cell(cell: Any) -> Any:
     return "'" + cell if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) else cell
 
 
-WRITERS: dict[str, Callable[[CsvReader, Path], int]] = {
+WRITERS: dict[str, Callable[[CsvReader, BinaryIO], Written]] = {
     "parquet": write_parquet,
     "jsonl": write_json_lines,
     "csv": write_spreadsheet,
+    "xlsx": write_excel,
 }

@@ -2,9 +2,8 @@
 
 import argparse
 import os
-from pathlib import Path
 
-from vec_pipeline.commands import add_csv_argument
+from vec_pipeline.commands import add_csv_argument, path
 from vec_pipeline.record import UserError
 
 DEFAULT_COSINE = 0.97
@@ -12,7 +11,7 @@ DEFAULT_COSINE = 0.97
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_csv_argument(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder; open index.html in it")
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="the folder; open index.html in it")
     parser.add_argument(
         "--duplicate-cosine",
         type=cosine,

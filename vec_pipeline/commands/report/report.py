@@ -17,8 +17,9 @@ from vec_pipeline.commands.report.rows import read_rows
 from vec_pipeline.commands.report.site import Site
 from vec_pipeline.commands.report.summary import SCORES, Summary, stage_seconds
 from vec_pipeline.commands.report.thumbnails import Picture, Thumbnails
-from vec_pipeline.record import UserError, Values
+from vec_pipeline.record import UserError, Values, beside
 from vec_pipeline.settings import recorded_settings
+from vec_pipeline.terminal import plural
 
 ROWS_PER_PIECE = 1_000
 COLUMNS = ("image_path", "text", "description", "categories", "keywords", "image_text", "error", "flags", *SCORES)
@@ -47,13 +48,14 @@ def make_report(csv_path: Path, folder: Path, duplicate_cosine: float) -> str:
             "map_steps": MAP_STEPS,
             "groups": max(plan["group"], default=0),
             "duplicate_cosine": duplicate_cosine,
-            "stages": stage_seconds(csv_path.parent / "run.log"),
+            "stages": stage_seconds(beside(csv_path, "log")),
         }
         site.write("data-head.js", "start", head | summary.as_dict())
         site.publish()
         thumbnails.remove_unused()
     seconds = time.monotonic() - start_s
-    return f"{summary.rows:,} images, {thumbnails.made:,} new thumbnails, {seconds:.0f} s: open {site.index}"
+    made = f"{plural(summary.rows, 'image')}, {plural(thumbnails.made, 'new thumbnail')}"
+    return f"{made}, {seconds:.0f} s: open {site.index}"
 
 
 def write_rows(reader: CsvReader, site: Site, thumbnails: Thumbnails) -> tuple[Summary, Vectors]:

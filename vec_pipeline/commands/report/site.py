@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from vec_pipeline.commands import is_stream
 from vec_pipeline.record import UserError
 
 PAGE = Path(__file__).parent / "page"
@@ -54,14 +55,17 @@ class Site:
 
 
 def refuse_what_is_not_ours(folder: Path) -> None:
-    """Raise UserError for a file, and for a folder of other things: only a report may be overwritten."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: name a folder with --out")
-    index = folder / "index.html"
+    """Raise UserError for what is no folder, or a folder of other things: only a report may be overwritten."""
+    if is_stream(folder) or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"{folder} is not a folder: name one with --out")
+    index, gallery = folder / "index.html", folder / "gallery"
+    for path in (index, gallery, gallery / "thumbnails"):  # what is in these is replaced and removed
+        if path.is_symlink() or is_stream(path):
+            raise UserError(f"{path} is a link, a pipe or a device: remove it, or name a new folder with --out")
     if index.exists():
         is_ours = GENERATOR in index.read_text(encoding="utf-8", errors="replace")
     else:
-        is_ours = not folder.exists() or not any(folder.iterdir()) or (folder / "gallery" / "thumbnails").is_dir()
+        is_ours = not folder.exists() or not any(folder.iterdir()) or (gallery / "thumbnails").is_dir()
     if not is_ours:
         raise UserError(f"{folder} is not empty and not a report: name a new folder with --out")
 

@@ -2,15 +2,17 @@
 
 import argparse
 import contextlib
+import glob
 import logging
-import os
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vec_pipeline.record import COLUMNS, Record, Source, Stage, UserError
+from vec_pipeline.commands import path
+from vec_pipeline.commands.run.messages import start_log, stderr_in
+from vec_pipeline.record import COLUMNS, Record, Source, Stage, UserError, beside
 from vec_pipeline.terminal import INTERRUPTED, Interrupt, plural, visible
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ logger = logging.getLogger("vec_pipeline")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "exit status: 0 every image has a row without error; 1 some rows have an error, or a folder could not be "
-        "listed; 2 unusable arguments, configuration, models or output file; 130 interrupted, what was finished is saved"
+        "listed; 2 unusable arguments, configuration, models or output file; 130 interrupted, finished rows are saved"
     )
     parser.add_argument("source", nargs="+", metavar="SOURCE", help="folders, walked recursively, or images")
     parser.add_argument("--config", type=path, default=Path("config.yaml"), metavar="FILE", help="default: %(default)s")
@@ -50,10 +52,6 @@ def integer(text: str) -> int:
     return int(text)
 
 
-def path(text: str) -> Path:
-    return Path(os.path.expanduser(text))  # Path's own raises for a user who does not exist
-
-
 def run(options: argparse.Namespace) -> int:
     if options.refresh and (options.retry_errors or options.limit is not None):
         raise UserError("--refresh updates all rows: leave --limit and --retry-errors out")
@@ -67,7 +65,8 @@ def run(options: argparse.Namespace) -> int:
         raise
     except Exception as error:  # of the worker itself: what fails with an image is in its row
         logger.exception("the run ended early")
-        raise UserError(f"{type(error).__name__}: {error}: what was finished is saved, see run.log") from None
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{reason}: what was finished is saved, see the log beside the CSV") from None
 
 
 def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
@@ -80,7 +79,7 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
 
     config = load_config(options.config, options.set)
     config = replace(config, output=options.output or config.output)
-    source = open_source(options.source, config.sources, exclude=[config.output.parent])
+    source = open_source(options.source, config.sources, exclude=[*config.exclude, *own_files(config.output)])
     check_wiring(config.stages, source.columns)
     columns = config.extra_columns(source.columns)
     existing = contents_of(config.output, tuple(columns))
@@ -104,7 +103,8 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
                 settings.check_settings(config.output, config.stages, sink.header)
             settings.write_settings(config.output, stages, config.stages, types, config.sources)
         if todo.number != 0:
-            start_log(config)
+            start_log(beside(config.output, "log"), config.log_level)
+            logger.info("run: %s", config)
             work(config, stages, todo, sink, results, options, interrupt)
         if options.refresh:
             changed = sink.replace_rows()
@@ -148,8 +148,15 @@ def plan_refresh(
     return stages, todo
 
 
+def own_files(output: Path) -> list[str]:
+    """Globs of the output and what lies beside it, which a folder of images may hold too."""
+    output = output.parent.resolve() / output.name
+    begin, ends = glob.escape(str(beside(output, ""))), ("log", "lock", "settings.*", "cache.*", "journal.*")
+    return [glob.escape(str(output)), *(f"{begin}{end}" for end in ends)]
+
+
 def cache_path(config: "Config") -> Path | None:
-    return config.output.with_suffix(".cache.sqlite") if config.result_cache else None
+    return beside(config.output, "cache.sqlite") if config.result_cache else None
 
 
 def fetched(stages: Sequence[Stage]) -> tuple[Stage, ...]:
@@ -180,7 +187,8 @@ def work(
     from vec_pipeline.progress import Progress
 
     with contextlib.ExitStack() as stack:
-        journal = stack.enter_context(contextlib.closing(CrashJournal(config.output.with_suffix(".journal.sqlite"))))
+        terminal = stack.enter_context(stderr_in(beside(config.output, "log")))
+        journal = stack.enter_context(contextlib.closing(CrashJournal(beside(config.output, "journal.sqlite"))))
         if options.retry_errors:
             journal.clear(list(journal.deaths))
         size = chunk_size(stages, config.chunk_size)
@@ -192,7 +200,7 @@ def work(
         )
         if executor.has_two_at_work and (todo.number is None or todo.number > size.first):
             device.leave_half_the_cores()
-        progress = Progress(todo.number, executor)
+        progress = Progress(todo.number, executor, terminal)
         stack.callback(summarise, progress)  # after the bar is closed, however the run ends
         stack.enter_context(contextlib.closing(progress))
 
@@ -220,24 +228,13 @@ def summarise(progress: "Progress") -> None:
     logger.info("%s", summary)
 
 
-def start_log(config: "Config") -> None:
-    log = config.output.parent / "run.log"
-    handler = logging.FileHandler(log, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(config.log_level.upper())
-    logger.propagate = False
-    logging.raiseExceptions = False  # a log that cannot be written stops nothing
-    logger.info("run: %s", config)
-
-
 def verdict(sink: "CsvFile", source: Source) -> int:
     """Say what the file holds now, and what could not be listed; return the exit status."""
     print(f"{sink.path} holds {plural(sink.rows, 'row')}, {len(sink.failed):,} of them with an error")
     for key, error in sink.error_examples:
         print(f"  {visible(key)}: {visible(error)}")
     if sink.failed:
-        print(f"  --retry-errors annotates them again; see {sink.path.parent / 'run.log'}")
+        print(f"  --retry-errors annotates them again; see {beside(sink.path, 'log')}")
     if source.failures:
         print(f"{plural(len(source.failures), 'folder or file')} could not be listed:")
         print(*(f"  {visible(failure)}" for failure in source.failures[:3]), sep="\n")

@@ -2,13 +2,13 @@
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from vec_pipeline.commands import add_csv_argument
+from vec_pipeline.commands import add_csv_argument, is_stdout, path
 from vec_pipeline.record import UserError
 
 COLUMN_OF = {"image": "image_vector", "text": "text_vector"}
@@ -17,7 +17,9 @@ COLUMN_OF = {"image": "image_vector", "text": "text_vector"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("query", nargs="?", metavar="TEXT", help='what to look for, such as "a red car"')
     add_csv_argument(parser)
-    parser.add_argument("--like", metavar="IMAGE", help="look for what looks like this image, instead of TEXT")
+    parser.add_argument(
+        "--like", type=os.path.expanduser, metavar="IMAGE", help="look for what looks like this image, instead of TEXT"
+    )
     parser.add_argument(
         "--in",
         dest="where",
@@ -27,7 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top", type=positive, default=10, metavar="N", help="how many to show (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print a list of objects with image_path and score")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with thumbnails as well")
+    parser.add_argument(
+        "--html",
+        type=path,
+        metavar="FILE",
+        help="write a page with thumbnails as well; a link is kept and its target replaced; - for stdout",
+    )
 
 
 def positive(text: str) -> int:
@@ -51,7 +58,8 @@ def run(options: argparse.Namespace) -> int:
         found = vectors.nearest(query, options.top)
     if options.html:
         write_page(options.html, options.query or f"like {options.like}", found, options.csv)
-    print(json.dumps(found, ensure_ascii=False, indent=2) if options.json else table(found))
+    said = json.dumps(found, ensure_ascii=False, indent=2) if options.json else table(found)
+    print(said, file=sys.stderr if is_stdout(options.html) else sys.stdout)
     return 0
 
 

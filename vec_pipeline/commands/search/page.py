@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from vec_pipeline.commands import replacing
+from vec_pipeline.commands import writing
 from vec_pipeline.record import Content, NotFound, UserError
 from vec_pipeline.settings import recorded_settings
 from vec_pipeline.sources import content_of
@@ -38,15 +38,15 @@ ITEM = """<li>{picture}
 
 
 def write_page(path: Path, title: str, found: Sequence[Mapping[str, Any]], csv_path: Path) -> None:
-    """Write the page atomically. Text of images and models is shown as text, whatever it says.
+    """Write the page, as `writing` does. Text of images and models is shown as text, whatever it says.
 
     csv_path: of the rows that were found, whose keys its sources can read.
     """
     OpenImage().load()  # readers of rarer formats
     sources = recorded_settings(csv_path).sources
     items = "\n".join(item(row, sources) for row in found)
-    with replacing(path) as new:
-        new.write_text(PAGE.format(title=escape(title), items=items), encoding="utf-8")
+    with writing(path) as file:
+        file.write(PAGE.format(title=escape(title), items=items).encode(errors="backslashreplace"))
 
 
 def item(row: Mapping[str, Any], sources: Sequence[str]) -> str:

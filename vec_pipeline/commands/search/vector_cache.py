@@ -15,8 +15,8 @@ from typing import Any, Self
 import numpy as np
 
 from vec_pipeline.annotations import Block, CsvReader, arrays
-from vec_pipeline.commands import blocks_with_bar, replacing
-from vec_pipeline.record import UserError, Values
+from vec_pipeline.commands import blocks_with_bar, writing
+from vec_pipeline.record import UserError, Values, beside
 
 TAIL_BYTES = 4096
 ROWS_AT_ONCE = 256  # read and compared with the matrix
@@ -105,7 +105,7 @@ class Vectors:
 
 def open_cache(reader: CsvReader, column: str, rebuild: bool) -> tuple[Matrix, Places]:
     """Bring the cache up to date and map its files; where its folder cannot be written, a temporary one."""
-    folder = reader.path.with_suffix(".vectors")
+    folder = beside(reader.path, "vectors")
     try:
         return Cache(reader, column, folder).followed(rebuild)
     except OSError as error:
@@ -195,8 +195,8 @@ class Cache:
                     file.flush()
                     os.fsync(file.fileno())
                 state.inode, state.tail = self._identity(state.csv_end)
-                with replacing(self.state_path) as new:
-                    new.write_text(json.dumps(asdict(state)))
+                with writing(self.state_path) as state_file:
+                    state_file.write(json.dumps(asdict(state)).encode())
         return state
 
     def _vectors_of(self, block: Block, dimensions: int) -> tuple[Vector, Places, int]:

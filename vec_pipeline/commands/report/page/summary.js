@@ -16,11 +16,11 @@ function renderSummary() {
     element(
       "div",
       { class: "cards" },
-      card(head.rows, "images"),
+      card(head.rows, head.rows === 1 ? "image" : "images"),
       card(errors, `with an error${share(errors)}`),
       card(head.with_text, `with text on the image${share(head.with_text)}`),
       card(head.different.categories, head.different.categories === 1 ? "category" : "categories"),
-      card(head.groups, "groups of near-duplicates"),
+      card(head.groups, `${head.groups === 1 ? "group" : "groups"} of near-duplicates`),
     ),
     element(
       "div",
@@ -100,7 +100,7 @@ function stages() {
       element("span", { class: "key" }),
       "work",
       element("span", { class: "key second" }),
-      "loading the model; all runs in run.log",
+      "loading the model; all runs in the log beside the CSV",
     ),
   );
 }
