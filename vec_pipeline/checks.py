@@ -119,9 +119,7 @@ def gpu() -> Finding:
 
     if supports_gpu():
         return Finding("gpu", text)
-    return Finding(
-        "gpu", text + "; llama.cpp was built without it: run make llama", False
-    )
+    return Finding("gpu", text + "; llama.cpp was built without it: run make llama", False)
 
 
 def memory(config: Config) -> str:

@@ -3,9 +3,11 @@
 import argparse
 from pathlib import Path
 
+from vec_pipeline.commands import path
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, default=Path("config.yaml"), metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--config", type=path, default=Path("config.yaml"), metavar="FILE", help="default: %(default)s")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -79,8 +79,7 @@ class Structure(ModelStage):
 
         if self.device == "cuda" and device.has_gpu() and not supports_gpu():
             raise UserError(
-                "structure: llama.cpp was built without the GPU: run make llama, or "
-                "--set structure.device=cpu"
+                "structure: llama.cpp was built without the GPU: run make llama, or --set structure.device=cpu"
             )
         return supports_gpu()
 
