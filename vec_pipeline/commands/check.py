@@ -1,4 +1,4 @@
-"""Look at everything a run depends on, and say what would fail."""
+"""Check everything a run depends on, and say what would fail."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print one line per thing looked at; 1 where one of them would stop a run."""
+    """Print one line per check; return 1 where one of them would stop a run."""
     from vec_pipeline.checks import findings
     from vec_pipeline.config import load_config
 
