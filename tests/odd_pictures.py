@@ -142,14 +142,19 @@ def dng(orientation: int = 1, size: tuple[int, int] = (480, 320)) -> bytes:
     return tiff(Page({**raw_tags(size, 0), **CAMERA, 274: (3, [orientation])}, bayer(size)))
 
 
-def dng_with_preview(orientation: int = 1, size: tuple[int, int] = (480, 320)) -> bytes:
+def dng_with_preview(
+    orientation: int = 1, size: tuple[int, int] = (480, 320), *, is_jpeg: bool = True, **options: object
+) -> bytes:
     """Its first page is a thumbnail of 24 x 16 pixels, its preview is half as large as its sensor and turned about."""
     thumbnail = np.zeros((16, 24, 3), np.uint8)
-    preview = encoded(quarters((size[0] // 2, size[1] // 2)).transpose(Image.Transpose.ROTATE_180), "JPEG", quality=95)
+    half = quarters((size[0] // 2, size[1] // 2)).transpose(Image.Transpose.ROTATE_180)
+    preview = encoded(half, "JPEG", quality=95, **options)
     preview_tags = {
         254: (4, [1]), 256: (4, [size[0] // 2]), 257: (4, [size[1] // 2]), 258: (3, [8, 8, 8]), 259: (3, [7]),
         262: (3, [6]), 277: (3, [3]), 278: (4, [size[1] // 2]),
     }  # fmt: skip
+    if not is_jpeg:
+        preview_tags, preview = {**array_tags(np.asarray(half), 2), 254: (4, [1])}, half.tobytes()
     tags = {**array_tags(thumbnail, 2), **CAMERA, 254: (4, [1]), 274: (3, [orientation])}
     return tiff(Page(tags, thumbnail.tobytes(), Page(raw_tags(size, 0), bayer(size)), Page(preview_tags, preview)))
 
@@ -169,8 +174,8 @@ def tiff_with(subfile_type: int, number: int = 1) -> bytes:
 
 
 def png(pixels: np.ndarray[Any, Any], *chunks: tuple[bytes, bytes]) -> bytes:
-    """Of 16 bits, of shape (height, width) or (height, width, 3 or 4), with further chunks before the pixels."""
-    colour_type = {1: 0, 3: 2, 4: 6}[pixels.shape[2] if pixels.ndim == 3 else 1]
+    """Of 16 bits, of shape (height, width) or (height, width, 2 to 4), with further chunks before the pixels."""
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[pixels.shape[2] if pixels.ndim == 3 else 1]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, colour_type, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
@@ -267,6 +272,26 @@ def inks() -> Image.Image:
     pixels = Image.new("CMYK", (2, 2))
     pixels.putdata([(255, 0, 0, 0), (0, 255, 0, 0), (0, 0, 255, 0), (0, 0, 0, 0)])
     return pixels.resize(SIZE, Image.Resampling.NEAREST)
+
+
+# --- BMP
+
+
+def bmp(masks: Sequence[int], bits: int, pixels: bytes, *, compression: int = 3, height: int = SIZE[1]) -> bytes:
+    """Of 96 pixels in a row whose bits the masks tell apart."""
+    header = struct.pack("<IiiHHIIiiII", 40, SIZE[0], height, 1, bits, compression, len(pixels), 0, 0, 0, 0)
+    start = 14 + 40 + 4 * len(masks)
+    head = b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start)
+    return head + header + struct.pack(f"<{len(masks)}I", *masks) + pixels
+
+
+def bmp_of_masks(red: tuple[int, int], green: tuple[int, int], blue: tuple[int, int], bits: int = 32) -> bytes:
+    """Each colour has a first bit and a number of bits; the rows begin at the bottom."""
+    colours, packed = np.asarray(quarters(), np.uint64), np.zeros((SIZE[1], SIZE[0]), np.uint64)
+    for channel, (first, number) in enumerate((red, green, blue)):
+        packed |= (colours[:, :, channel] * ((1 << number) - 1) // 255) << np.uint64(first)
+    masks = [((1 << number) - 1) << first for first, number in (red, green, blue)]
+    return bmp(masks, bits, packed[::-1].astype(f"<u{bits // 8}").tobytes())
 
 
 # --- others

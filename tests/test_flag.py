@@ -17,6 +17,7 @@ from vec_pipeline import load_annotations
 from vec_pipeline.prompts import PROMPTS
 from vec_pipeline.record import Values
 from vec_pipeline.stages.flag import Flag, pixel_variance, repeated_share
+from vec_pipeline.stages.open_image import OpenImage
 
 TEXT = 'A red car on a white background, at the left. The text reads "SALE".'
 
@@ -58,9 +59,11 @@ def test_flags_are_in_a_fixed_order_separated_by_spaces() -> None:
         "image_text": "STOP",
         "is_truncated": True,
         "pixels_lowered": True,
+        "is_cut": True,
+        "has_pages": True,
     }
     every_flag = "low_confidence low_clip_score blank_image truncated repetitive text_mismatch pixels_lowered"
-    assert Flag().run(None, [row], 1) == [{"flags": every_flag}]
+    assert Flag().run(None, [row], 1) == [{"flags": f"{every_flag} truncated_image pages"}]
 
 
 def test_a_batch_gives_one_result_per_row_in_order() -> None:
@@ -99,6 +102,7 @@ def test_thresholds_are_options() -> None:
 @pytest.mark.parametrize("odd", [None, "", "high", math.nan, [0.1]])
 def test_odd_values_raise_neither_errors_nor_flags(odd: object) -> None:
     assert flags(text_confidence=odd, clip_score=odd, is_truncated=odd, pixels_lowered=odd) == []
+    assert flags(is_cut=odd, has_pages=odd) == []
     assert "repetitive" not in flags(text=odd)
     assert flags(text=odd, image_text=odd) == (["empty_text"] if odd == "" else [])
 
@@ -192,6 +196,13 @@ def test_invented_text_is_a_mismatch(image_text: str) -> None:
 
 def test_pixels_lowered() -> None:
     assert flags(pixels_lowered=True) == ["pixels_lowered"]
+
+
+@pytest.mark.parametrize(("value", "flag"), [("is_cut", "truncated_image"), ("has_pages", "pages")])
+def test_what_the_models_did_not_see_of_a_file_is_flagged(value: str, flag: str) -> None:
+    assert flags(**{value: True}) == [flag]
+    assert flags(**{value: False}) == []
+    assert {"is_cut", "has_pages"} <= {*Flag.optional} & {*OpenImage.intermediates}
 
 
 def test_example_pictures_carry_the_flags_they_deserve(example_rows: pd.DataFrame) -> None:

@@ -1,6 +1,7 @@
 """Pictures as people have them: every kind of tests/odd_pictures.py, by its colours at places."""
 
 import http.server
+import struct
 import subprocess
 import sys
 import threading
@@ -73,6 +74,7 @@ def nearest(found: list[Colour]) -> list[Colour]:
         (lambda: png(deep(16, "u2")), GREYS, 1),
         (lambda: png(deep(257, "u2")), GREYS, 0),
         (lambda: encoded(Image.fromarray(deep(16, "u2")), "JPEG2000"), GREYS, 1),
+        (lambda: array_tiff(deep(0.25, "<u2")), (0, 21, 42, 63), 0),
         (lambda: array_tiff(deep(4, "<u2")), GREYS, 1),
         (lambda: array_tiff(deep(16, "<u2")), GREYS, 1),
         (lambda: encoded(Image.fromarray(deep(16, "<u2")), "TIFF", compression="tiff_lzw"), GREYS, 1),
@@ -87,7 +89,14 @@ def nearest(found: list[Colour]) -> list[Colour]:
         (lambda: odd_pictures.imagej_tiff(9000, 9999), (0, 62, 69, 249), 1),
     ],
     ids=[
-        *("12 bits in a PNG", "16 bits in a PNG", "12 bits in a JPEG 2000", "10 bits in a TIFF", "12 bits in a TIFF"),
+        *(
+            "12 bits in a PNG",
+            "16 bits in a PNG",
+            "12 bits in a JPEG 2000",
+            "6 bits",
+            "10 bits in a TIFF",
+            "12 bits in a TIFF",
+        ),
         *("12 bits with LZW", "uint32", "int32", "int16 below 0", "int32 below 0", "0 is white", "0 is white, 12 bits"),
         *("floats", "the window of a CT", "a window beside the values"),
     ],
@@ -107,11 +116,12 @@ def test_a_few_extreme_values_do_not_hide_a_ct() -> None:
 
 
 def test_a_few_pixels_on_one_grey_are_kept() -> None:
-    values = np.full((64, 96), -5, np.int16)
-    values[30, 40:42] = 90
-    image = shown(array_tiff(values))
-    assert image.getpixel((40, 30)) == WHITE
-    assert image.getpixel((20, 20)) == BLACK
+    for value, ground in ((90, -5), (-90, -5)):
+        values = np.full((64, 96), ground, np.int16)
+        values[30, 40:42] = value
+        image = shown(array_tiff(values))
+        expected = (WHITE, BLACK) if value > ground else (BLACK, WHITE)
+        assert (image.getpixel((40, 30)), image.getpixel((20, 20))) == expected
 
 
 def test_values_are_scaled_alike_over_a_large_picture() -> None:
@@ -141,6 +151,15 @@ def test_deep_and_other_colours_are_right(make: Callable[[], bytes]) -> None:
         assert_colours(corners(shown(content)), CORNERS, tolerance=24)
 
 
+@pytest.mark.parametrize("factor", [16, 257])
+def test_a_deep_grey_with_alpha_has_its_real_range(factor: int) -> None:
+    alpha = np.full((64, 96), 65535, np.uint16)
+    assert_colours(corners(shown(png(np.stack([deep(factor, "u2"), alpha], axis=2)))), as_greys(), tolerance=1)
+    alpha[:, :48] = 0
+    expected = [WHITE, as_greys()[1], WHITE, as_greys()[3]]
+    assert_colours(corners(shown(png(np.stack([deep(factor, "u2"), alpha], axis=2)))), expected, tolerance=1)
+
+
 def test_16_bits_with_an_alpha_keep_it() -> None:
     values = deep_colours(16, (0, 1, 2, 3))
     values[:, :, 3] = 65535
@@ -152,7 +171,9 @@ def test_16_bits_with_an_alpha_keep_it() -> None:
 def test_colours_in_floats(maximum: float) -> None:
     pytest.importorskip(TIFFFILE)
     values = np.asarray(quarters(), "<f4") / 255 * maximum
-    assert_colours(corners(shown(array_tiff(values))), CORNERS, tolerance=30 if maximum == 0.9 else 2)
+    brightest = 230 if maximum == 0.9 else 255  # the range ends at 1, or at a power of two
+    expected = [tuple(min(level, brightest) for level in colour) for colour in CORNERS]
+    assert_colours(corners(shown(array_tiff(values))), expected, tolerance=2)  # type: ignore[arg-type]
 
 
 def test_planes_of_floats_and_doubles() -> None:
@@ -225,7 +246,7 @@ def test_what_is_cut_is_refused_by_option(content: bytes) -> None:
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_without_any_pixels_is_an_error(progressive: bool) -> None:
-    with pytest.raises(OSError, match="truncated: it holds no pixels"):
+    with pytest.raises(OSError, match="truncated"):
         shown(odd_pictures.lossy_header(800, 600, progressive=progressive))
 
 
@@ -397,7 +418,79 @@ def test_a_deep_ppm(maximum: int) -> None:
     assert_colours(corners(shown(b"P6\n96 64\n%d\n" % maximum + colours.tobytes())), CORNERS)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ((0, 8), (16, 8), (24, 8), 32),
+        ((21, 11), (10, 11), (0, 10), 32),
+        ((22, 10), (0, 2), (12, 10), 32),
+        ((0, 2), (2, 3), (5, 1), 16),
+        ((8, 4), (4, 4), (0, 4), 16),
+    ],
+    ids=str,
+)
+def test_a_bmp_of_any_masks(fields: tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]) -> None:
+    content = odd_pictures.bmp_of_masks(*fields)
+    with pytest.raises(OSError, match="Unsupported BMP bitfields"), Image.open(BytesIO(content)) as image:
+        image.load()
+    assert_colours(corners(shown(content)), CORNERS, tolerance=1)
+    with pytest.raises(OSError, match="Unsupported BMP bitfields"):
+        shown(content[:-5000])
+
+
+def test_a_bmp_of_masks_with_alpha_from_the_top() -> None:
+    left, right = 0xF00F, 0x0F00  # opaque red, transparent green
+    pixels = np.array([[left] * 48 + [right] * 48] * 32 + [[right] * 96] * 32, "<u2").tobytes()
+    content = odd_pictures.bmp((0xF000, 0x0F00, 0x00F0, 0x000F), 16, pixels, compression=6, height=-64)
+    assert_colours(corners(shown(content)), [CORNERS[0], WHITE, WHITE, WHITE])
+
+
+@pytest.mark.parametrize(("kind", "compression"), [("JPEG", 4), ("PNG", 5)])
+def test_a_bmp_that_holds_another_file(kind: str, compression: int) -> None:
+    content = odd_pictures.bmp((), 0, encoded(quarters(), kind), compression=compression)
+    assert_colours(corners(shown(content)), CORNERS, tolerance=60)
+
+
+def test_a_png_whose_animation_is_damaged_shows_its_picture() -> None:
+    frame = struct.pack(">IIIIIHHBB", 7, 96, 64, 0, 0, 1, 10, 0, 0)  # the first has the number 0
+    content = png(deep_colours(257), (b"acTL", struct.pack(">II", 2, 0)), (b"fcTL", frame))
+    with pytest.raises(OSError, match="identify"), Image.open(BytesIO(content)) as image:
+        image.load()
+    picture = decode(content, Limits(384))
+    assert_colours(corners(picture.image), CORNERS)
+    assert (picture.has_pages, picture.is_cut) == (False, False)
+
+
 # --- formats that need a library
+
+
+def test_a_tiff_of_a_compression_that_pillow_lacks() -> None:
+    tifffile = pytest.importorskip(TIFFFILE)
+    pytest.importorskip(IMAGECODECS)
+    buffer = BytesIO()
+    tifffile.imwrite(buffer, np.asarray(quarters()), compression="jpegxl", photometric="rgb")
+    with pytest.raises(OSError, match=r"decoder|identify"), Image.open(buffer) as image:
+        image.load()
+    assert_colours(corners(shown(buffer.getvalue())), CORNERS)
+    with pytest.raises(OSError):
+        shown(buffer.getvalue()[:-100])
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])
+def test_a_tiff_that_is_cut_is_refused_by_option_whoever_reads_it(compression: str | None) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
+    content = encoded(noise, "TIFF", compression=compression)
+    start, end = 200, len(content) // 2
+    directory = int.from_bytes(content[4:8], "little")
+    content = content[:start] + content[end:] if directory > end else content[:end]
+    try:
+        picture = decode(content, Limits(384))
+    except OSError:
+        pass
+    else:
+        assert picture.is_cut
+    with pytest.raises(OSError):
+        decode(content, Limits(384, keeps_cut=False))
 
 
 @pytest.mark.parametrize(
@@ -480,9 +573,13 @@ def test_the_preview_of_a_raw_file_is_shown_where_it_is_large_enough() -> None:
     assert nearest(corners(large)) == [*CORNERS], "its thumbnail and its preview are too small"
 
 
-def test_a_preview_is_turned_as_the_camera_was() -> None:
+@pytest.mark.parametrize("kind", ["without metadata", "with metadata", "bitmap"])
+def test_a_preview_is_turned_as_the_camera_was(kind: str) -> None:
     pytest.importorskip(RAWPY)
-    image = shown(dng_with_preview(orientation=6), 200)
+    exif = Image.Exif()
+    exif[0x0131] = "a camera that turns nothing"
+    options: dict[str, Any] = {"with metadata": {"exif": exif}, "bitmap": {"is_jpeg": False}}.get(kind, {})
+    image = shown(dng_with_preview(orientation=6, **options), 200)
     assert image.size == (133, 200)
     assert nearest(corners(image)) == [CORNERS[1], CORNERS[3], CORNERS[0], CORNERS[2]]
 
@@ -495,10 +592,19 @@ def test_a_raw_file_that_is_cut_shows_its_preview() -> None:
         shown(dng()[:5000])
 
 
-def test_an_ordinary_tiff_of_a_camera_is_not_taken_for_a_raw_file(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("left_out", [254, 271, odd_pictures.SUB_DIRECTORIES])
+def test_an_ordinary_tiff_of_a_camera_is_not_taken_for_a_raw_file(
+    left_out: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, RAWPY, None)
-    content = array_tiff(np.asarray(quarters()), t271=(2, b"NIKON\0"), t254=(4, [0]))
-    assert_colours(corners(shown(content)), CORNERS)
+    page, thumbnail = np.asarray(quarters()), np.zeros((16, 24, 3), np.uint8)
+    tags = {**odd_pictures.array_tags(page, 2), 254: (4, [1]), 271: (2, b"NIKON\0")}
+    sub_pages = [odd_pictures.Page(odd_pictures.array_tags(thumbnail, 2), thumbnail.tobytes())]
+    with pytest.raises(MissingDecoder):
+        shown(odd_pictures.tiff(odd_pictures.Page(tags, page.tobytes(), *sub_pages)))
+    tags.pop(left_out, None)
+    sub_pages = [] if left_out == odd_pictures.SUB_DIRECTORIES else sub_pages
+    assert_colours(corners(shown(odd_pictures.tiff(odd_pictures.Page(tags, page.tobytes(), *sub_pages)))), CORNERS)
 
 
 @pytest.mark.parametrize("depth", [8, 16])
@@ -519,6 +625,9 @@ def test_a_psd_without_a_composite_is_put_together_from_its_layers() -> None:
     document.save(buffer)
     content = bytearray(buffer.getvalue())
     content[content.index(b"8BIM" + (1057).to_bytes(2, "big")) + 6 + 2 + 4 + 4] = False  # of its version info
+    with Image.open(BytesIO(content)) as image:
+        pixels = image.tile[0].offset
+    content[pixels - 2 :] = b"\0\0" + b"\xff" * (96 * 64 * 3)  # as Photoshop leaves it white
     assert not psd_tools.PSDImage.open(BytesIO(content)).has_preview()
     assert_colours(corners(shown(bytes(content))), CORNERS)
 
@@ -567,6 +676,24 @@ ENTITIES = (
 def test_texts_that_illustrator_defines_are_put_in_their_places(cairo: None) -> None:
     content = svg('<g i="&ns;"/><path fill="&left;" d="M0 0h96v64H0z"/>', doctype=ENTITIES)
     assert_colours(corners(shown(content)), [CORNERS[0]] * 4, tolerance=1)
+
+
+@pytest.mark.parametrize(
+    ("definitions", "text", "expected"),
+    [
+        ('<!ENTITY a "red">', "&a; &lt;&b;", "red &lt;&b;"),
+        ("<!ENTITY a 'red'><!ENTITY b \"\">", "&a;&b;", "red"),
+        ('<!ENTITY a "red"><!ENTITY b "&a;&a;">', "&b;", None),
+        ('<!ENTITY a SYSTEM "file:///etc/passwd">', "&a;", None),
+        ('<!ENTITY % a "red">', "&a;", None),
+        ('<!ENTITY a "' + "x" * 1000 + '">', "&a;" * 2000, None),
+    ],
+    ids=["one", "two", "nested", "a file", "of a parameter", "too long"],
+)
+def test_only_plain_texts_are_put_in(definitions: str, text: str, expected: str | None) -> None:
+    content = f"<!DOCTYPE svg [ {definitions} ]><svg>{text}</svg>".encode()
+    changed = f"<svg>{expected}</svg>".encode() if expected is not None else content
+    assert svg_module.with_entities(content) == changed
 
 
 @pytest.fixture
@@ -711,14 +838,26 @@ def test_the_stage_says_what_is_cut_and_what_has_pages(tmp_path: Path) -> None:
         OpenImage(truncated="error").run(None, rows, 8)
 
 
+def test_a_tiff_that_is_cut_is_called_so_without_tifffile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, TIFFFILE, None)
+    content = encoded(quarters(), "TIFF")
+    with pytest.raises(OSError, match="truncated"):
+        decode(content[:-5000], Limits(384, keeps_cut=False))
+
+
+NEEDED = {
+    **{"rgbfloat.tif": TIFFFILE, "float64.tif": TIFFFILE, "a.dng": RAWPY, "preview.dng": RAWPY},
+    **{"deep.psd": PSD_TOOLS, "a.svg": CAIRO},
+}
+
+
 @pytest.mark.parametrize("name", odd_pictures.FILES)
-def test_every_file_of_the_script_is_a_picture(name: str, request: pytest.FixtureRequest) -> None:
-    for library, names in {
-        TIFFFILE: ("rgbfloat.tif", "float64.tif"), RAWPY: ("a.dng", "preview.dng"), PSD_TOOLS: ("deep.psd",),
-        CAIRO: ("a.svg",),
-    }.items():  # fmt: skip
-        if name in names:
-            pytest.importorskip(library)
-    image = shown(odd_pictures.FILES[name]())
+def test_every_file_of_the_script_is_a_picture_and_counted(name: str) -> None:
+    if name in NEEDED:
+        pytest.importorskip(NEEDED[name])
+    content = odd_pictures.FILES[name]()
+    image = shown(content)
     assert image.mode == "RGB"
     assert len(set(corners(image))) >= 3
+    with pytest.raises(TooManyPixels):
+        shown(content, megapixels=0)

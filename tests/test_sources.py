@@ -179,6 +179,15 @@ def test_all_files_of_an_output_are_its_own(tmp_path: Path) -> None:
     assert "1 image: 1 done, 0 to do" in again.stdout
 
 
+def test_exclude_is_an_option_of_the_configuration(tmp_path: Path) -> None:
+    folder, output = tmp_path / "photos", tmp_path / "out" / "annotations.csv"
+    make(folder, "@eaDir/a.jpg", "#recycle/b.jpg", "c.jpg", "d.png", "deep/e.png")
+    run = run_worker(folder, "--output", output, "--dry-run")
+    assert run.stdout.splitlines()[:2] == ["left out: 1 #recycle, 1 @eaDir", "3 images: 0 done, 3 to do"]
+    run = run_worker(folder, "--output", output, "--dry-run", "--set", "exclude=['*.PNG', '*/@*']")
+    assert run.stdout.splitlines()[:2] == ["left out: 2 *.PNG, 1 */@*", "2 images: 0 done, 2 to do"]
+
+
 # --- what is an image
 
 

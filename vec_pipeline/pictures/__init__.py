@@ -10,7 +10,9 @@ from vec_pipeline.pictures.kinds import GZIP, kind_of
 
 SNIFFED_BYTES = 32_768  # an SVG may define much before it begins
 EXTRA = "pip install 'vec-pipeline[formats]'"
-MODULES = {"TIFF": "tiff", "RAW": "camera_raw", "JXL": "jpeg_xl", "PSD": "photoshop", "SVG": "svg"}  # else: pillow
+MODULES = {  # of kinds; that of the others is pillow
+    **{"TIFF": "tiff", "RAW": "camera_raw", "BMP": "bmp", "JXL": "jpeg_xl", "PSD": "photoshop", "SVG": "svg"},
+}
 
 
 class MissingDecoder(Exception):  # noqa: N818 (it says what is missing)

@@ -4,7 +4,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from vec_pipeline.pictures import Limits, Picture, library, pillow
 from vec_pipeline.pictures.pixels import fitted, reduced
@@ -44,12 +44,10 @@ def preview(rawpy: Any, raw: Any, limits: Limits) -> Picture | None:
     try:
         thumbnail = raw.extract_thumb()
         if thumbnail.format == rawpy.ThumbFormat.JPEG:
-            picture = pillow.decode(thumbnail.data, limits)
-            is_upright = ExifTags.Base.Orientation in Image.open(BytesIO(thumbnail.data)).getexif()
-        else:
-            image = Image.fromarray(np.asarray(thumbnail.data))
-            picture, is_upright = Picture(fitted(image, reduced(image.size, limits.side_px))), False
+            return pillow.decode(thumbnail.data, limits)  # LibRaw has put the orientation into it
+        image = Image.fromarray(np.asarray(thumbnail.data))
     except Exception:  # there is none, or it is damaged
         return None
-    turn = None if is_upright else TURNS.get(raw.sizes.flip)
-    return picture if turn is None else Picture(picture.image.transpose(turn))
+    pixels = fitted(image, reduced(image.size, limits.side_px))
+    turn = TURNS.get(raw.sizes.flip)
+    return Picture(pixels if turn is None else pixels.transpose(turn))

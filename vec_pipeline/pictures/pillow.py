@@ -25,9 +25,11 @@ MOST_PARTS = 9  # of a TIFF that are looked at to find a second page among thumb
 JPEGS = ("JPEG", "MPO")
 JPEG, END_OF_JPEG = b"\xff\xd8\xff", b"\xff\xd9"
 FILL_OF_JPEG = 128
+GREY_WITH_ALPHA = "LA;16B"  # how Pillow calls it while it decodes; as RGBA, its second channel is the lower byte
+DEEP_COLOURS = ("RGB;16", "RGBA;16", "RGBX;16", GREY_WITH_ALPHA)
 BASELINE, START_OF_SCAN = (0xC0, 0xC1), 0xDA  # markers
 PNG = b"\x89PNG\r\n\x1a\n"
-PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
 TURNS = {  # what makes an image of an EXIF orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,23 +47,27 @@ def decode(content: bytes, limits: Limits) -> Picture:
     Raises TooManyPixels, PIL.UnidentifiedImageError, OSError (truncated), and whatever else Pillow's readers raise.
     """
     try:
-        return decode_once(content, limits)
-    except ValueError:  # more than 1 MiB of text or of a colour profile
-        if not content.startswith(PNG):
-            raise
-    return decode_once(without_text(content), limits)
+        try:
+            return decode_once(content, limits)
+        except (ValueError, OSError, SyntaxError):  # of a PNG: too much text, a large profile, no sound animation
+            if (plain := plain_png(content)) in (b"", content):
+                raise
+            return decode_once(plain, limits)
+    except Image.DecompressionBombError as error:
+        limits.check(max(map(int, re.findall(r"\d+", str(error)))))
+        raise UnidentifiedImageError(str(error)) from None
 
 
 def decode_once(content: bytes, limits: Limits) -> Picture:
     image, size = opened(content, limits)
-    is_deep = len(image.getbands()) > 1 and any(";16" in rawmode_of(tile) for tile in image.tile)
-    image, is_cut = loaded(content, image, limits)
-    whole = with_low_bytes(content, image, limits) if is_deep and not is_cut and is_dark(image) else image
+    is_deep = any(rawmode_of(tile).startswith(DEEP_COLOURS) for tile in image.tile)
+    image, damage = loaded(content, image, limits)
+    whole = with_low_bytes(content, image, limits) if is_deep and not damage and is_dark(image) else image
     pixels = fitted(whole, reduced(size if image.format in JPEGS else image.size, limits.side_px))
-    if is_cut and is_empty(pixels, is_jpeg=image.format in JPEGS):
-        raise OSError("image file is truncated: it holds no pixels")
+    if damage and is_empty(pixels, is_jpeg=image.format in JPEGS):
+        raise damage
     turn = turn_upright(image)
-    return Picture(pixels if turn is None else pixels.transpose(turn), has_pages(image), is_cut)
+    return Picture(pixels if turn is None else pixels.transpose(turn), has_pages(image), damage is not None)
 
 
 def opened(content: bytes, limits: Limits) -> tuple[ImageFile.ImageFile, tuple[int, int]]:
@@ -74,9 +80,6 @@ def opened(content: bytes, limits: Limits) -> tuple[ImageFile.ImageFile, tuple[i
             image = Image.open(BytesIO(content), formats=formats)
     except (UnidentifiedImageError, SyntaxError, IndexError, TypeError, struct.error):
         raise UnidentifiedImageError("not an image, or of a kind that cannot be read") from None
-    except Image.DecompressionBombError as error:
-        limits.check(max(map(int, re.findall(r"\d+", str(error)))))
-        raise UnidentifiedImageError(str(error)) from None
     size = image.size
     target = reduced(size, limits.side_px)
     image.draft(None, (2 * target[0], 2 * target[1]))
@@ -109,24 +112,28 @@ def is_decoded_by_rows(content: bytes) -> bool:
     return False
 
 
-def loaded(content: bytes, image: ImageFile.ImageFile, limits: Limits) -> tuple[ImageFile.ImageFile, bool]:
-    """Decode the pixels; return the image, and whether some are missing because the file is cut off or damaged."""
+def loaded(content: bytes, image: ImageFile.ImageFile, limits: Limits) -> tuple[ImageFile.ImageFile, Exception | None]:
+    """Decode the pixels; return the image, and why some are missing: the file is cut off or damaged."""
     try:
         image.load()
-        return image, False
-    except (OSError, SyntaxError, EOFError):
+        return image, None
+    except (OSError, SyntaxError, EOFError) as error:
         if not limits.keeps_cut:
             raise
+        damage = error
     if image.format in JPEGS:
         whole, _ = opened(content + END_OF_JPEG, limits)  # then libjpeg gives what it has
         with contextlib.suppress(OSError):
             whole.load()
-            return whole, True
+            return whole, damage
     image.tile = []  # done: keep what the decoder has written
-    image.load()
+    try:
+        image.load()
+    except OSError:  # nothing
+        raise damage from None
     with contextlib.suppress(Exception):  # metadata at the end of the file
         image.load_end()
-    return image, True
+    return image, damage
 
 
 def is_empty(pixels: Image.Image, *, is_jpeg: bool) -> bool:
@@ -137,12 +144,14 @@ def is_empty(pixels: Image.Image, *, is_jpeg: bool) -> bool:
     return bool((values == values[0, 0]).all())
 
 
-def without_text(content: bytes) -> bytes:
-    """A PNG without its text and its colour profile, of which Pillow refuses more than 1 MiB."""
+def plain_png(content: bytes) -> bytes:
+    """A PNG without what is not needed to show it: Pillow refuses more than 1 MiB of text. Empty if it is no PNG."""
+    if not content.startswith(PNG):
+        return b""
     start, kept = len(PNG), [PNG]
     while start < len(content):
         end = start + 12 + int.from_bytes(content[start : start + 4])
-        if content[start + 4 : start + 8] not in PNG_TEXT:
+        if content[start + 4 : start + 8] in PNG_CHUNKS:
             kept.append(content[start:end])
         start = end
     return b"".join(kept)
@@ -155,20 +164,20 @@ def rawmode_of(tile: ImageFile._Tile) -> str:
 
 def is_dark(image: Image.Image) -> bool:
     """Whether no colour uses the upper half of its range: of 16 bits, fewer may be in use."""
-    colours = image.getextrema()[: 1 if image.mode == "LA" else 3]
-    return all(high < 128 for _, high in colours)  # type: ignore[misc]
+    return all(high < 128 for _, high in image.getextrema()[:3])  # type: ignore[misc]
 
 
 def with_low_bytes(content: bytes, image: Image.Image, limits: Limits) -> Image.Image:
     """Colours of 16 bits, of which Pillow keeps the upper 8, by the bits that are in use."""
     low, _ = opened(content, limits)
-    low.tile = [tile._replace(args=with_lower_half(tile.args)) for tile in low.tile]
+    is_grey = rawmode_of(low.tile[0]) == GREY_WITH_ALPHA
+    low.tile = [tile._replace(args="RGBA" if is_grey else with_lower_half(tile.args)) for tile in low.tile]
     low.load()
 
     def rows(top: int, bottom: int) -> Array:
         box = (0, top, image.width, bottom)
-        upper, lower = (np.asarray(each.crop(box).convert("RGB"), np.uint16) for each in (image, low))
-        return upper << 8 | lower
+        upper, lower = (np.asarray(each.crop(box), np.uint16)[:, :, :3] for each in (image, low))
+        return upper << 8 | (lower[:, :, 1:2] if is_grey else lower)
 
     colours = to_8_bits(rows, image.size)
     if "A" in image.getbands():

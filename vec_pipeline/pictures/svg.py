@@ -73,10 +73,7 @@ def main(side_px: int) -> None:
     width, height = size(tree)
     factor = side_px / max(width, height)
     width, height = (max(1, round(side * factor)) for side in (width, height))
-    drawing = surface.PNGSurface(
-        tree, sys.stdout.buffer, DPI, output_width=width, output_height=height, background_color="white"
-    )
-    drawing.finish()
+    surface.PNGSurface(tree, sys.stdout.buffer, DPI, output_width=width, output_height=height).finish()
 
 
 def limit_resources() -> None:

@@ -3,7 +3,7 @@
 from io import BytesIO
 from typing import Any
 
-from PIL import ExifTags, UnidentifiedImageError
+from PIL import ExifTags
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from vec_pipeline.pictures import Limits, Picture, TooManyPixels, camera_raw, library, pillow
@@ -24,7 +24,9 @@ def decode(content: bytes, limits: Limits) -> Picture:
             pass
     try:
         return pillow.decode(content, limits)
-    except UnidentifiedImageError as error:
+    except OSError as error:  # UnidentifiedImageError is one, and so is a compression that libtiff does not know
+        if "truncated" in str(error):
+            raise
         return by_tifffile(content, limits, error)
 
 

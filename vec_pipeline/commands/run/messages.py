@@ -24,7 +24,6 @@ def start_log(path: Path, level: str) -> None:
     logger.setLevel(level.upper())
     logger.propagate = False
     logging.getLogger().addHandler(handler)
-    logging.captureWarnings(True)
     logging.raiseExceptions = False  # a log that cannot be written stops nothing
 
 
