@@ -28,10 +28,10 @@ RUN pip install --no-cache-dir --constraint constraints.txt --index-url "$TORCH_
 COPY . .
 RUN pip install --no-cache-dir --constraint constraints.txt '.[all]'
 
-# Models are downloaded to /cache, rows are written to /work/output. Both are open to the user that compose.yaml names.
-RUN mkdir -p /cache /work/output && chmod 777 /cache /work /work/output
+# Models are downloaded to /cache, rows are written to /data/output. Both are open to the user that compose.yaml names.
+RUN mkdir -p /cache /data/output && chmod 777 /cache /data /data/output
 ENV HF_HOME=/cache HOME=/cache
-WORKDIR /work
+WORKDIR /data
 USER 1000:1000
 ENTRYPOINT ["vec-pipeline"]
 CMD ["--help"]

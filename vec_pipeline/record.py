@@ -135,7 +135,7 @@ class Stage:
 
         at_once: rows that may take memory at the same time.
 
-        Return one dict per row, in order, whose keys are `writes` and `intermediates`; a value that there is none of is
+        Return one dict per row, in order, whose keys are `writes` and `intermediates`; a value that is missing is
         None. A row that fails alone has a message under "error", beside whatever was found.
         """
         raise NotImplementedError
