@@ -17,7 +17,7 @@ from models.demo.scenes import random_scene
 from tests.tiny_gguf import CHAT_TEMPLATE, write_tiny_gguf
 from vec_pipeline.engines import Answer, Message
 from vec_pipeline.engines.grammar import max_bytes, parse, to_gbnf
-from vec_pipeline.engines.llama_slots import MAX_SLOTS, LlamaSlots, _Grammar
+from vec_pipeline.engines.llama_slots import MAX_SLOTS, LlamaSlots, _Grammar, uses_extra_buffers
 from vec_pipeline.stages.structure import Structure
 
 BUNDLED = Path(__file__).parent.parent / "models" / "demo" / "llama" / "llama.gguf"
@@ -260,7 +260,7 @@ def test_greedy_choice_equals_masking_the_whole_vocabulary(path: Path, one_slot:
 def serial_answer(path: Path, llama: LlamaSlots, conversation: list[Message]) -> str:
     """The oracle is llama-cpp-python's own loop, which filters every token of the vocabulary at every step."""
     model = llama._model
-    with patch.object(llama_cpp.llama_cpp, "llama_model_default_params", without_extra_buffers):
+    with patch.object(llama_cpp.llama_cpp, "llama_model_default_params", with_our_buffers):
         oracle = llama_cpp.Llama(str(path), n_ctx=1024, n_threads=1, n_threads_batch=1, verbose=False)
 
     def without_control_tokens(_: Any, logits: np.ndarray) -> np.ndarray:
@@ -279,10 +279,10 @@ def serial_answer(path: Path, llama: LlamaSlots, conversation: list[Message]) ->
     return b"".join(map(model.piece, said)).decode("utf-8", "ignore")
 
 
-def without_extra_buffers(default: Any = llama_cpp.llama_cpp.llama_model_default_params) -> Any:
-    """As LlamaSlots loads a model on a processor with AMX, whose kernels crash on quantised weights."""
+def with_our_buffers(default: Any = llama_cpp.llama_cpp.llama_model_default_params) -> Any:
+    """The parameters with which LlamaSlots loads a model: other kernels would round otherwise."""
     parameters = default()
-    parameters.use_extra_bufts = False
+    parameters.use_extra_bufts = uses_extra_buffers()
     return parameters
 
 

@@ -600,8 +600,7 @@ def _load(path: str, gpu_layers: int) -> Any:
     c.llama_backend_init()
     parameters = c.llama_model_default_params()
     parameters.n_gpu_layers = gpu_layers
-    # Its AMX kernels end the process with a segmentation fault on quantised weights.
-    parameters.use_extra_bufts = b"AMX_INT8 = 1" not in c.llama_print_system_info()
+    parameters.use_extra_bufts = uses_extra_buffers()
     handle = c.llama_model_load_from_file(os.fsencode(path), parameters)
     if handle:
         return handle
@@ -609,6 +608,11 @@ def _load(path: str, gpu_layers: int) -> Any:
     if re.search("out of memory|allocate", errors):
         raise MemoryError(f"{path} does not fit into memory. {errors}")
     raise ValueError(f"{path} is not a model that llama.cpp can load. {errors}")
+
+
+def uses_extra_buffers() -> bool:
+    """Whether weights are repacked for the processor: llama.cpp's AMX kernels crash on quantised ones."""
+    return b"AMX_INT8 = 1" not in c.llama_print_system_info()
 
 
 def _common_length(first: Tokens, second: Tokens) -> int:
