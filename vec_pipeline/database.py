@@ -98,6 +98,7 @@ class Database:
                 self._open(path)
                 return
         except (OSError, sqlite3.Error) as second:
+            self._connection = None  # it may be half open
             error = sqlite3.DatabaseError(f"{error}; {second}")
         logger.warning("%s cannot be used (%s): continuing without it", path, error)
         print(f"{path} cannot be used ({error}): continuing without it")

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TextIO
 
 INTERRUPTED = 130  # exit status
 
@@ -61,11 +62,15 @@ def protect() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         old = getattr(sys, name)
-        raw = io.BufferedWriter(Unbreakable(descriptor, "w", closefd=False))  # type: ignore[type-var]
         encoding = old.encoding if old else "utf-8"
         line_buffering = descriptor == 2 or os.isatty(descriptor)
-        stream = io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=line_buffering)
-        setattr(sys, name, stream)
+        setattr(sys, name, stream_on(descriptor, encoding, line_buffering=line_buffering))
+
+
+def stream_on(descriptor: int, encoding: str, *, line_buffering: bool) -> TextIO:
+    """A stream of text on a descriptor, which it does not close, that takes whatever is written."""
+    raw = io.BufferedWriter(Unbreakable(descriptor, "w", closefd=False))  # type: ignore[type-var]
+    return io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=line_buffering)
 
 
 def end_process(status: int) -> None:

@@ -1,6 +1,5 @@
 """What libraries say goes to the log beside the CSV, not into the progress bar."""
 
-import io
 import logging
 import os
 import sys
@@ -9,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from vec_pipeline.terminal import Unbreakable
+from vec_pipeline.terminal import stream_on
 
 STDERR = 2  # file descriptor
 
@@ -35,18 +34,13 @@ def stderr_in(path: Path) -> Iterator[TextIO]:
     os.dup2(log, STDERR)
     os.close(log)
     try:
-        yield writer(terminal) if is_on(sys.stderr, STDERR) else sys.stderr
+        is_ours = is_on(sys.stderr, STDERR)
+        yield stream_on(terminal, sys.stderr.encoding, line_buffering=True) if is_ours else sys.stderr
     finally:
         if is_on(sys.stderr, STDERR):
             sys.stderr.flush()
         os.dup2(terminal, STDERR)
         os.close(terminal)
-
-
-def writer(descriptor: int) -> TextIO:
-    """A stream on a descriptor, which it does not close."""
-    raw = io.BufferedWriter(Unbreakable(descriptor, "w", closefd=False))  # type: ignore[type-var]
-    return io.TextIOWrapper(raw, sys.stderr.encoding, errors="backslashreplace", line_buffering=True)
 
 
 def is_on(stream: TextIO | None, descriptor: int) -> bool:

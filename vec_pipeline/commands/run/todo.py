@@ -42,9 +42,8 @@ class Todo:
             for note in source.notes:
                 print(visible(note))
             if not self._found:
-                raise UserError(
-                    f"no image found{''.join(f'; {f}' for f in source.failures[:3])}: name other files or folders"
-                )
+                reasons = "".join(f"; {visible(failure)}" for failure in source.failures[:3])
+                raise UserError(f"no image found{reasons}: name other files or folders")
 
     def _compare(self, cache_path: Path | None) -> None:
         with closing(ResultCache(cache_path, fingerprint)) as results:
