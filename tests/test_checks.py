@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vec_pipeline import device
+from vec_pipeline import device, weights
 from vec_pipeline.__main__ import main
 from vec_pipeline.checks import check_memory
 from vec_pipeline.config import load_config
@@ -16,6 +16,8 @@ from vec_pipeline.record import COLUMNS, UserError
 from vec_pipeline.settings import write_settings
 
 PROJECT = Path(__file__).resolve().parent.parent
+VISION = PROJECT / "models" / "demo" / "vision_language"
+SENTENCES = PROJECT / "models" / "demo" / "sentences"
 
 
 class Machine:
@@ -137,12 +139,12 @@ def demo_with(tmp_path: Path, model: Path) -> Path:
     return path
 
 
-def test_check_of_a_missing_model_file_exits_1_and_names_it(
+def test_check_of_a_missing_model_file_exits_2_and_names_it(
     tmp_path: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.has(gpu_gb=None, host_gb=64)
-    (tmp_path / "vision").mkdir()
-    assert main(["check", "--config", str(demo_with(tmp_path, tmp_path / "vison"))]) == 1
+    (tmp_path / "vision").symlink_to(VISION)
+    assert main(["check", "--config", str(demo_with(tmp_path, tmp_path / "vison"))]) == 2
     failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
     assert any(line.startswith("FAIL  describe: ") and str(tmp_path / "vison") in line for line in failed)
     assert any(f"did you mean {tmp_path / 'vision'}?" in line for line in failed)
@@ -152,33 +154,32 @@ def test_check_of_what_would_work_exits_0_and_makes_nothing(
     tmp_path: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.has(gpu_gb=None, host_gb=64)
-    (tmp_path / "vision").mkdir()
+    (tmp_path / "vision").symlink_to(VISION)
     path = demo_with(tmp_path, tmp_path / "vision")
     before = sorted(tmp_path.iterdir())
     assert main(["check", "--config", str(path)]) == 0, capsys.readouterr().out
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_check_of_stages_that_cannot_work_together_exits_1_and_names_them(
+def test_check_of_stages_that_cannot_work_together_exits_2_and_names_them(
     tmp_path: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.has(gpu_gb=None, host_gb=64)
-    (tmp_path / "vision").mkdir()
+    (tmp_path / "vision").symlink_to(VISION)
     path = demo_with(tmp_path, tmp_path / "vision")
-    path.write_text(path.read_text() + f"  - {{use: embed_text, model: {tmp_path / 'vision'}, read: {{text: txt}}}}\n")
-    assert main(["check", "--config", str(path)]) == 1
+    path.write_text(path.read_text() + f"  - {{use: embed_text, model: {SENTENCES}, read: {{text: txt}}}}\n")
+    assert main(["check", "--config", str(path)]) == 2
     failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
     assert failed == [
-        "FAIL  stages: stages: embed_text reads txt, which no earlier stage writes: "
-        "add a stage that writes txt before it"
+        "FAIL  stages: embed_text reads txt, which no earlier stage writes: add a stage that writes txt before it"
     ]
 
 
 def test_check_says_how_the_memory_is_used(
-    tmp_path: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "vision").mkdir()
-    (tmp_path / "vision" / "model.safetensors").write_bytes(bytes(1_000_000_000))
+    (tmp_path / "vision").symlink_to(VISION)
+    monkeypatch.setattr(weights, "size_gb", lambda *_, **__: 1.0)
     path = demo_with(tmp_path, tmp_path / "vision")
     for free_gb, fits in ((64, "fit"), (3, "do not fit")):
         machine.has(gpu_gb=None, host_gb=free_gb)
@@ -193,14 +194,14 @@ def test_check_names_settings_that_the_rows_were_not_made_with(
     tmp_path: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.has(gpu_gb=None, host_gb=64)
-    (tmp_path / "vision").mkdir()
+    (tmp_path / "vision").symlink_to(VISION)
     path = demo_with(tmp_path, tmp_path / "vision")
     config = load_config(path)
     then = load_config(path, ["describe.max_new_tokens=9"]).stages
     write_settings(config.output, then, then, COLUMNS, [])
     header = ",".join((*COLUMNS, "text_confidence"))
     config.output.write_text(f"{header}\n/a.jpg{',' * len(COLUMNS)}\n")
-    assert main(["check", "--config", str(path)]) == 1
+    assert main(["check", "--config", str(path)]) == 2
     failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
     assert [line.split(":")[0] for line in failed] == ["FAIL  output"]
     assert "made with other settings (describe.max_new_tokens)" in failed[0]
@@ -210,9 +211,30 @@ def test_check_names_an_output_that_cannot_be_written(
     tmp_path: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.has(gpu_gb=None, host_gb=64)
-    (tmp_path / "vision").mkdir()
+    (tmp_path / "vision").symlink_to(VISION)
     (tmp_path / "annotations.csv").write_text("path,label\na.jpg,cat\n")
-    assert main(["check", "--config", str(demo_with(tmp_path, tmp_path / "vision"))]) == 1
+    assert main(["check", "--config", str(demo_with(tmp_path, tmp_path / "vision"))]) == 2
     failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
     assert [line.split(":")[0] for line in failed] == ["FAIL  output"]
     assert "annotations.csv" in failed[0]
+
+
+def test_check_takes_options_and_the_columns_of_a_source(
+    tmp_path: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.has(gpu_gb=None, host_gb=64)
+    path = demo_with(tmp_path, VISION)
+    path.write_text(path.read_text() + f"  - {{use: embed_text, model: {SENTENCES}, read: {{text: caption}}}}\n")
+    arguments = ["check", "--config", str(path), "--output", str(tmp_path / "b.csv")]
+    assert main(arguments) == 2
+    assert "reads caption, which no earlier stage writes" in capsys.readouterr().out
+    assert main([*arguments, "--set", "sources=[tests.zip_source]", str(tmp_path / "photos.zip")]) == 0
+    assert str(tmp_path / "b.csv") in capsys.readouterr().out
+
+
+def test_a_dry_run_exits_as_check_does(tmp_path: Path, machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    machine.has(gpu_gb=None, host_gb=64)
+    arguments = ["run", str(PROJECT / "examples" / "images"), "--dry-run", "--config"]
+    assert main([*arguments, str(demo_with(tmp_path, VISION))]) == 0
+    assert main([*arguments, str(demo_with(tmp_path, tmp_path / "vision"))]) == 2
+    assert "FAIL  describe: " in capsys.readouterr().out

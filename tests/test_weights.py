@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -25,6 +26,8 @@ from safetensors.torch import load_file
 from tests.conftest import PROJECT
 from tests.tiny_fasttext import write_fasttext
 from vec_pipeline import settings, weights
+from vec_pipeline.checks import check_download_space
+from vec_pipeline.commands.run import fetched
 from vec_pipeline.config import load_config
 from vec_pipeline.memory import LoadError, ModelCache
 from vec_pipeline.record import Stage, UserError
@@ -188,11 +191,16 @@ class Hub:
         """Status, headers and body, as huggingface.co has them."""
         self.requests.append(path)
         match path.partition("?")[0].strip("/").split("/"):
-            case ["api", "models", "org", "words", "revision", revision]:
+            case ["api", "models", "org", "words", *at] if not at or at[0] == "revision":
+                revision = at[1] if at else "main"
                 commit = self.refs.get(revision, revision)
                 if commit not in self.commits:
                     return 404, {"X-Error-Code": "RevisionNotFound"}, b""
-                return 200, {}, json.dumps({"id": "org/words", "sha": commit}).encode()
+                files = [
+                    {"rfilename": name, "size": len(content), "blobId": hashlib.sha1(content).hexdigest()}
+                    for name, content in self.commits[commit].items()
+                ]
+                return 200, {}, json.dumps({"id": "org/words", "sha": commit, "siblings": files}).encode()
             case ["api", "models", "org", "words", "tree", commit]:
                 files = [
                     {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
@@ -317,6 +325,39 @@ def test_the_cache_is_read_although_files_that_are_not_needed_are_missing(hub: H
     assert weights.cached_path("org/words") == weights.cached_path("org/words", OLD) == path
     assert weights.size_gb("org/words", revision=OLD) == pytest.approx(WORDS.stat().st_size / 1e9)
     assert weights.size_gb("org/words", revision=NEW) == 0
+
+
+def test_what_is_still_to_download_is_known_before(hub: Hub) -> None:
+    words_gb = WORDS.stat().st_size / 1e9
+    assert weights.missing_gb("org/words", ("model.bin",)) == pytest.approx(words_gb)
+    assert weights.missing_gb("org/words", ("*.bin", "README.md"), NEW) == pytest.approx(words_gb)
+    weights.fetch("org/words", ("model.bin",))
+    assert weights.missing_gb("org/words", ("model.bin",)) == 0
+    assert weights.missing_gb("org/words", ("model.bin",), NEW) == pytest.approx(words_gb)
+    assert weights.missing_gb(str(WORDS), ()) == 0
+
+
+def test_a_hub_that_does_not_answer_leaves_the_sizes_that_are_known(hub: Hub) -> None:
+    assert weights.missing_gb("org/nothing", ("*",)) == 0
+    assert weights.missing_gb("Qwen/Qwen2-VL-7B-Instruct", ("*",)) == pytest.approx(16.6)
+
+
+@pytest.mark.parametrize(("free_bytes", "is_enough"), [(10**9 + 2 * 10**6, False), (10**9 + 3 * 10**6, True)])
+def test_a_disk_that_is_too_small_is_named_before_the_download(
+    free_bytes: int, is_enough: bool, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The words take 2.2 MB, and 1 GB must be left."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=free_bytes)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    stages = [EmbedWords(model="org/words")]
+    if is_enough:
+        check_download_space(stages)
+        return
+    with pytest.raises(
+        UserError, match=re.escape(f"2.2 MB of models are still to be downloaded to {tmp_path / 'hub'}")
+    ):
+        fetched(stages)
+    assert not any("resolve" in path for path in hub.requests)
 
 
 def test_only_hub_models_that_are_cached_get_a_commit(hub: Hub) -> None:

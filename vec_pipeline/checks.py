@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +16,7 @@ from vec_pipeline.memory import ModelCache
 from vec_pipeline.record import Stage, UserError
 from vec_pipeline.settings import check_settings
 from vec_pipeline.sinks.csv_rows import contents_of
+from vec_pipeline.terminal import visible
 
 LIBRARIES = [
     "torch",
@@ -28,6 +29,7 @@ LIBRARIES = [
     "pillow",
     "psutil",
 ]
+SPARE_DISK_GB = 1.0  # that a download leaves: a full disk also stops the CSV and the log
 ROW_BYTES = 20_000  # a row with its vectors, in the CSV and again in the result cache
 
 
@@ -73,6 +75,19 @@ def check_memory(stages: Sequence[Stage]) -> None:
                 )
 
 
+def check_download_space(stages: Sequence[Stage]) -> str:
+    """Return what is still to download and where. Raises UserError where the disk cannot hold it."""
+    needed_gb = sum(stage.missing_gb for stage in stages if isinstance(stage, weights.ModelStage))
+    folder = weights.cache_folder()
+    free_gb = shutil.disk_usage(existing_folder(folder / "models")).free / device.GB
+    if needed_gb and needed_gb + SPARE_DISK_GB > free_gb:
+        raise UserError(
+            f"{amount(needed_gb)} of models are still to be downloaded to {folder}, and {amount(free_gb)} are free "
+            "there: free some disk space, or set HF_HOME to a folder on a larger disk"
+        )
+    return f"{amount(needed_gb)} to {folder}, {amount(free_gb)} free" if needed_gb else "nothing is known to be missing"
+
+
 def findings(
     config: Config, of_source: Mapping[str, str] = MappingProxyType({}), *, check_rows: bool = True
 ) -> Iterator[Finding]:
@@ -87,11 +102,21 @@ def findings(
     yield tried("memory", lambda: memory(config))
     yield tried("plan", lambda: plan(config))
     yield disk(config.output)
+    yield tried("downloads", lambda: check_download_space(config.stages))
     for stage in config.stages:
-        if isinstance(model := getattr(stage, "model", None), str):
-            yield model_files(stage, model)
+        if isinstance(stage, weights.ModelStage):
+            yield tried(stage.name, lambda stage=stage: model_files(stage))  # type: ignore[misc]
     yield tried("stages", lambda: wiring(config, of_source))
     yield tried("output", lambda: check_output(config, of_source, check_rows=check_rows))
+
+
+def print_all(found: Iterable[Finding]) -> bool:
+    """Print findings as they come; return whether all are fine."""
+    is_fine = True
+    for finding in found:
+        print(visible(str(finding)), flush=True)
+        is_fine = is_fine and finding.is_fine
+    return is_fine
 
 
 def python() -> Finding:
@@ -147,18 +172,19 @@ def disk(output_path: Path) -> Finding:
     return Finding("disk", f"{free_gb:.0f} GB free at {folder}: enough for about {rows:,} rows", free_gb > 1)
 
 
-def model_files(stage: Stage, model: str) -> Finding:
-    try:
-        path = weights.local_path(model)
-    except UserError as error:
-        return Finding(stage.name, str(error), False)
-    where = "on this machine" if path else "in the cache" if weights.cached_path(model) else "to download"
+def model_files(stage: weights.ModelStage) -> str:
+    """Where the weights are, their size and need. Raises UserError where a run would refuse them."""
+    where = "on this machine"
+    if not weights.local_path(stage.model):
+        is_cached = weights.cached_path(stage.model, stage.revision) and not stage.missing_gb
+        where = "in the cache" if is_cached else "to download"
+    if where != "to download":
+        stage.check(stage.path())
     need = stage.need()
     needs = [f"{amount(gb)} of {kind}" for gb, kind in ((need.gpu_gb, "GPU"), (need.host_gb, "host")) if gb]
     memory = f"needs about {' and '.join(needs)} memory" if needs else "of unknown size"
-    return Finding(
-        stage.name, f"{model}, {amount(weights.size_gb(model, getattr(stage, 'file', '')))} {where}, {memory}"
-    )
+    size_gb = weights.size_gb(stage.model, getattr(stage, "file", ""), stage.revision)
+    return f"{stage.model}, {amount(size_gb)} {where}, {memory}"
 
 
 def amount(gb: float) -> str:
@@ -184,4 +210,4 @@ def tried(name: str, check: Callable[[], str]) -> Finding:
     try:
         return Finding(name, check())
     except UserError as error:
-        return Finding(name, str(error), False)
+        return Finding(name, str(error).removeprefix(f"{name}: "), False)

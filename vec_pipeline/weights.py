@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,6 +27,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".npy", ".model")
 LOCAL_SUFFIXES = (".gguf", ".bin", ".ftz", ".vec", ".model", ".kv", ".safetensors")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")  # weights that torch would unpickle
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip")
+HUB_TIMEOUT_S = 10
 COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -121,6 +123,35 @@ def cached_path(model: str, revision: str = "") -> Path | None:
         return Path(path) if path else None
     except HFValidationError:
         return None
+
+
+def missing_gb(model: str, patterns: tuple[str, ...], revision: str = "") -> float:
+    """GB of a hub model that its cache lacks, as the hub says; 0 for a local model.
+
+    Where the hub does not answer: all of a model of HUB_GB of which nothing is cached, and else 0.
+
+    patterns, revision: as in `fetch`.
+    """
+    if local_path(model):
+        return 0.0
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import filter_repo_objects
+
+    blobs = cache_folder() / f"models--{model.replace('/', '--')}" / "blobs"
+    try:
+        known = HfApi().model_info(model, revision=revision or None, files_metadata=True, timeout=HUB_TIMEOUT_S)
+    except Exception:  # of many kinds, as in `fetch`, which says why
+        return 0.0 if cached_path(model, revision) else HUB_GB.get(model, 0.0)
+    wanted = filter_repo_objects(known.siblings or [], allow_patterns=list(patterns), key=lambda file: file.rfilename)
+    missing = (file for file in wanted if not (blobs / (file.lfs.sha256 if file.lfs else file.blob_id)).exists())
+    return float(sum(file.size for file in missing)) / 1e9
+
+
+def cache_folder() -> Path:
+    """Where downloads go: HF_HUB_CACHE, else hub/ in HF_HOME."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
 
 
 def commit_of(path: Path) -> str:
@@ -226,8 +257,7 @@ class ModelStage(Stage):
 
         Raises UserError if they are pickled and `allow_pickle` is not set.
         """
-        pickled = tuple(f"*{suffix}" for suffix in PICKLE_SUFFIXES) if self.allow_pickle else ()
-        path = fetch(self.model, self.files + pickled, revision=self.revision, is_offline=is_offline)
+        path = fetch(self.model, self.patterns, revision=self.revision, is_offline=is_offline)
         if not self.allow_pickle and (refused := pickles(path, self.is_safe)):
             if refused[0].suffix in COMPRESSED_SUFFIXES:
                 raise UserError(f"{self.name}: {refused[0]} is compressed: unpack it, and set `model:` to what it held")
@@ -236,6 +266,16 @@ class ModelStage(Stage):
                 f"safetensors, GGUF or FastText's .bin, or, if you trust it, set {self.name}.allow_pickle: true"
             )
         return path
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The files to download of a hub repository."""
+        return self.files + (tuple(f"*{suffix}" for suffix in PICKLE_SUFFIXES) if self.allow_pickle else ())
+
+    @cached_property
+    def missing_gb(self) -> float:
+        """GB that were still to download when this was asked first."""
+        return missing_gb(self.model, self.patterns, self.revision)
 
     def is_safe(self, file: Path) -> bool:
         """Whether the stage reads a file without unpickling it."""

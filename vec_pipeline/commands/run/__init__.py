@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vec_pipeline.sinks.csv_file import CsvFile
     from vec_pipeline.sinks.csv_rows import Contents
 
-ALL_FINE, SOME_ERRORS = 0, 1
+ALL_FINE, SOME_ERRORS, UNUSABLE = 0, 1, 2
 
 logger = logging.getLogger("vec_pipeline")
 
@@ -88,8 +88,8 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
     if options.prune:
         todo.prune(config.sources)
     if options.dry_run:
-        print(*checks.findings(config, source.columns, check_rows=not options.refresh), sep="\n")
-        return ALL_FINE
+        found = checks.findings(config, source.columns, check_rows=not options.refresh)
+        return ALL_FINE if checks.print_all(found) else UNUSABLE
     sink = CsvFile(
         config.output, columns, existing, retry_errors=options.retry_errors, refresh=options.refresh, drop=todo.gone
     )
@@ -164,6 +164,7 @@ def fetched(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     from vec_pipeline import checks, weights
 
     checks.check_memory(stages)
+    checks.check_download_space(stages)
     for stage in stages:
         stage.fetch()
     return tuple(map(weights.resolved, stages))
