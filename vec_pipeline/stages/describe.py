@@ -48,7 +48,7 @@ class Describe(ModelStage):
     trust_remote_code: bool = False
 
     def need(self) -> Need:
-        bf16_gb = weights.size_gb(self.model)
+        bf16_gb = weights.size_gb(self.model, revision=self.revision)
         shares = SHARE_OF_BF16.items()
         smaller = tuple((f"set quantization: {name}", bf16_gb * share) for name, share in shares if share < 1)
         where = device.resolve(self.device)

@@ -39,7 +39,7 @@ class EmbedImage(ModelStage):
     batch_size: int | Literal["auto"] = "auto"
 
     def need(self) -> Need:
-        gb = weights.size_gb(self.model)
+        gb = weights.size_gb(self.model, revision=self.revision)
         return Need(gpu_gb=gb) if device.resolve(self.device) == "cuda" else Need(host_gb=gb)
 
     def load(self) -> Clip:

@@ -55,12 +55,16 @@ class Structure(ModelStage):
         if self.batch_size != "auto" and self.batch_size > MOST_ROWS:
             raise ValueError(f"batch_size is {self.batch_size}, and llama.cpp decodes at most {MOST_ROWS} at once")
 
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        return (self.file,)
+
     def path(self, *, is_offline: bool = True) -> Path:
-        folder = weights.fetch(self.model, (self.file,), revision=self.revision, is_offline=is_offline)
+        folder = weights.fetch(self.model, self.patterns, revision=self.revision, is_offline=is_offline)
         return folder / self.file if self.file else folder
 
     def need(self) -> Need:
-        gb = weights.size_gb(self.model, self.file)
+        gb = weights.size_gb(self.model, self.file, self.revision)
         gb_per_token = KV_GB_PER_TOKEN * min(1.0, gb / SIZE_GB) ** 0.5  # which grows with the model's width
         shared_tokens, tokens_per_slot = self._context()
         gb += (shared_tokens + FEW_ROWS * tokens_per_slot) * gb_per_token
