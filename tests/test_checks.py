@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vec_pipeline import device, weights
+from vec_pipeline import device, drivers, weights
 from vec_pipeline.__main__ import main
 from vec_pipeline.checks import check_memory
 from vec_pipeline.config import load_config
@@ -27,7 +27,10 @@ class Machine:
         self._patch = patch
 
     def has(self, gpu_gb: float | None, host_gb: float, *, llama_on_gpu: bool = True) -> None:
-        self._patch.setattr(llama_process, "supports_gpu", lambda: gpu_gb is not None and llama_on_gpu)
+        llama_problem = "" if gpu_gb is not None and llama_on_gpu else "was built without the GPU"
+        self._patch.setattr(llama_process, "gpu_problem", lambda: llama_problem)
+        self._patch.setattr(drivers, "nvidia_driver", lambda: None)
+        self._patch.setattr(drivers, "capability_problem", lambda: "")
         self._patch.setattr(device, "has_gpu", lambda: gpu_gb is not None)
         self._patch.setattr(device, "gpu_free_gb", lambda: gpu_gb)
         self._patch.setattr(device, "host_free_gb", lambda: host_gb)

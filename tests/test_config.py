@@ -124,7 +124,7 @@ def test_a_name_like_no_other_gets_the_list(load: Load) -> None:
         ("clear_threshold_gb: much", "clear_threshold_gb: 'much' is not a number"),
         ("log_level: loud", "log_level: 'loud' is not one of debug, info, warning"),
         ("output: 3", "output: 3 is not a path"),
-        ("device: gpu", "describe.device: 'gpu' is not one of auto, cuda, cpu"),
+        ("device: gpu", "describe.device: 'gpu' is not one of auto, cuda, cuda:0, cpu, mps"),
         ("language: fr", "describe.language: 'fr' is not one of en, ru"),
         ("categories: animal", "structure.categories: 'animal' is not a list"),
         ("categories: [animal, 3]", "structure.categories: 3 is not text"),

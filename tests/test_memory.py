@@ -461,6 +461,10 @@ def test_memory_is_reserved_for_models_that_are_not_loaded_yet(monkeypatch: pyte
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
         RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError(
+            "MPS backend out of memory (MPS allocated: 17.9 GB, max allowed: 18.1 GB). Tried to allocate 1 GB"
+        ),
+        RuntimeError("CUDA driver error: out of memory"),  # of torch's expandable segments
         RuntimeError("llama.cpp: decoding failed (1)"),
         MemoryError(),
         LlamaDied("the llama.cpp process ended by signal SIGABRT: CUDA error: out of memory"),
@@ -484,9 +488,17 @@ def test_another_failure_is_neither_and_one_line() -> None:
     assert failure.message == ("ValueError: bad image" + "!" * 1000)[:500]
 
 
+def torch_with(kind: str, empty_cache: Callable[[], None]) -> SimpleNamespace:
+    """A torch that uses a GPU with CUDA, one of Apple's, or none."""
+    cuda = SimpleNamespace(is_initialized=lambda: kind == "cuda", empty_cache=empty_cache)
+    backends = SimpleNamespace(mps=SimpleNamespace(is_available=lambda: kind == "mps"))
+    return SimpleNamespace(cuda=cuda, mps=SimpleNamespace(empty_cache=empty_cache), backends=backends)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
 @pytest.mark.parametrize("is_broken", [False, True])
 def test_release_collects_cycles_and_empties_the_cache_of_torch(
-    is_broken: bool, monkeypatch: pytest.MonkeyPatch
+    is_broken: bool, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model is full of cycles, and torch keeps what was freed; after a failed kernel it may raise once more."""
     emptied = []
@@ -500,8 +512,7 @@ def test_release_collects_cycles_and_empties_the_cache_of_torch(
         if is_broken:
             raise RuntimeError("CUDA error: device-side assert triggered")
 
-    cuda = SimpleNamespace(is_initialized=lambda: True, empty_cache=empty_cache)
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setitem(sys.modules, "torch", torch_with(kind, empty_cache))
     gc.disable()
     try:
         reference = weakref.ref(Cycle())
@@ -512,8 +523,9 @@ def test_release_collects_cycles_and_empties_the_cache_of_torch(
 
 
 def test_release_leaves_torch_alone_where_it_is_not_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = SimpleNamespace(is_initialized=lambda: False)
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    emptied: list[None] = []
+    monkeypatch.setitem(sys.modules, "torch", torch_with("", lambda: emptied.append(None)))
     memory.release()
+    assert not emptied
     monkeypatch.delitem(sys.modules, "torch")
     memory.release()

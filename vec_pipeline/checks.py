@@ -4,16 +4,17 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
 
-from vec_pipeline import device, weights
+from vec_pipeline import device, drivers, weights
 from vec_pipeline.chunk_size import chunk_size
 from vec_pipeline.config import Config, check_wiring
 from vec_pipeline.memory import ModelCache
 from vec_pipeline.record import Stage, UserError
+from vec_pipeline.remote import RemoteStage
 from vec_pipeline.settings import check_settings
 from vec_pipeline.sinks.csv_rows import contents_of
 from vec_pipeline.terminal import visible
@@ -30,6 +31,9 @@ LIBRARIES = [
     "psutil",
 ]
 SPARE_DISK_GB = 1.0  # that a download leaves: a full disk also stops the CSV and the log
+# Of a GPU, beside a model and its rows: kernels, which CUDA loads with their first use, work space of cuBLAS, gaps in
+# torch's memory (0.3 to 0.6 GB together); and of llama.cpp's process a CUDA context of its own (0.3 to 0.5 GB).
+WORK_SPACE_GB = 0.6
 ROW_BYTES = 20_000  # a row with its vectors, in the CSV and again in the result cache
 
 
@@ -48,31 +52,62 @@ class Finding:
 def check_memory(stages: Sequence[Stage]) -> None:
     """Raise UserError where one model needs a GPU that is not there, or more memory than is free.
 
-    Models are loaded one after the other where they do not all fit, so the largest alone decides.
+    Models are loaded one after the other where they do not all fit, so the largest alone decides; and with a single
+    row at once where there is no room for more.
     """
+    device.use_one_gpu(devices_of(stages))
     for stage in stages:
+        check_device(stage)
         model = getattr(stage, "model", stage.name)
-        need = stage.need()
-        asks_gpu = getattr(stage, "device", "") == "cuda"
-        figure = f"{model} needs about {need.gpu_gb:.0f} GB of GPU memory and " if need.gpu_gb else ""
-        if asks_gpu and not device.has_gpu():
-            raise UserError(
-                f"{figure or stage.name + ' asks for a GPU and '}no GPU was found: "
-                "use configs/small.yaml, which a CPU can run slowly, or configs/demo.yaml to try it"
-            )
-        for kind, needed_gb, free_gb in (
+        need = replace(stage, batch_size=1).need()  # halving ends there
+        beside_gb = need.rows_gb + (WORK_SPACE_GB if need.gpu_gb else 0.0)
+        for kind, model_gb, free_gb in (
             ("GPU", need.gpu_gb, device.gpu_free_gb() if need.gpu_gb else None),
             ("host", need.host_gb, device.host_free_gb()),
         ):
-            if free_gb is not None and needed_gb > free_gb:
-                options = [option for option, gb in need.smaller if gb <= free_gb]
+            needed_gb = model_gb + beside_gb
+            if free_gb is not None and model_gb and needed_gb > free_gb:
+                options = [option for option, gb in need.smaller if gb + beside_gb <= free_gb]
                 last = "use configs/small.yaml" if kind == "GPU" else f"leave {stage.name} out, or give a smaller model"
                 remedy = ", or ".join([*options[:1], last])
+                if problem := unused_gpu([stage]):
+                    remedy = f"it is not on the GPU, as {problem}"
                 digits = 0 if round(needed_gb) > round(free_gb) else 1
                 raise UserError(
                     f"{model} needs about {needed_gb:.{digits}f} GB of {kind} memory and {free_gb:.{digits}f} GB are "
                     f"free: {remedy}"
                 )
+
+
+def devices_of(stages: Iterable[Stage]) -> list[str]:
+    return [name for stage in stages if (name := getattr(stage, "device", ""))]
+
+
+def check_device(stage: Stage) -> None:
+    """Raise UserError where the device of a stage is not there, or torch cannot use it."""
+    for name in devices_of([stage]):
+        kind = device.resolve(name)
+        if kind == "mps" and not device.has_mps():
+            raise UserError(f"{stage.name}.device: mps is an Apple GPU, and torch finds none: set cuda, cpu or auto")
+        problem = (drivers.setup_problem() or no_gpu()) if kind == "cuda" else ""
+        if problem:
+            need, model = stage.need(), getattr(stage, "model", stage.name)
+            figure = f"{model} needs about {need.gpu_gb:.0f} GB of GPU memory" if need.gpu_gb else ""
+            raise UserError(f"{figure or stage.name + ' asks for a GPU'} and {problem}")
+
+
+def no_gpu() -> str:
+    """That there is no GPU with CUDA, and what to do; empty where there is one."""
+    if device.has_gpu():
+        return ""
+    if device.has_mps():
+        return "no GPU with CUDA was found: set device: mps"
+    return "no GPU was found: use configs/small.yaml, which a CPU can run slowly, or configs/demo.yaml to try it"
+
+
+def unused_gpu(stages: Sequence[Stage]) -> str:
+    """Why stages whose device is auto go to the CPU although there is a GPU; empty where they do not."""
+    return drivers.setup_problem() if "auto" in devices_of(stages) and not device.has_gpu() else ""
 
 
 def check_download_space(stages: Sequence[Stage]) -> str:
@@ -98,7 +133,7 @@ def findings(
     """
     yield python()
     yield from libraries()
-    yield gpu()
+    yield gpu(config.stages)
     yield tried("memory", lambda: memory(config))
     yield tried("plan", lambda: plan(config))
     yield disk(config.output)
@@ -133,18 +168,27 @@ def libraries() -> Iterator[Finding]:
             yield Finding(name, "is not installed: run make venv, or pip install .", False)
 
 
-def gpu() -> Finding:
+def gpu(stages: Sequence[Stage]) -> Finding:
+    """The GPU that the stages use, and what keeps torch or llama.cpp from using it."""
+    try:
+        device.use_one_gpu(devices_of(stages))
+    except UserError as error:
+        return Finding("gpu", str(error), False)
+    is_used = "cuda" in map(device.resolve, devices_of(stages))
+    problem = drivers.setup_problem()
     if not device.has_gpu():
-        return Finding("gpu", "none; the demo and small models run on the CPU")
+        apple = "Apple's (mps), which shares the memory of the host" if device.has_mps() else ""
+        none = "none; the demo and small models run on the CPU"
+        return Finding("gpu", problem or apple or none, not (problem and is_used))
     import torch
+
+    from vec_pipeline.engines.llama_process import gpu_problem
 
     total_gb = torch.cuda.get_device_properties(0).total_memory / device.GB
     text = f"{torch.cuda.get_device_name(0)}, {device.gpu_free_gb():.0f} of {total_gb:.0f} GB free"
-    from vec_pipeline.engines.llama_process import supports_gpu
-
-    if supports_gpu():
-        return Finding("gpu", text)
-    return Finding("gpu", text + "; llama.cpp was built without it: run make llama", False)
+    if not problem and (reason := gpu_problem()):
+        problem = f"llama.cpp {reason}: run make llama"
+    return Finding("gpu", f"{text}; {problem}" if problem else text, not (problem and is_used))
 
 
 def memory(config: Config) -> str:
@@ -174,6 +218,9 @@ def disk(output_path: Path) -> Finding:
 
 def model_files(stage: weights.ModelStage) -> str:
     """Where the weights are, their size and need. Raises UserError where a run would refuse them."""
+    if isinstance(stage, RemoteStage) and stage.is_remote:
+        stage.fetch()
+        return f"{stage.model} at {stage.endpoint}"
     where = "on this machine"
     if not weights.local_path(stage.model):
         is_cached = weights.cached_path(stage.model, stage.revision) and not stage.missing_gb

@@ -12,12 +12,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
 from vec_pipeline.contract import check_declaration
-from vec_pipeline.record import COLUMN_TYPES, COLUMNS, SOURCE_VALUES, Stage, UserError
+from vec_pipeline.record import COLUMN_TYPES, COLUMNS, OF_FILE, SOURCE_VALUES, Stage, UserError
 
 LARGEST_CONFIG, LARGEST_NUMBER = 100_000, 10**12
 NAME = re.compile(r"[\w.-]+")  # of a stage or a column
@@ -214,7 +214,7 @@ def check_numbers(instance: Config | Stage, where: str) -> None:
 
 def typed(cls: type, options: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Check each option against its field's type; lists become tuples and texts become paths where wanted."""
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     return {key: convert(value, hints[key], where + key) for key, value in options.items()}
 
 
@@ -233,10 +233,11 @@ def convert(value: Any, hint: Any, key: str, words: Sequence[str] = ()) -> Any:
         words = [word for argument in arguments for word in typing.get_args(argument)]  # of a Literal: "auto"
         hint = next(hint for hint in arguments if hint is not types.NoneType and not typing.get_args(hint))
         return words[words.index(value)] if value in words else convert(value, hint, key, words)
-    if origin is Literal:
-        if value in arguments:
+    if origin in (Literal, Annotated):  # annotated: a text, with the forms that it may have, 0 for any number
+        forms = arguments if origin is Literal else arguments[1:]
+        if value in forms or (origin is Annotated and isinstance(value, str) and re.sub(r"\d+", "0", value) in forms):
             return value
-        raise ConfigError(f"{key}: {value!r} is not one of {', '.join(map(str, arguments))}{nearest(value, arguments)}")
+        raise ConfigError(f"{key}: {value!r} is not one of {', '.join(map(str, forms))}{nearest(value, forms)}")
     if origin is tuple and isinstance(value, list):
         return tuple(convert(item, arguments[0], key) for item in value)
     if origin is Mapping and isinstance(value, dict):
@@ -299,6 +300,7 @@ def check_wiring(stages: Sequence[Stage], of_source: Mapping[str, str]) -> None:
         ):
             raise ConfigError(f"the source brings a column {name!r} of type {kind!r}: fix the source")
     makers: dict[str, Stage | None] = dict.fromkeys((*SOURCE_VALUES, *of_source))
+    types = {**SOURCE_VALUES, **of_source}
     for stage in stages:
         if any(other.name == stage.name and other is not stage for other in stages):
             raise ConfigError(f"stages: two are called {stage.name}: give one of them another `name:`")
@@ -308,6 +310,7 @@ def check_wiring(stages: Sequence[Stage], of_source: Mapping[str, str]) -> None:
                 later = [other.name for other in stages if name in other.outputs.values()]
                 remedy = f"move {later[0]} before it" if later else f"add a stage that writes {name} before it"
                 raise ConfigError(f"stages: {stage.name} reads {name}, which no earlier stage writes: {remedy}")
+        check_placeholders(stage, types)
         for name in stage.input_names:
             maker = makers.get(name)
             if maker and stage.worker == "reader" != maker.worker:
@@ -319,6 +322,18 @@ def check_wiring(stages: Sequence[Stage], of_source: Mapping[str, str]) -> None:
                     f"writes too: leave one out, or rename it with `write: {{{own}: NAME}}`"
                 )
             makers[name] = stage
+            types[name] = {**stage.writes, **stage.intermediates}[own]
+
+
+def check_placeholders(stage: Stage, types: Mapping[str, str]) -> None:
+    """Raise ConfigError for a name in a prompt that no value has. types: of the values there are, by name."""
+    texts = [name.removeprefix(OF_FILE) for name, kind in types.items() if kind in ("text", "number")]
+    for own in stage.placeholders:
+        if stage.read.get(own, own) not in types:
+            raise ConfigError(
+                f"{stage.name}.prompt: unknown placeholder {{{own}}} (there are: {', '.join(sorted(texts))}); "
+                "{{ and }} stand for braces"
+            )
 
 
 def check_names(stage: Stage) -> None:

@@ -1,36 +1,128 @@
-"""The devices of this machine: whether there is a GPU, the free memory of the GPU and of the host, the CPU cores."""
+"""Which device models run on, what it can do, the free memory of the GPU and of the host, the CPU cores."""
 
+import functools
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
+from typing import Annotated, Any
 
 import psutil
 
+from vec_pipeline.record import UserError
+
+# The option `device` of a stage: a text of one of these forms, in which 0 stands for any number.
+Device = Annotated[str, "auto", "cuda", "cuda:0", "cpu", "mps"]
+
 GB = 1e9
+AMPERE = (8, 0)  # compute capability
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 CGROUPS_OF_PROCESS = Path("/proc/self/cgroup")
 NO_LIMIT_BYTES = 1 << 60  # cgroup v1 has a huge number instead of no limit
 
 
 def has_gpu() -> bool:
-    """Whether torch can use a GPU (imports torch, which takes seconds)."""
+    """Whether torch can use a GPU with CUDA (imports torch, which takes seconds)."""
     import torch
 
     return torch.cuda.is_available()
 
 
+def has_mps() -> bool:
+    """Whether torch can use the GPU of Apple silicon, whose memory is the host's."""
+    import torch
+
+    return torch.backends.mps.is_available()
+
+
 def resolve(device: str) -> str:
-    """Turn "auto" into "cuda" where there is a GPU, else into "cpu"."""
-    return ("cuda" if has_gpu() else "cpu") if device == "auto" else device
+    """The kind of a device, as torch calls it: cuda, mps or cpu. "auto" is the first of these that there is."""
+    if device == "auto":
+        return "cuda" if has_gpu() else "mps" if has_mps() else "cpu"
+    if device.startswith("cuda:"):
+        use_one_gpu([device])
+    return device.partition(":")[0]
+
+
+def use_one_gpu(devices: Iterable[str]) -> None:
+    """Let this process and its children see one GPU: the one that is named as `cuda:N`, else the first.
+
+    N counts among those that CUDA_VISIBLE_DEVICES names where it is set, else among all. To be called with the devices
+    of all stages, before CUDA is initialised.
+
+    Raises UserError where two GPUs are named, where the named one is not visible, and where it is too late.
+    """
+    named = sorted({device for device in devices if device.startswith("cuda:")})
+    if len(named) > 1:
+        raise UserError(
+            f"the stages name {' and '.join(named)}, and a run uses one GPU: give all stages the same `device:`, and "
+            "start another run, with an --output of its own, for another GPU"
+        )
+    index = int(named[0].partition(":")[2]) if named else 0
+    visible = visible_at_start()
+    if visible is None or index < len(visible):
+        _show_only(index, str(index) if visible is None else visible[index])
+    elif named:  # else all are hidden
+        gpus = f"{len(visible)} GPU{'' if len(visible) == 1 else 's'}"
+        raise UserError(f"{named[0]}: {VISIBLE} names {gpus}, counted from 0: set another device, or unset it")
+
+
+def _show_only(index: int, name: str) -> None:
+    """Set CUDA_VISIBLE_DEVICES. Raises UserError where CUDA has read it already, and begins with another GPU."""
+    if os.environ.get(VISIBLE) == name:
+        return
+    torch = imported_torch()
+    is_late = torch is not None and torch.cuda.is_initialized()
+    if not is_late:
+        os.environ[VISIBLE] = name
+        if index and torch is not None and torch.cuda.is_available():  # which makes CUDA read it, at the first call
+            torch.cuda.init()
+            is_late = torch.cuda.device_count() > 1
+    if index and is_late:
+        raise UserError(
+            f"cuda:{index}: CUDA is in use in this process, on another GPU: set {VISIBLE}={name} before it starts, and "
+            "device: cuda"
+        )
+
+
+@functools.cache
+def visible_at_start() -> tuple[str, ...] | None:
+    """What CUDA_VISIBLE_DEVICES named before this process changed it: numbers or UUIDs; None where it was not set."""
+    if (text := os.environ.get(VISIBLE)) is None:
+        return None
+    is_valid = re.compile(r"\d+|(GPU|MIG)-.+").fullmatch  # CUDA ignores what follows an invalid one, such as -1
+    return tuple(takewhile(is_valid, map(str.strip, text.split(","))))
+
+
+def imported_torch() -> Any:
+    """The module, where it is imported already; None if not, or while another thread imports it."""
+    torch = sys.modules.get("torch")
+    return None if getattr(getattr(torch, "__spec__", None), "_initializing", False) else torch
+
+
+def is_ampere_or_newer() -> bool:
+    """Whether the GPU has bfloat16 and flash attention; Turing and older ones have neither."""
+    import torch
+
+    return torch.cuda.get_device_capability() >= AMPERE
+
+
+def dtype(kind: str) -> Any:
+    """The torch.dtype that models compute in: of 16 bits on a GPU, and bfloat16 where it has that; float32 on a CPU."""
+    import torch
+
+    if kind == "cpu":
+        return torch.float32
+    return torch.bfloat16 if kind == "cuda" and is_ampere_or_newer() else torch.float16
 
 
 def gpu_free_gb() -> float | None:
     """Free memory of the GPU in use; None without a GPU, or before torch is imported."""
-    torch = sys.modules.get("torch")
-    if torch is None or getattr(torch.__spec__, "_initializing", False):  # another thread may be importing it
-        return None
-    if torch.cuda.is_available():
+    torch = imported_torch()
+    if torch is not None and torch.cuda.is_available():
         free_bytes: int = torch.cuda.mem_get_info()[0]
         return free_bytes / GB
     return None

@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import logging
-import sys
 import threading
 import time
 from collections import OrderedDict, defaultdict
@@ -18,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY_SIGNS = {  # in the text of an exception, with its name -> who says so
     "OutOfMemoryError": "torch",
-    "out of memory": "torch on a GPU, CUDA, llama.cpp loading and decoding",
+    "out of memory": "torch on a GPU, CUDA and Apple's; llama.cpp loading and decoding",
     "can't allocate memory": "torch on the host",
     "CUBLAS_STATUS_ALLOC_FAILED": "cuBLAS",
     "CUBLAS_STATUS_NOT_INITIALIZED": "cuBLAS, where there is no room for its handle",
@@ -117,7 +116,7 @@ class ModelCache:
             if self._reserved_for not in (None, stage):
                 return False
             self._reserved_for = stage
-            while others := [other for other in self._models if other != stage]:
+            while others := [other for other in self._here() if other != stage]:
                 has_evicted |= self._evict_one_of(others)
         release()
         return has_evicted
@@ -145,7 +144,7 @@ class ModelCache:
 
     def _hold(self, stage: Stage) -> None:
         while stage not in self._models:
-            victims = list(self._models) if len(self._models) >= self.capacity else self._victims(stage.need())
+            victims = [] if stage.is_remote else self._victims(stage.need())
             if self._reserved_for not in (None, stage):
                 self._changed.wait()
             elif victims:
@@ -153,6 +152,10 @@ class ModelCache:
             else:
                 self._models[stage] = self._load(stage)
         self._models.move_to_end(stage)
+
+    def _here(self) -> list[Stage]:
+        """Those whose models are in this machine's memory, least recently used first."""
+        return [stage for stage in self._models if not stage.is_remote]
 
     def _end_reservation(self, stage: Stage) -> None:
         if self._reserved_for == stage and stage not in self._in_use:
@@ -169,13 +172,16 @@ class ModelCache:
         return unused is not None
 
     def _victims(self, need: Need) -> list[Stage]:
-        """The models that hold memory of the kind that is short; none where none is short."""
-        if self._models and any(self._short_of(need)):
+        """The models that may make way: all where the cache is full, else those with memory of the kind that is short."""
+        models = self._here()
+        if len(models) >= self.capacity:
+            return models
+        if models and any(self._short_of(need)):
             release()  # what torch keeps for later counts as taken
         gpu_is_short, host_is_short = self._short_of(need)
         return [
             stage
-            for stage, held in ((stage, stage.need()) for stage in self._models)
+            for stage, held in ((stage, stage.need()) for stage in models)
             if (gpu_is_short and (held.gpu_gb or not held.host_gb)) or (host_is_short and not held.gpu_gb)
         ]
 
@@ -240,6 +246,9 @@ def describe_failure(error: Exception) -> Failure:
 def release() -> None:
     """Give freed memory back to the device."""
     gc.collect()
-    if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
+    if torch := device.imported_torch():
         with contextlib.suppress(RuntimeError):  # after a failed kernel the next CUDA call may raise once more
-            torch.cuda.empty_cache()
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+            if torch.backends.mps.is_available():
+                torch.mps.empty_cache()

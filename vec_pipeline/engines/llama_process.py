@@ -15,12 +15,14 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from vec_pipeline.engines import Answer, Message
+from vec_pipeline.engines import Answer, Message, PromptSize
 
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_S = 120  # of looking for a GPU: libraries of a gigabyte may have to come from a slow disk
 _ERRORS = {error.__name__: error for error in (ValueError, MemoryError, RuntimeError)}
 
 
@@ -127,26 +129,94 @@ class _Child:
         self.kill()  # a child whose pipe is closed is of no more use, even if it is still alive
         status = self._process.returncode
         self._reader.join(timeout=1)
-        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         lines = b"".join(self._last_lines).decode("utf-8", "replace").strip()
-        return f"the llama.cpp process ended by {how}: {lines or 'it left no message'}"
+        return f"the llama.cpp process ended by {_cause(status)}: {lines or 'it left no message'}"
+
+
+def supports_gpu() -> bool:
+    """Whether llama.cpp is built for a GPU and finds one."""
+    return not gpu_problem()
 
 
 @functools.cache
-def supports_gpu() -> bool:
-    """Whether llama.cpp is built for a GPU and finds one. Checked in a child, so that no GPU memory is taken here."""
-    code = "import llama_cpp; print(llama_cpp.llama_supports_gpu_offload())"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() == "True"
+def gpu_problem() -> str:
+    """Why llama.cpp does not use a GPU; empty if it can. Checked in a child, so that no GPU memory is taken here."""
+    command = [sys.executable, "-P", "-c", "import llama_cpp; print(llama_cpp.llama_supports_gpu_offload())"]
+    try:
+        answer = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return f"did not answer within {TIMEOUT_S} s"
+    reason = (answer.stderr.strip().splitlines() or [""])[-1][:300]
+    if answer.returncode:
+        return f"cannot be imported ({reason or _cause(answer.returncode)})"
+    if answer.stdout.strip() == "True":
+        return ""
+    return f"cannot use the GPU ({reason})" if reason else "was built without the GPU"
+
+
+def examine(path: str | os.PathLike[str], conversation: Sequence[Message], gbnf: str) -> PromptSize:
+    """As `llama_slots.examine`, in a child: llama.cpp may abort while it reads a damaged file.
+
+    Raises ValueError for what cannot be used, RuntimeError where llama.cpp itself cannot run.
+    """
+    code = "from vec_pipeline.engines import llama_process; llama_process._examine()"
+    request = pickle.dumps((os.fspath(path), conversation, gbnf))
+    command = [sys.executable, "-P", "-c", code]
+    try:
+        answer = subprocess.run(command, input=request, env=_environment(), capture_output=True, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"llama.cpp did not read the header of {path} within {TIMEOUT_S} s") from None
+    if answer.returncode < 0:
+        raise ValueError(
+            f"{path} is damaged (llama.cpp ended by {_cause(answer.returncode)}): delete it, and download or copy it "
+            "again"
+        )
+    if answer.returncode:
+        reason = (answer.stderr.decode("utf-8", "replace").strip().splitlines() or [_cause(answer.returncode)])[-1]
+        raise RuntimeError(f"llama.cpp cannot run ({reason[:300]}): run make llama")
+    problem, size = pickle.loads(answer.stdout)
+    if problem:
+        raise ValueError(problem)
+    return PromptSize(*size)
+
+
+def _examine() -> None:
+    """The child of `examine`: a problem or a size, pickled to stdout."""
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # as in `_serve`
+    from vec_pipeline.engines import llama_slots
+
+    try:
+        _send(replies, ("", tuple(llama_slots.examine(*pickle.load(sys.stdin.buffer)))))
+    except ValueError as error:
+        _send(replies, (str(error), ()))
 
 
 def _environment() -> dict[str, str]:
     """The child's environment: some variables are read when a library is imported."""
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH")])),
+    paths = {
+        "PYTHONPATH": [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH")],
+        "LD_LIBRARY_PATH": [os.environ.get("LD_LIBRARY_PATH"), *_cuda_folders()],
+    }
+    joined = {name: os.pathsep.join(filter(None, folders)) for name, folders in paths.items()}
+    return {
+        **os.environ,
+        **{name: path for name, path in joined.items() if path},  # an empty one would mean the current folder
         "GGML_NO_BACKTRACE": "1",  # an abort would start a debugger
         "OMP_WAIT_POLICY": "passive",  # spinning at barriers beside another busy process makes steps 10 times slower
     }
+
+
+def _cuda_folders() -> list[str]:
+    """The CUDA libraries that torch's packages bring; llama.cpp's wheel for CUDA has none, and imports no torch."""
+    spec = find_spec("nvidia")
+    places = list(spec.submodule_search_locations or []) if spec else []
+    return [str(folder) for place in places for folder in sorted(Path(place).glob("*/lib"))]
+
+
+def _cause(status: int) -> str:
+    """What ended a process."""
+    return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -163,6 +163,8 @@ def fetched(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """The stages with their weights on this machine, hub models at the commit that is there."""
     from vec_pipeline import checks, weights
 
+    if problem := checks.unused_gpu(stages):
+        print(f"models run on the CPU: {problem}", flush=True)
     checks.check_memory(stages)
     checks.check_download_space(stages)
     for stage in stages:
