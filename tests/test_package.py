@@ -64,11 +64,11 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
-def run_program(folder: Path, *command: object) -> Run:
+def run_program(folder: Path, *command: object, **environment: str) -> Run:
     """Run a program in a folder that knows nothing of the checkout."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
-        list(map(str, command)), cwd=folder, env={**environment, "HF_HUB_OFFLINE": "1"},
+        list(map(str, command)), cwd=folder, env={**inherited, "HF_HUB_OFFLINE": "1", **environment},
         capture_output=True, text=True, timeout=240,
     )  # fmt: skip
 
@@ -135,7 +135,9 @@ def test_a_python_without_the_libraries_is_told_what_to_do(tmp_path: Path) -> No
         f"run.py: {sys.executable} has no {missing}: run `make venv` in the project's folder and use .venv/bin/python, "
         "or install with `pip install .`\n"
     )
-    assert run_program(tmp_path, sys.executable, "-S", PROJECT / "run.py", "--help").returncode == 0
+    for program in ([PROJECT / "run.py"], ["-m", "vec_pipeline"]):
+        run = run_program(tmp_path, sys.executable, "-S", *program, "--help", PYTHONPATH=str(PROJECT))
+        assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("name", ["psycopg", "pgserver"])

@@ -14,7 +14,8 @@ from vec_pipeline import device, progress
 from vec_pipeline.crash_journal import CrashJournal
 from vec_pipeline.executor import Executor
 from vec_pipeline.memory import ModelCache
-from vec_pipeline.progress import Progress, duration
+from vec_pipeline.progress import Progress
+from vec_pipeline.terminal import duration
 from vec_pipeline.record import Record
 from vec_pipeline.result_cache import ResultCache
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import EXAMPLES, run_worker
+from tests.conftest import EXAMPLES, PROJECT, run_worker
 from vec_pipeline.commands.run import own_files
 from vec_pipeline.record import NotFound, UserError
 from vec_pipeline.sources import content_of, open_source
@@ -239,6 +239,13 @@ def test_a_gallery_among_the_pictures_is_left_out(root: Path) -> None:
     assert keys == ["a.jpg", "report/mine.jpg", "trip/b.jpg", "trip/report/mine.jpg"]
     assert source.notes == ["left out: 2 as a report's gallery, 2 .html"]
     assert found(root / "report") == ["mine.jpg"]
+
+
+def test_the_gallery_of_a_comparison_is_left_out(root: Path) -> None:
+    page = PROJECT / "vec_pipeline" / "commands" / "compare" / "page" / "index.html"
+    make(root, "a.jpg", "compare/gallery/ab/b.jpg")
+    shutil.copy(page, root / "compare")
+    assert found(root) == ["a.jpg"]
 
 
 @pytest.mark.parametrize("page", ["<html>my pictures</html>", ""])

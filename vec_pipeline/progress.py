@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from vec_pipeline.device import gpu_free_gb
 from vec_pipeline.record import Record
-from vec_pipeline.terminal import plural
+from vec_pipeline.terminal import duration, plural
 
 if TYPE_CHECKING:
     from vec_pipeline.executor import Executor
@@ -88,10 +88,3 @@ class Progress:
         with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
             self.stream.write(line + end)
             self.stream.flush()
-
-
-def duration(seconds: float) -> str:
-    """1:02:03, or 2:03 under an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -81,6 +81,13 @@ def end_process(status: int) -> None:
     os._exit(status)
 
 
+def duration(seconds: float) -> str:
+    """1:02:03, or 2:03 under an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def visible(text: str) -> str:
     """Text for a terminal: the name of a file may hold what moves the cursor or ends the line."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

@@ -10,8 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from vec_pipeline.commands import add_csv_argument, blocks_with_bar
-from vec_pipeline.progress import duration
-from vec_pipeline.terminal import plural
+from vec_pipeline.terminal import duration, plural
 
 COLUMNS = ("text", "description", "categories", "keywords", "image_text", "timestamp", "error", "flags")
 TOP_KEYWORDS = 20

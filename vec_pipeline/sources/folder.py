@@ -16,7 +16,7 @@ from vec_pipeline.sources import glob_finder
 MOST_KINDS = 8  # of files left out that a note names
 SUFFIX = re.compile(r"\.[a-z0-9]{1,9}")  # of others, the note gives the number only
 REPORT = ("index.html", "gallery")  # what a report's folder holds
-MARK_OF_A_REPORT, MARK_WITHIN = b'<meta name="generator" content="vec_pipeline report">', 4096  # bytes
+MARK_OF_A_PAGE, MARK_WITHIN = b'<meta name="generator" content="vec_pipeline ', 4096  # bytes
 ESCAPED_BYTE = re.compile(r"\\x[89a-f][0-9a-f]")  # how a key spells a byte that is not UTF-8
 ESCAPE = re.compile(rb"\\(\\|x([89a-f][0-9a-f]))")
 
@@ -168,11 +168,11 @@ def shows_image(path: str) -> bool:
 
 
 def gallery_of(folder: str, names: Set[str]) -> str:
-    """The name of the folder of thumbnails, where `report` has made this folder; else empty."""
+    """The name of the folder of thumbnails, where `report` or `compare` has made this folder; else empty."""
     index, gallery = REPORT
     if index in names and gallery in names:
         with suppress(OSError), open(os.path.join(folder, index), "rb") as file:
-            return gallery if MARK_OF_A_REPORT in file.read(MARK_WITHIN) else ""
+            return gallery if MARK_OF_A_PAGE in file.read(MARK_WITHIN) else ""
     return ""
 
 
