@@ -1,13 +1,14 @@
 """How fast images are described: `generate` on one image after another, `generate` in batches, and slots.
 
-    .venv/bin/python benchmarks/describe.py            # bundled model, and a random one of 150 M parameters, on the CPU
-    .venv/bin/python benchmarks/describe.py --gpu      # Qwen2-VL-7B's shapes with random weights, with the roofline
+    .venv/bin/python benchmarks/describe.py            # bundled model, and random ones of 150 M parameters, on the CPU
+    .venv/bin/python benchmarks/describe.py --gpu      # Qwen2-VL-7B's and Qwen3-VL-4B's shapes, with the roofline
 
 All sides get the same model, pictures, question and number of new tokens, and run alternately in one process. Prints
 medians, and how many answers equal those of the first side.
 """
 
 import argparse
+import gc
 import os
 import statistics
 import sys
@@ -26,6 +27,7 @@ from PIL import Image
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+from benchmarks import random_qwen3  # noqa: E402
 from benchmarks.machine import machine, require_gpu  # noqa: E402
 from benchmarks.random_models import (  # noqa: E402
     DEMO,
@@ -59,30 +61,36 @@ class Side:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpu", action="store_true", help="Qwen2-VL-7B's shapes on the GPU")
+    parser.add_argument("--gpu", action="store_true", help="Qwen2-VL-7B's and Qwen3-VL-4B's shapes on the GPU")
     parser.add_argument("--new-tokens", type=int, default=128, help="of every answer of a random model")
     parser.add_argument("--image-px", type=int, help="side of a random model's images (CPU: 112, GPU: 384)")
     parser.add_argument("--slots", type=int, nargs="+", help="(CPU: 8 16 32, GPU: 16 64 256)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=["bundled", "random"], help="of the two CPU comparisons")
+    parser.add_argument("--only", choices=["bundled", "random", "qwen3"], help="of the CPU comparisons")
     options = parser.parse_args()
     if options.gpu:
         require_gpu()
     torch.set_num_threads(options.threads)
     print(f"{machine('torch', 'transformers')}, {options.threads} threads")
-    if options.gpu:
-        on_gpu(options)
-        return
-    if options.only != "random":
-        model, processor = bundled_qwen()
-        compare("bundled model", model, processor, 64, examples(), options.slots or [8, 16, 32], 25, options.rounds)
-    if options.only != "bundled":
-        model = random_qwen(TEXT_150M, VISION_150M, torch.float32)
-        processor = qwen_processor(options.image_px or 112)
-        name = f"random weights, {sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters"
-        slots = options.slots or [8, 16, 32]
-        compare(name, model, processor, options.new_tokens, examples(), slots, 2, options.rounds)
+    (on_gpu if options.gpu else on_cpu)(options)
+
+
+def on_cpu(options: argparse.Namespace) -> None:
+    """The bundled model, and random ones."""
+    slots, image_px = options.slots or [8, 16, 32], options.image_px or 112
+
+    def of_random(name: str, model: Any, processor: Any, naive_images: int) -> None:
+        name += f" of random weights, {sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters"
+        compare(name, model, processor, options.new_tokens, examples(), slots, naive_images, options.rounds)
+
+    if options.only in (None, "bundled"):
+        compare("bundled model", *bundled_qwen(), 64, examples(), slots, 25, options.rounds)
+    if options.only in (None, "random"):
+        of_random("Qwen2-VL", random_qwen(TEXT_150M, VISION_150M, torch.float32), qwen_processor(image_px), 2)
+    if options.only in (None, "qwen3"):
+        model = random_qwen3.random_qwen3(random_qwen3.TEXT_150M, random_qwen3.VISION_150M, torch.float32)
+        of_random("Qwen3-VL", model, random_qwen3.qwen3_processor(image_px), 8)
 
 
 def compare(
@@ -155,19 +163,29 @@ def examples() -> list[Image.Image]:
 
 
 def on_gpu(options: argparse.Namespace) -> None:
-    """The true shapes of Qwen2-VL-7B: images a second, then what a prefill and a step take beside what they must."""
+    """The true shapes of two models, one after the other, because a small GPU holds only one."""
     image_px = options.image_px or 384
     model = random_qwen(TEXT_7B, VISION_7B, torch.bfloat16, "cuda")
-    processor = qwen_processor(image_px)
+    compare_on_gpu("Qwen2-VL-7B", model, qwen_processor(image_px), image_px, options)
+    del model
+    gc.collect()
+    torch.cuda.empty_cache()
+    model = random_qwen3.random_qwen3(random_qwen3.TEXT_4B, random_qwen3.VISION_4B, torch.bfloat16, "cuda")
+    compare_on_gpu("Qwen3-VL-4B", model, random_qwen3.qwen3_processor(image_px), image_px, options)
+
+
+def compare_on_gpu(name: str, model: Any, processor: Any, image_px: int, options: argparse.Namespace) -> None:
+    """Images a second, then what a prefill and a step take beside what they must."""
     pictures = [image.resize((image_px, image_px)) for image in examples()]
     slots = options.slots or [16, 64, 256]
-    name = f"Qwen2-VL-7B's shapes in bf16, random weights, {image_px} x {image_px} pixels"
-    compare(name, model, processor, options.new_tokens, pictures, slots, 1, min(options.rounds, 3))
+    title = f"{name}'s shapes in bf16, random weights, {image_px} x {image_px} pixels"
+    compare(title, model, processor, options.new_tokens, pictures, slots, 1, min(options.rounds, 3))
     print("\n| slots | prefill and resizing, ms an image | H200's roofline | decode step, ms | H200's roofline |")
     print("|---|---|---|---|---|")
     for count in slots:
         prefill_s, step_s, prompt_tokens = times(model, processor, pictures, count, options.new_tokens)
-        least_prefill_s, least_step_s = roofline(model, count, prompt_tokens, options.new_tokens, image_px)
+        patches = len(processor.image_processor(images=pictures[:1])["pixel_values"])
+        least_prefill_s, least_step_s = roofline(model, count, prompt_tokens, options.new_tokens, patches)
         row = (prefill_s / count, least_prefill_s, step_s, least_step_s)
         print(f"| {count} | " + " | ".join(f"{seconds * 1e3:.2f}" for seconds in row) + " |", flush=True)
 
@@ -192,14 +210,13 @@ def times(
     return short_s - (shortest - 1) * step_s, step_s, len(prompt)
 
 
-def roofline(model: Any, rows: int, prompt_tokens: int, new_tokens: int, image_px: int) -> tuple[float, float]:
+def roofline(model: Any, rows: int, prompt_tokens: int, new_tokens: int, patches: int) -> tuple[float, float]:
     """The seconds that an image's prefill and a step of all rows take at the very least on an H200."""
     text = model.config.text_config
     decoder = sum(p.numel() for p in model.model.language_model.layers.parameters())
     head, vision = model.lm_head.weight.numel(), sum(p.numel() for p in model.model.visual.blocks.parameters())
-    patches = (-(-image_px // 28) * 2) ** 2
     prefill_flop = 2 * (decoder * prompt_tokens + vision * patches + head)
-    head_size = text.hidden_size // text.num_attention_heads
+    head_size = model.model.language_model.layers[0].self_attn.head_dim
     cache = rows * (prompt_tokens + new_tokens / 2) * 2 * text.num_hidden_layers * text.num_key_value_heads * head_size
     step_bytes, step_flop = 2 * (decoder + head + cache), 2 * (decoder + head) * rows
     return prefill_flop / H200_FLOP_PER_S, max(step_bytes / H200_BYTES_PER_S, step_flop / H200_FLOP_PER_S)

@@ -1,4 +1,4 @@
-"""Decodes many images at once with a model of the Qwen2-VL family, each in its own slot (continuous batching).
+"""Decodes many images at once with Qwen2-VL, Qwen2.5-VL or Qwen3-VL, each in its own slot (continuous batching).
 
 A slot is a row of the key-value cache with its own position. Rows in use stay contiguous: the last one replaces one
 that has finished, and waiting images are prefilled, a few at a time, after it. Greedy output equals that of `generate`
@@ -8,36 +8,39 @@ on each image alone, in float32 row by row. The model is not modified.
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 
 from vec_pipeline.engines import Answer
-from vec_pipeline.engines.batched_generate import bytes_per_row, ends_of_turn, image_prompt
+from vec_pipeline.engines.batched_generate import bytes_per_row
+from vec_pipeline.engines.families import Tokens, ends_of_turn, image_prompt, reasoning_length
 from vec_pipeline.engines.qwen_vision import Grid, ImageReader, Rotation, VisionTower, feed_forward, linear, normed
 
-FAMILY = ("qwen2_vl", "qwen2_5_vl")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # model types; mixtures of experts have others
+_INTERLEAVED = ("qwen3_vl",)  # those whose rotation interleaves the axes: in transformers, by type and not by option
 _GROUPS = 8  # images are prefilled slots / 8 at a time: with more, slots would be idle; with fewer, compute units
 _LENGTH_STEP = 64  # of the cache, in tokens: the alignment that attention kernels prefer
 # All but cuDNN's, which is the first choice on Hopper and builds a new plan for each number of rows and tokens.
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _STEPS_PER_CHECK = 4  # decode steps on a GPU between checks for finished rows, because each check waits for the GPU
 
-Tokens = list[int]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 def supports(model: Any) -> bool:
-    """Whether `model` is of the family and needs nothing that this engine lacks: sliding windows, scaled positions."""
-    if model.config.model_type not in FAMILY or model.device.type not in ("cpu", "cuda"):
+    """Whether this engine decodes `model`: of these families, those without sliding windows or scaled positions."""
+    if model.config.model_type not in FAMILIES or model.device.type not in ("cpu", "cuda"):
         return False
     text = model.config.text_config
-    return text.rope_parameters["rope_type"] == "default" and set(text.layer_types) == {"full_attention"}
+    layer_types = getattr(text, "layer_types", ["full_attention"])  # Qwen3-VL has no others, and no such field
+    return text.rope_parameters["rope_type"] == "default" and set(layer_types) == {"full_attention"}
 
 
 class _Waiting(NamedTuple):
@@ -51,7 +54,7 @@ class _Waiting(NamedTuple):
 class QwenSlots:
     """One model and one question, asked of many images at once.
 
-    model: Qwen2VLForConditionalGeneration or Qwen2_5_VLForConditionalGeneration that `supports` accepts.
+    model: Qwen2VLForConditionalGeneration, or that of Qwen2.5-VL or Qwen3-VL, that `supports` accepts.
     processor: the model's own; images are prepared as by its PIL backend.
     max_new_tokens: of one answer, including the end-of-turn token.
 
@@ -64,7 +67,8 @@ class QwenSlots:
         self._model = model
         self._tokenizer = processor.tokenizer
         self._max_new_tokens = max_new_tokens
-        self._before, self._after = prompt_around_image(processor, question, model.config.image_token_id)
+        self._prompt = image_prompt(processor, question)
+        self._before, self._after = tokens_around_image(self._prompt, processor.tokenizer, model.config.image_token_id)
         self._merge: int = processor.image_processor.merge_size
         self._reader = ImageReader(processor.image_processor, model.device)
         self._tower = VisionTower(model.model.visual)
@@ -111,8 +115,8 @@ class QwenSlots:
                 self._prefill(cache, group, len(running))
                 running += group.numbers
                 group = next(groups, None)  # resized while the GPU works
-            for row, tokens, probability in cache.decode(len(running)):
-                yield running[row], self._answer(tokens, probability)
+            for row, tokens, probabilities in cache.decode(len(running)):
+                yield running[row], self._answer(tokens, probabilities)
                 cache.move(len(running) - 1, row)
                 running[row] = running[-1]
                 running.pop()
@@ -138,18 +142,26 @@ class QwenSlots:
 
     def _prefill(self, cache: "_Slots", group: "_Group", row: int) -> None:
         """Evaluate the prompts of a group into the rows of the cache starting at `row`."""
-        embed = self._model.get_input_embeddings()
-        before, after = (embed(torch.tensor(ids, device=self._model.device)) for ids in (self._before, self._after))
+        before, after = self._text(self._before), self._text(self._after)
         features = self._tower(self._reader.patches(group.pixels), group.grids)
         images = torch.split(features.to(before.dtype), [self._image_tokens(grid) for grid in group.grids])
         prompts = [torch.cat([before, image, after]) for image in images]
         cells = [Grid(grid.rows // self._merge, grid.columns // self._merge) for grid in group.grids]
         cache.prefill(row, prompts, [prompt_positions(len(self._before), each, len(self._after)) for each in cells])
 
-    def _answer(self, tokens: Tokens, probability: float) -> Answer:
+    def _text(self, tokens: Tokens) -> Tensor:
+        """Embed text as the vision tower does images: shape (tokens, levels, hidden), zero but for level 0."""
+        embeddings = self._model.get_input_embeddings()(torch.tensor(tokens, device=self._model.device))
+        return pad(embeddings[:, None], (0, 0, 0, self._tower.levels - 1))
+
+    def _answer(self, tokens: Tokens, probabilities: list[float]) -> Answer:
+        """The answer, without the reasoning of a model that thinks first."""
+        start = reasoning_length(self._tokenizer, self._prompt, tokens)
+        if start == len(tokens):
+            return Answer("", False, 0)
         is_complete = tokens[-1] in ends_of_turn(self._model)
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        return Answer(text, is_complete, len(tokens) - is_complete, probability)
+        text = self._tokenizer.decode(tokens[start:], skip_special_tokens=True)
+        return Answer(text, is_complete, len(tokens) - start - is_complete, fmean(probabilities[start:]))
 
 
 class _Group(NamedTuple):
@@ -172,8 +184,9 @@ class _Slots:
         self._max_new_tokens = max_new_tokens
         device, text = model.device, model.config.text_config
         self._head_size: int = self._decoder.layers[0].self_attn.head_dim
-        self._inverse_frequencies: Tensor = self._decoder.rotary_emb.inv_freq.float()
-        self._axes = rotated_axes(text.rope_parameters["mrope_section"]).to(device)
+        rotary, is_interleaved = self._decoder.rotary_emb, model.config.model_type in _INTERLEAVED
+        self._inverse_frequencies: Tensor = rotary.inv_freq.float()
+        self._axes = rotated_axes(rotary.mrope_section, is_interleaved, self._head_size // 2).to(device)
         self._ends = torch.tensor(sorted(ends_of_turn(model)), dtype=torch.long, device=device)
         self._range = torch.arange(max(slots, length), device=device)
 
@@ -185,7 +198,7 @@ class _Slots:
         self._offset = torch.zeros_like(self._token)  # from there to its position: image tokens share positions
         self._count = torch.zeros_like(self._token)  # of tokens generated
         self._tokens = torch.zeros(slots, max_new_tokens + 1, dtype=torch.long, device=device)  # one more for idle rows
-        self._probability = torch.zeros(slots, device=device)  # sum over the tokens generated
+        self._probabilities = torch.zeros(self._tokens.shape, device=device)  # of those tokens
         self._is_running = torch.zeros(slots, dtype=torch.bool, device=device)
         is_static = device.type == "cuda" and not getattr(model, "is_quantized", False)  # quantised layers may sync
         self._graph = self._capture() if is_static else None
@@ -193,15 +206,16 @@ class _Slots:
     def prefill(self, row: int, prompts: list[Tensor], positions: list[Tensor]) -> None:
         """Evaluate prompts into the rows starting at `row`, and choose the first token of each answer.
 
-        prompts: embeddings, each of shape (tokens, hidden). positions: of their tokens, each of shape (3, tokens).
+        prompts: embeddings and what is added to them later (see `_evaluate`), each of shape (tokens, levels, hidden).
+        positions: of their tokens, each of shape (3, tokens).
         Padding is on the right, which causal attention never sees, so no mask is needed.
         """
         rows = slice(row, row + len(prompts))
-        hidden = pad_sequence(prompts, batch_first=True)
+        prompt = pad_sequence(prompts, batch_first=True)
         # All copies to the GPU come before the layers: each waits for the work queued before it.
-        padded = pad_sequence([each.T for each in positions], batch_first=True).to(hidden.device)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=hidden.device)
-        ends = torch.tensor([int(each.max()) + 1 for each in positions], device=hidden.device)
+        padded = pad_sequence([each.T for each in positions], batch_first=True).to(prompt.device)
+        lengths = torch.tensor([len(each) for each in prompts], device=prompt.device)
+        ends = torch.tensor([int(each.max()) + 1 for each in positions], device=prompt.device)
         angles = padded[:, None, :, self._axes] * self._inverse_frequencies
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -210,16 +224,16 @@ class _Slots:
             return scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=True)
 
         last = (self._range[: len(prompts)], lengths - 1)
-        hidden = self._evaluate(hidden, Rotation(angles, hidden.dtype), attend, last)
+        hidden = self._evaluate(prompt.unbind(2), Rotation(angles, prompt.dtype), attend, last)
         self._cache_position[rows] = lengths
         self._offset[rows] = ends - lengths
-        self._count[rows], self._probability[rows], self._is_running[rows] = 0, 0.0, True
+        self._count[rows], self._is_running[rows] = 0, True
         self._choose(hidden, rows)
 
-    def decode(self, count: int) -> list[tuple[int, Tokens, float]]:
+    def decode(self, count: int) -> list[tuple[int, Tokens, list[float]]]:
         """Run a few steps of the first `count` rows.
 
-        Returns the rows that have finished since, the last one first, with their tokens and mean probability.
+        Returns the rows that have finished since, the last one first, with their tokens and the probability of each.
         """
         for _ in range(1 if self._keys.device.type == "cpu" else _STEPS_PER_CHECK):
             if self._graph is not None:
@@ -230,19 +244,18 @@ class _Slots:
         rows = [row for row in reversed(range(count)) if not is_running[row]]
         if not rows:
             return []
-        counts = self._count[rows].tolist()
-        tokens = [tokens[:n] for tokens, n in zip(self._tokens[rows].tolist(), counts, strict=True)]
-        means = (self._probability[rows] / self._count[rows]).tolist()
-        return list(zip(rows, tokens, means, strict=True))
+        finished = (each[rows].tolist() for each in (self._count, self._tokens, self._probabilities))
+        columns = zip(rows, *finished, strict=True)
+        return [(row, tokens[:n], probabilities[:n]) for row, n, tokens, probabilities in columns]
 
     def move(self, source: int, target: int) -> None:
         """Overwrite a row with another one."""
         if source != target:
             for each in (self._keys, self._values):
                 each[:, target] = each[:, source]
-            for each in (self._token, self._cache_position, self._offset, self._count, self._tokens, self._probability):
+            state = (self._token, self._cache_position, self._offset, self._count, self._is_running)
+            for each in (*state, self._tokens, self._probabilities):
                 each[target] = each[source]
-            self._is_running[target] = self._is_running[source]
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """Capture one step of all rows as a CUDA graph, to be replayed without Python; no row is in use yet."""
@@ -273,22 +286,23 @@ class _Slots:
             cached = (cached_keys[:, :, :length], cached_values[:, :, :length])
             return scaled_dot_product_attention(packed, *cached, attn_mask=mask).reshape(queries.shape)
 
-        hidden = self._model.get_input_embeddings()(self._token[:count, None])
-        hidden = self._evaluate(hidden, Rotation(angles, hidden.dtype), attend, (slice(None), 0))
+        embeddings = self._model.get_input_embeddings()(self._token[:count, None])
+        hidden = self._evaluate([embeddings], Rotation(angles, embeddings.dtype), attend, (slice(None), 0))
         position += self._is_running[:count]
         self._choose(hidden, slice(count))
 
-    def _evaluate(self, hidden: Tensor, rotation: Rotation, attend: Attend, last: tuple[Any, Any]) -> Tensor:
+    def _evaluate(self, levels: Sequence[Tensor], rotation: Rotation, attend: Attend, last: tuple[Any, Any]) -> Tensor:
         """Run the decoder's layers; after the attention of the last one, only the tokens selected by `last` go on.
 
-        hidden: shape (rows, tokens, hidden). Returns shape (rows, hidden).
+        levels: the embeddings, and what is added after the first layer, the second and so on (DeepStack, of image
+        tokens); each of shape (rows, tokens, hidden). Returns shape (rows, hidden).
         """
-        layers = self._decoder.layers
+        layers, hidden = self._decoder.layers, levels[0]
         for index, layer in enumerate(layers):
+            if 0 < index < len(levels):
+                hidden = hidden + levels[index]
             attention, x = layer.self_attn, normed(layer.input_layernorm, hidden)
-            projected = (linear(each, x) for each in (attention.q_proj, attention.k_proj, attention.v_proj))
-            heads = (each.view(*hidden.shape[:2], -1, self._head_size).transpose(1, 2) for each in projected)
-            queries, keys, values = heads
+            queries, keys, values = self._heads(attention, x)
             attended = attend(index, rotation(queries), rotation(keys), values).transpose(1, 2).flatten(2)
             if index == len(layers) - 1:
                 hidden, attended = hidden[last], attended[last]
@@ -296,22 +310,29 @@ class _Slots:
             hidden = hidden + feed_forward(layer.mlp, normed(layer.post_attention_layernorm, hidden))
         return normed(self._decoder.norm, hidden)
 
+    def _heads(self, attention: Any, x: Tensor) -> list[Tensor]:
+        """Queries, keys and values, each of shape (rows, heads, tokens, head size)."""
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        heads = [linear(each, x).view(*x.shape[:2], -1, self._head_size) for each in projections]
+        if hasattr(attention, "q_norm"):  # Qwen3-VL
+            heads[:2] = normed(attention.q_norm, heads[0]), normed(attention.k_norm, heads[1])
+        return [each.transpose(1, 2) for each in heads]
+
     def _choose(self, hidden: Tensor, rows: slice) -> None:
         """Append the best token of each row; idle rows write into a column that is never read."""
         logits = linear(self._model.lm_head, hidden).float()
         best, token = logits.max(-1)
         count, is_running = self._count[rows], self._is_running[rows]
         self._tokens[rows].scatter_(1, count[:, None], token[:, None])
+        self._probabilities[rows].scatter_(1, count[:, None], (best - logits.logsumexp(-1)).exp()[:, None])
         self._token[rows] = token
-        self._probability[rows] += (best - logits.logsumexp(-1)).exp() * is_running
         count += is_running
         is_running &= (token[:, None] != self._ends).all(-1) & (count < self._max_new_tokens)
 
 
-def prompt_around_image(processor: Any, question: str, image_token: int) -> tuple[Tokens, Tokens]:
-    """The tokens of the prompt before and after the image. Raises ValueError unless there is exactly one image."""
-    prompt = image_prompt(processor, question)
-    tokens: Tokens = processor.tokenizer(prompt)["input_ids"]
+def tokens_around_image(prompt: str, tokenizer: Any, image_token: int) -> tuple[Tokens, Tokens]:
+    """The tokens of a prompt before and after the image. Raises ValueError unless there is exactly one image."""
+    tokens: Tokens = tokenizer(prompt)["input_ids"]
     if tokens.count(image_token) != 1:
         raise ValueError(f"expected one image in the prompt, got {tokens.count(image_token)}: {prompt!r}")
     index = tokens.index(image_token)
@@ -331,6 +352,11 @@ def prompt_positions(before: int, image: Grid, after: int) -> Tensor:
     return torch.cat([text_before, cells + before, text_after], 1)
 
 
-def rotated_axes(sections: Sequence[int]) -> Tensor:
-    """The axis (time, height, width) that rotates each value of a head's first half; shape (head size / 2,)."""
+def rotated_axes(sections: Sequence[int], is_interleaved: bool, values: int) -> Tensor:
+    """The axis (time, height, width) that rotates each value of a head's first half; shape (values,).
+
+    sections: how many values each axis rotates. is_interleaved: the axes alternate; what is left at the end is time's.
+    """
+    if is_interleaved:
+        return torch.tensor([i % 3 if i < 3 * sections[i % 3] else 0 for i in range(values)])
     return torch.tensor([index % 3 for index, size in enumerate(sections) for _ in range(size)])

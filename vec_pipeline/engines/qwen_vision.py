@@ -1,4 +1,4 @@
-"""Images to embeddings for a decoder of the Qwen2-VL family, many images in one pass of the vision tower.
+"""Images to embeddings for the decoder of Qwen2-VL, Qwen2.5-VL or Qwen3-VL, many in one pass of the vision tower.
 
 The computation is that of transformers' modules with their weights; only the batching differs: images of one size share
 one attention call, while the stock tower makes one per image and layer.
@@ -7,6 +7,7 @@ one attention call, while the stock tower makes one per image and layer.
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate, groupby
+from math import isqrt
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -14,7 +15,9 @@ import torch
 from PIL.Image import Image, Resampling
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
-from torch.nn.functional import rms_norm, scaled_dot_product_attention
+from torch.nn.functional import interpolate, rms_norm, scaled_dot_product_attention
+
+from vec_pipeline.device import is_ampere_or_newer
 
 # The range in which the product of `linear` is faster than torch's own on a CPU (docs/lab-notes.md).
 _MIN_ROWS, _MAX_ROWS, _MIN_WEIGHTS = 4, 128, 2**20
@@ -86,9 +89,10 @@ class ImageReader:
 
 
 class VisionTower:
-    """The forward pass of Qwen2-VL's and Qwen2.5-VL's vision tower, over the modules and weights of transformers.
+    """The forward pass of a family's vision tower, over the modules and weights of transformers.
 
-    visual: the tower, which is not modified.
+    visual: the tower, which is not modified. Its attributes decide what is computed: windowed attention in Qwen2.5-VL;
+    learned position embeddings and DeepStack, which passes the output of some blocks to the decoder, too, in Qwen3-VL.
     """
 
     def __init__(self, visual: Any) -> None:
@@ -100,9 +104,15 @@ class VisionTower:
         self._full_attention: Sequence[int] = getattr(visual, "fullatt_block_indexes", range(len(visual.blocks)))
         window_px: int = getattr(visual, "window_size", 0)
         self._window_cells = window_px // self._merge // visual.patch_embed.patch_size
+        deepstack = (getattr(visual, name, ()) for name in ("deepstack_visual_indexes", "deepstack_merger_list"))
+        self._deepstack: dict[int, Any] = dict(zip(*deepstack, strict=True))  # mergers, by the block that they follow
+        self.levels = 1 + len(self._deepstack)
 
     def __call__(self, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """Embed the images' patches: shape (tokens of all images, hidden size of the decoder)."""
+        """Embed the images' patches: shape (tokens of all images, levels, hidden size of the decoder).
+
+        Level 0 is the embedding of a token; the others, DeepStack's, are added after the decoder's first layers.
+        """
         layouts = [layout(grid, self._merge, self._window_cells) for grid in grids]
         order = torch.cat([each.order + start for each, start in zip(layouts, self._starts(grids), strict=True)])
         images = Segments([grid.patches for grid in grids], self._device)
@@ -112,11 +122,16 @@ class VisionTower:
         order = order.to(self._device)
 
         hidden = self._embed(self._in_order(patches, order))
+        if hasattr(self._visual, "pos_embed"):
+            hidden = hidden + self._position_embeddings(grids)
+        deepstack = []
         for index, block in enumerate(self._visual.blocks):
             segments = images if index in self._full_attention else windows
             hidden = hidden + self._attend(block.attn, normed(block.norm1, hidden), rotation, segments)
             hidden = hidden + feed_forward(block.mlp, normed(block.norm2, hidden))
-        merged: Tensor = self._visual.merger(hidden)
+            if index in self._deepstack:
+                deepstack.append(self._deepstack[index](hidden))
+        merged = torch.stack([self._visual.merger(hidden), *deepstack], 1)
         return merged[order.argsort()] if self._window_cells else merged
 
     def _starts(self, grids: Sequence[Grid]) -> list[int]:
@@ -129,8 +144,23 @@ class VisionTower:
         return patches.view(-1, self._merge**2, patches.shape[1])[order].flatten(0, 1)
 
     def _embed(self, patches: Tensor) -> Tensor:
-        weight: Tensor = self._visual.patch_embed.proj.weight  # of a Conv3d that is applied once to each patch
-        return nn.functional.linear(patches.to(weight.dtype), weight.flatten(1))
+        convolution = self._visual.patch_embed.proj  # a Conv3d that is applied once to each patch
+        weight: Tensor = convolution.weight
+        return nn.functional.linear(patches.to(weight.dtype), weight.flatten(1), convolution.bias)
+
+    def _position_embeddings(self, grids: Sequence[Grid]) -> Tensor:
+        """The learned square of embeddings, resized to each image: shape (patches, hidden size of the tower)."""
+        weight: Tensor = self._visual.pos_embed.weight
+        side = isqrt(len(weight))
+        square = weight.T.view(1, -1, side, side)
+        resized = {grid: self._resized(square, grid) for grid in set(grids)}
+        return torch.cat([resized[grid] for grid in grids])
+
+    def _resized(self, square: Tensor, grid: Grid) -> Tensor:
+        """Embeddings of an image's patches, in the order of `ImageReader.patches`."""
+        image = interpolate(square, size=tuple(grid), mode="bilinear", align_corners=True)[0]
+        cells = image.view(-1, grid.rows // self._merge, self._merge, grid.columns // self._merge, self._merge)
+        return cells.permute(1, 3, 2, 4, 0).flatten(0, 3)
 
     def _attend(self, attention: Any, hidden: Tensor, rotation: "Rotation", segments: "Segments") -> Tensor:
         queries, keys, values = linear(attention.qkv, hidden).view(len(hidden), 3, attention.num_heads, -1).unbind(1)
@@ -180,7 +210,7 @@ class Segments:
         """Attention within each segment; all tensors of shape (patches, heads, head size)."""
         if len(self._by_length) == 1:
             return self._attend_equal(queries, keys, values, self._longest)
-        if queries.is_cuda and queries.dtype in (torch.float16, torch.bfloat16):
+        if queries.is_cuda and queries.dtype in (torch.float16, torch.bfloat16) and is_ampere_or_newer():
             bounds, longest = self._boundaries, self._longest
             return cast(Tensor, varlen_attn(queries, keys, values, bounds, bounds, longest, longest))
         out = torch.empty_like(queries, memory_format=torch.contiguous_format)
@@ -232,7 +262,9 @@ def normed(norm: Any, x: Tensor) -> Tensor:
 
 
 def feed_forward(mlp: Any, x: Tensor) -> Tensor:
-    """Equal to `mlp(x)`: gated as in the decoder and in Qwen2.5-VL's tower, or plain as in Qwen2-VL's."""
+    """Equal to `mlp(x)`: gated as in the decoder and in Qwen2.5-VL's tower, or plain as in the other towers."""
     if hasattr(mlp, "gate_proj"):
         return linear(mlp.down_proj, mlp.act_fn(linear(mlp.gate_proj, x)) * linear(mlp.up_proj, x))
+    if hasattr(mlp, "linear_fc1"):  # Qwen3-VL
+        return linear(mlp.linear_fc2, mlp.act_fn(linear(mlp.linear_fc1, x)))
     return linear(mlp.fc2, mlp.act(linear(mlp.fc1, x)))
