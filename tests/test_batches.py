@@ -91,9 +91,11 @@ def test_what_fits_runs_once() -> None:
 
 def test_out_of_memory_halves_the_batch_and_is_remembered() -> None:
     stage, annotated = Spell(largest=2), spelled(*EIGHT)
-    assert batches_of(stage).run(annotated, 8) == 2
+    at_work = batches_of(stage)
+    assert at_work.run(annotated, 8) == 2
     assert stage.batches == ["abcdefgh", "abcd", "ab", "cd", "ef", "gh"]
     assert not errors(annotated)
+    assert not at_work.retries
 
 
 def test_a_stage_that_refills_gets_several_times_the_rows_and_halves_what_runs_at_once() -> None:
@@ -161,10 +163,12 @@ def test_a_gpu_that_failed_ends_the_run_and_makes_its_batch_suspect(tmp_path: Pa
 
 def test_another_failure_is_found_by_halving() -> None:
     stage, annotated = Spell(poison="c"), spelled(*EIGHT)
-    assert batches_of(stage).run(annotated, 4) == 4
+    at_work = batches_of(stage)
+    assert at_work.run(annotated, 4) == 4
     assert stage.batches == ["abcd", "ab", "cd", "c", "d", "efgh"]
     assert errors(annotated) == {"c": "spell: ValueError: bad image"}
     assert "text" not in annotated[2].values
+    assert at_work.retries == {"spell": 2}, "abcd and cd"
 
 
 @pytest.mark.parametrize("poison", ["0000", "0700", "1023"])

@@ -69,6 +69,28 @@ def test_an_answer_cut_by_the_limit_is_marked(rows: list[Values], by_slots: list
         assert values["text"] and whole["text"].startswith(values["text"])
 
 
+def test_bfloat16_on_a_cpu_that_has_it_changes_no_answer_of_the_bundled_model(
+    rows: list[Values], by_slots: list[Values], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "cpu_has_bfloat16", lambda: True)  # others emulate it
+    in_bf16 = described(dataclasses.replace(STAGE, quantization="bf16"), rows)
+    assert [row["text"] for row in in_bf16] == [row["text"] for row in by_slots]
+    confidences = [[row["text_confidence"] for row in side] for side in (in_bf16, by_slots)]
+    assert confidences[0] != confidences[1], "it must not have been float32"
+
+
+def test_a_cpu_without_bfloat16_computes_in_float32(
+    rows: list[Values], by_slots: list[Values], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(device, "cpu_has_bfloat16", lambda: False)
+    stage = dataclasses.replace(STAGE, quantization="bf16")
+    assert described(stage, rows) == by_slots
+    assert "describe: this CPU does not compute in bfloat16: float32 is used" in caplog.text
+    float32_gb = stage.need().host_gb
+    monkeypatch.setattr(device, "cpu_has_bfloat16", lambda: True)
+    assert stage.need().host_gb == pytest.approx(float32_gb / 2)
+
+
 def test_options_of_speed_change_no_settings() -> None:
     """So a CSV made with one engine goes on with the other."""
     assert {"batch_size", "device", "engine", "trust_remote_code"} <= set(Describe.speed_options)
@@ -79,7 +101,7 @@ def test_auto_takes_slots_where_the_model_is_of_the_family(tmp_path: Path) -> No
     assert isinstance(dataclasses.replace(STAGE, engine="generate").load(), BatchedGenerate)
     other = dataclasses.replace(STAGE, model=str(save_llava(tmp_path)))
     assert isinstance(other.load(), BatchedGenerate)
-    with pytest.raises(UserError, match=r"^describe.engine: slots is for Qwen2-VL .* is llava: set auto"):
+    with pytest.raises(UserError, match=r"^describe.engine: slots is for Qwen2-VL, .* is llava: set auto"):
         dataclasses.replace(other, engine="slots").load()
 
 

@@ -43,7 +43,8 @@ PAGES = [
 ]
 OF_EXPERIMENTS = ("benchmarks.md", "lab-notes.md", "mutants.md", "reliability.md")  # which name options of benchmarks
 COMMANDS = [name for _, name, _ in pkgutil.iter_modules(commands.__path__)]
-CONFIGS = ("config.yaml", "configs/qwen3.yaml", "configs/small.yaml", "configs/laptop.yaml")  # whose models are downloaded
+# Those whose models are downloaded.
+CONFIGS = ("config.yaml", "configs/qwen3.yaml", "configs/small.yaml", "configs/laptop.yaml")
 DEMO = (PROJECT / "configs" / "demo.yaml").read_text(encoding="utf-8")
 
 

@@ -15,9 +15,9 @@ from vec_pipeline.crash_journal import CrashJournal
 from vec_pipeline.executor import Executor
 from vec_pipeline.memory import ModelCache
 from vec_pipeline.progress import Progress
-from vec_pipeline.terminal import duration
 from vec_pipeline.record import Record
 from vec_pipeline.result_cache import ResultCache
+from vec_pipeline.terminal import duration
 
 
 class Terminal(io.StringIO):
@@ -153,9 +153,11 @@ def test_the_summary_counts_errors_by_kind(show: Show, executor: Executor, clock
     clock.now_s += 100
     executor.seconds["describe"] = 90.0
     executor.models.load_seconds["describe"] = 20.0
-    first, stage, *errors = shown.summary().splitlines()
+    executor.retries["describe"] = 3
+    first, stage, retries, *errors = shown.summary().splitlines()
     assert first == "10 images in 1:40: 0.10 images/s"
     assert stage.split() == ["describe", "70.0", "s,", "and", "20.0", "s", "to", "load", "its", "model"]
+    assert retries == "  3 x describe: a batch failed and was tried in halves, see the log"
     assert errors == ["  2 x describe: ValueError", "  1 x open_image: OSError"]
 
 

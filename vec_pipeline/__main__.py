@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,8 @@ from vec_pipeline.terminal import INTERRUPTED, end_process, protect
 UNUSABLE = 2
 PACKAGE_FOLDER = Path(__file__).resolve().parent
 LIBRARIES = (  # modules of the dependencies that pyproject.toml names
-    "PIL accelerate gensim huggingface_hub jinja2 llama_cpp numpy open_clip orjson pandas pillow_heif psutil pyarrow "
-    "safetensors scipy sentence_transformers sklearn torch torchvision tqdm transformers yaml"
+    "PIL accelerate gensim httpx2 huggingface_hub jinja2 llama_cpp numpy open_clip orjson pandas pillow_heif psutil "
+    "pyarrow safetensors scipy sentence_transformers sklearn torch torchvision tqdm transformers yaml"
 ).split()
 
 
@@ -35,12 +36,11 @@ def main(arguments: Sequence[str] | None = None, command: str = "", program: str
         for _, name, _ in pkgutil.iter_modules(commands.__path__):
             add_command(name, subparsers.add_parser(name, help=purpose(name)))
     options = parser.parse_args(arguments)
-    # Threads that wait by spinning made torch 27 times slower on two cores that others used as well.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    set_defaults()
     try:
         check_libraries()
-        if getattr(options, "config", None):
-            options.config = config_path(options.config)
+        if config := getattr(options, "config", None):
+            options.config = list(map(config_path, config)) if isinstance(config, list) else config_path(config)
         status: int = options.run(options)
         return status
     except UserError as error:
@@ -49,6 +49,17 @@ def main(arguments: Sequence[str] | None = None, command: str = "", program: str
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def set_defaults() -> None:
+    """Set what libraries read from the environment when they are imported, unless the user has."""
+    # Threads that wait by spinning made torch 27 times slower on two cores that others used as well.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Batches of different sizes leave gaps in torch's memory, into which later ones do not fit. Windows has no such
+    # segments, and under WSL and on Jetson the first allocation fails with them.
+    has_segments = sys.platform == "linux" and not re.search("microsoft|tegra", os.uname().release, re.IGNORECASE)
+    if has_segments and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def add_command(name: str, parser: argparse.ArgumentParser) -> None:

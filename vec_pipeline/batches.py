@@ -1,6 +1,7 @@
 """One stage over a list of records: in batches that fit into memory, with those that fail found and left out."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,7 @@ class Batches:
     may_begin: called before each batch; it raises where the run has ended.
     smaller: images with fewer pixels than they had, by key: for this stage only.
     errors: of this stage, by key.
+    retries: by stage name, how many batches failed for another reason than memory, and were tried in halves.
     """
 
     stage: Stage
@@ -54,6 +56,7 @@ class Batches:
     streak: Streak
     keep: Callable[[list[Record]], None] = lambda _: None
     may_begin: Callable[[], None] = lambda: None
+    retries: Counter[str] = field(default_factory=Counter)
     smaller: dict[str, Any] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
 
@@ -83,6 +86,8 @@ class Batches:
                 logger.warning("out of memory: %d at once from here", at_once)
                 waiting.append(now)
             elif len(now) > 1:
+                if not failure.is_out_of_memory:
+                    self.retries[self.stage.name] += 1
                 waiting += [now[len(now) // 2 :], now[: len(now) // 2]]
             elif failure.is_out_of_memory and self._shrink(now[0]):
                 logger.warning("out of memory: %s is tried with fewer pixels", now[0].key)

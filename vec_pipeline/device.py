@@ -119,6 +119,14 @@ def dtype(kind: str) -> Any:
     return torch.bfloat16 if kind == "cuda" and is_ampere_or_newer() else torch.float16
 
 
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU computes in bfloat16 (AMX, AVX512-BF16, or Arm's): on others it is emulated, and slow."""
+    import torch
+
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
 def gpu_free_gb() -> float | None:
     """Free memory of the GPU in use; None without a GPU, or before torch is imported."""
     torch = imported_torch()

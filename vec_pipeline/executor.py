@@ -5,7 +5,7 @@ import logging
 import re
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Queue
@@ -63,6 +63,7 @@ class Executor:
         self.reading_streak = Streak(max_consecutive_errors)
         self.proven: dict[Stage, int] = {}  # rows at once that fitted last time
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by stage name, loading included
+        self.retries: Counter[str] = Counter()  # by stage name, batches that failed and were tried in halves
         self.at_work: list[str] = []  # names of stages, at this moment
         self.chunks = self.images = 0  # that have gone through every stage
         self._is_stopping = threading.Event()
@@ -187,7 +188,8 @@ class Executor:
         return size
 
     def _batches(self, stage: Stage, model: Any, keep: Any = lambda _: None) -> Batches:
-        return Batches(stage, model, self.models, self.journal, self.streaks[stage.name], keep, self._may_begin)
+        streak = self.streaks[stage.name]
+        return Batches(stage, model, self.models, self.journal, streak, keep, self._may_begin, self.retries)
 
     @contextlib.contextmanager
     def _timed(self, stage: Stage) -> Iterator[None]:

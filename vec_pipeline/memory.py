@@ -172,7 +172,7 @@ class ModelCache:
         return unused is not None
 
     def _victims(self, need: Need) -> list[Stage]:
-        """The models that may make way: all where the cache is full, else those with memory of the kind that is short."""
+        """The models that may make way: all where the cache is full, else those with memory that is short."""
         models = self._here()
         if len(models) >= self.capacity:
             return models

@@ -71,6 +71,8 @@ class Progress:
         for name, spent in self.executor.seconds.items():
             load_s = self.executor.models.load_seconds[name]
             lines.append(f"  {name:<12} {spent - load_s:8.1f} s, and {load_s:.1f} s to load its model")
+        for name, number in self.executor.retries.items():
+            lines.append(f"  {number:,} x {name}: a batch failed and was tried in halves, see the log")
         lines += [f"  {number:,} x {kind}" for kind, number in self.errors.most_common()]
         return "\n".join(lines)
 

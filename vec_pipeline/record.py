@@ -24,6 +24,7 @@ COLUMNS = {  # the contract: every CSV begins with these columns, in this order;
 }
 COLUMN_TYPES = ("text", "number", "vector", "json", "file")  # vector: an array of numbers of any shape; file: its path
 SOURCE_VALUES = {"image_path": "text", "content": "content"}  # what every source provides
+OF_FILE = "file."  # how names of values begin that an image's file has; a prompt calls them by the rest
 
 
 class UserError(Exception):
@@ -96,6 +97,7 @@ class Stage:
 
     reads: ClassVar[tuple[str, ...]] = ()
     optional: ClassVar[tuple[str, ...]] = ()  # read as well where it is there
+    placeholders: ClassVar[tuple[str, ...]] = ()  # of these, the ones in a prompt: there must be such a value or column
     writes: ClassVar[Mapping[str, str]] = {}  # columns, and their types: COLUMN_TYPES
     intermediates: ClassVar[Mapping[str, str]] = {}  # values for later stages, never saved; also of type image
     speed_options: ClassVar[tuple[str, ...]] = ("batch_size", "device")  # they change speed and memory, not results
@@ -110,6 +112,11 @@ class Stage:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or type(self).__module__.rpartition(".")[2])
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a server has the model: what `load` returns takes no memory, and no model makes way for it."""
+        return False
 
     def fetch(self) -> None:
         """Make sure the weights are on this machine; download them if need be. Raises UserError where that fails."""

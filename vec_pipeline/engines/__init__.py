@@ -1,7 +1,7 @@
 """Fast decoding for describe and structure: conversations in, answers out; no knowledge of records."""
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 
 class Message(TypedDict):
@@ -19,9 +19,22 @@ class Answer:
     is_complete: the model or its grammar ended the answer; False if max_tokens or the context truncated it.
     tokens: how many tokens were generated.
     confidence: mean probability of the generated tokens, including the end-of-turn token; None if not recorded.
+    error: why there is no answer, where a server has failed with this one alone.
     """
 
     text: str
     is_complete: bool
     tokens: int
     confidence: float | None = None
+    error: str = ""
+
+
+class PromptSize(NamedTuple):
+    """The size of a prompt.
+
+    prompt_tokens: what it takes.
+    trained_tokens: the context that the model was trained on; 0 if its file does not say.
+    """
+
+    prompt_tokens: int
+    trained_tokens: int

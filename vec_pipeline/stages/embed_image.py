@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from vec_pipeline import device, weights
-from vec_pipeline.record import Need, Values
+from vec_pipeline.device import Device
+from vec_pipeline.record import Need, UserError, Values
 from vec_pipeline.weights import ModelStage
 
-MOST_IMAGES = {"cuda": 256, "cpu": 16}  # at once; more are no faster
+MOST_IMAGES = {"cuda": 256, "mps": 64, "cpu": 16}  # at once; more are no faster
 FLOATS_AT_WORK = 16  # per token and channel, while an image passes a transformer block: its MLP alone holds 8
 SHARE_OF_FREE = 0.25  # of the memory, left to one batch
 
@@ -33,10 +35,28 @@ class EmbedImage(ModelStage):
     optional: ClassVar[tuple[str, ...]] = ("text",)
     writes: ClassVar[Mapping[str, str]] = {"image_vector": "vector", "clip_score": "number"}
     required: ClassVar[str] = "open_clip_config.json"
-    files: ClassVar[tuple[str, ...]] = ("open_clip_*", "tokenizer*", "vocab*", "merges*", "special_tokens*", "*.model")
+    files: ClassVar[tuple[str, ...]] = (
+        "open_clip_*.json",
+        "open_clip_*.safetensors",
+        "tokenizer*",
+        "vocab*",
+        "merges*",
+        "special_tokens*",
+        "*.model",
+    )
 
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    device: Device = "auto"
     batch_size: int | Literal["auto"] = "auto"
+
+    def check(self, path: Path) -> None:
+        from vec_pipeline.engines import checkpoint
+
+        try:
+            checkpoint.refuse_other(path, self.required, checkpoint.CLIP)
+            super().check(path)
+            checkpoint.check_clip(path, allow_pickle=self.allow_pickle)
+        except ValueError as error:
+            raise UserError(f"{self.name}: {error}") from None
 
     def need(self) -> Need:
         gb = weights.size_gb(self.model, revision=self.revision)

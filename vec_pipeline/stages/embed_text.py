@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from vec_pipeline import device, weights
-from vec_pipeline.record import Need, Values
+from vec_pipeline.device import Device
+from vec_pipeline.record import Need, UserError, Values
 from vec_pipeline.weights import ModelStage
 
-MOST_TEXTS = {"cuda": 256, "cpu": 32}  # at once; more are no faster
+MOST_TEXTS = {"cuda": 256, "mps": 64, "cpu": 32}  # at once; more are no faster
 LONGEST_TEXT_TOKENS = 512  # of models that do not say
 FLOATS_AT_WORK, HEADS = 16, 16  # per token and channel, and of attention per pair of tokens, in one block
 SHARE_OF_FREE = 0.25  # of the memory, left to one batch
@@ -27,14 +29,28 @@ class EmbedText(ModelStage):
         "*.model",
         "*.py",
         "model.safetensors",
+        "model-*.safetensors",  # of large models, in several files
         "*/model.safetensors",
     )
     speed_options: ClassVar[tuple[str, ...]] = (*ModelStage.speed_options, "trust_remote_code")
 
     prefix: str = ""  # put before each text, as some models want ("passage: ")
     trust_remote_code: bool = False  # run the Python files that some models come with
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    device: Device = "auto"
     batch_size: int | Literal["auto"] = "auto"
+
+    def check(self, path: Path) -> None:
+        from vec_pipeline.engines import checkpoint
+
+        try:
+            checkpoint.refuse_other(path, self.required, checkpoint.SENTENCE_ENCODER)
+            super().check(path)
+            with self.refusing_code():
+                checkpoint.check_sentence_encoder(
+                    path, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code
+                )
+        except ValueError as error:
+            raise UserError(f"{self.name}: {error}") from None
 
     def need(self) -> Need:
         gb = weights.size_gb(self.model, revision=self.revision)

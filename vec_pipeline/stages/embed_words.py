@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vec_pipeline.engines.fasttext import FastTextVectors, is_fasttext, words_in
-from vec_pipeline.record import Need, Values
+from vec_pipeline.engines.checkpoint import FASTTEXT, kind_of, refuse_other
+from vec_pipeline.engines.fasttext import FastTextVectors, is_fasttext, model_kind, words_in
+from vec_pipeline.record import Need, UserError, Values
 from vec_pipeline.weights import ModelStage, cached_path, damaged, local_path
 
 MARKS = "".join(  # combining marks, which \w lacks: vowels of Hindi and Thai, points of Arabic, stress of Russian
@@ -24,6 +25,7 @@ WORD = re.compile(rf"\w[\w{MARKS}\u200c\u200d]*")  # with the joiners of Persian
 WORD2VEC_HEADER = re.compile(rb"([1-9]\d{0,9}) ([1-9]\d{0,5})\s*\n")  # the numbers of words and dimensions
 OFFICIAL_WORDS = 2_000_000  # in each model of facebook/fasttext-*-vectors
 BYTES_PER_WORD = 160  # of a vocabulary in memory
+FORMATS = "FastText's .bin or .ftz, a .vec, or word2vec's .bin"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +48,32 @@ class EmbedWords(ModelStage):
     batch_size: int = 64
 
     def is_safe(self, file: Path) -> bool:
+        self._refuse_other(file)
         return is_fasttext(file) or word2vec_shape(file) is not None
 
     def check(self, path: Path) -> None:
-        super().check(path)
         file = self._file(path)
+        if path.is_dir():
+            try:
+                refuse_other(path, self.required, FORMATS)
+            except ValueError as error:
+                raise UserError(f"{self.name}: {error}") from None
+        self._refuse_other(file)
+        super().check(path)
+        kind = "word2vec"
         try:
             if is_fasttext(file):
+                kind = f"FastText, {model_kind(file)}"
                 FastTextVectors(file)
             elif shape := word2vec_shape(file):
                 check_size(file, *shape)
         except ValueError as error:
-            raise damaged(file, str(error)) from None
+            raise damaged(file, f"{kind}: {error}") from None
+
+    def _refuse_other(self, path: Path) -> None:
+        """Raise UserError for what is known to hold no word vectors, which no option would let through."""
+        if (kind := kind_of(path)) not in ("", FASTTEXT):
+            raise UserError(f"{self.name}: {path} is {kind}: give {FORMATS}")
 
     def need(self) -> Need:
         path = local_path(self.model) or cached_path(self.model, self.revision)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from PIL import Image
 
 from vec_pipeline.pictures import Limits, decode
+from vec_pipeline.pictures.metadata import NAMES, metadata, place_in_folders
 from vec_pipeline.record import Stage, Values, Worker
 
 LARGEST_ASPECT = 50  # of the longer side to the shorter; vision-language models refuse images beyond about 200
@@ -25,7 +26,11 @@ class OpenImage(Stage):
     """
 
     reads: ClassVar[tuple[str, ...]] = ("content",)
-    intermediates: ClassVar[Mapping[str, str]] = {"image": "image", "has_pages": "json", "is_cut": "json"}
+    optional: ClassVar[tuple[str, ...]] = ("image_path",)
+    intermediates: ClassVar[Mapping[str, str]] = {
+        **{"image": "image", "has_pages": "json", "is_cut": "json"},
+        **dict.fromkeys(NAMES, "text"),
+    }
     speed_options: ClassVar[tuple[str, ...]] = (*Stage.speed_options, "max_megapixels")
     version: ClassVar[int] = 2  # greys of more than 8 bits by their range, CMYK by its profile
     worker: ClassVar[Worker] = "reader"
@@ -41,11 +46,14 @@ class OpenImage(Stage):
 
     def run(self, model: Any, rows: list[Values], at_once: int) -> list[Values]:
         limits = Limits(self.max_size_px, self.max_megapixels, keeps_cut=self.truncated == "keep")
-        return [self.opened(row["content"].read(), limits) for row in rows]
+        return [self.opened(row["content"].read(), limits, row.get("image_path", "")) for row in rows]
 
-    def opened(self, content: bytes, limits: Limits) -> Values:
+    def opened(self, content: bytes, limits: Limits, key: str = "") -> Values:
         picture = decode(content, limits)
         return {
+            **dict.fromkeys(NAMES),
+            **metadata(content),
+            **place_in_folders(key),
             "image": padded(picture.image),
             "has_pages": picture.has_pages or None,
             "is_cut": picture.is_cut or None,

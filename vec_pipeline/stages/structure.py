@@ -1,16 +1,20 @@
 """text -> description, categories, keywords, image_text and llama_extracted, by a Llama of llama.cpp."""
 
 import json
-from collections.abc import Mapping
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from vec_pipeline import device, weights
-from vec_pipeline.engines import grammar
+from vec_pipeline.device import Device
+from vec_pipeline.engines import Message, PromptSize, grammar
+from vec_pipeline.engines.endpoint import JsonEndpoint
 from vec_pipeline.prompts import PROMPTS
 from vec_pipeline.record import Need, UserError, Values, Worker
-from vec_pipeline.weights import ModelStage
+from vec_pipeline.remote import RemoteStage
 
 KV_GB_PER_TOKEN = 131_072 / 1e9  # Llama 3.1 8B in f16
 SIZE_GB = 4.9  # of its weights as Q4_K_M; smaller models need less for a token too
@@ -19,15 +23,19 @@ MOST_ROWS_ON_GPU, MOST_ROWS_ON_CPU = 64, 16  # answers at once; beyond that they
 MOST_ROWS = 255  # that llama.cpp decodes at once
 FEW_ROWS = 8  # that memory should hold at least, and up to which a shared context is faster on a CPU too
 RESERVE_GB = 1.0  # free memory that is left to llama.cpp's buffers and to the other models
+CONTEXT_STEP_TOKENS = 256  # llama.cpp rounds contexts up to it
+PART = re.compile(r"-\d{5}(-of-(\d{5})\.gguf)$")  # the end of a file's name, where a model has several
+NOT_IN_A_NAME = ("Cc", "Cs", "Zl", "Zp")  # kinds of characters: controls, halves of characters, line breaks
 
 
 @dataclass(frozen=True, kw_only=True)
-class Structure(ModelStage):
+class Structure(RemoteStage):
     """Turns a description into one JSON object, under a grammar that bounds every string and list.
 
     model: a GGUF file, or a hub repository with `file` naming one in it.
+    engine: auto (llama.cpp), or endpoint: a server has the model, see docs/endpoints.md.
     max_tokens: of one answer; 0 for as many as the grammar admits and `context_tokens` holds.
-    batch_size: answers decoded at once; a finished one is replaced by the next.
+    batch_size: answers decoded at once, or requests in flight; a finished one is replaced by the next.
     context_tokens: what prompt, description and answer of a row may take together.
     threads: 0 for as many as make it faster.
     """
@@ -36,7 +44,8 @@ class Structure(ModelStage):
     writes: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("description", "categories", "keywords", "image_text", "llama_extracted"), "text"
     )
-    speed_options: ClassVar[tuple[str, ...]] = (*ModelStage.speed_options, "context_tokens", "threads")
+    speed_options: ClassVar[tuple[str, ...]] = (*RemoteStage.speed_options, "engine", "context_tokens", "threads")
+    local_options: ClassVar[tuple[str, ...]] = (*RemoteStage.local_options, "file")
     worker: ClassVar[Worker] = "child"
     refills: ClassVar[bool] = True
 
@@ -47,47 +56,101 @@ class Structure(ModelStage):
     max_tokens: int = 0
     context_tokens: int = 2048
     threads: int = 0
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    device: Device = "auto"
+    engine: Literal["auto", "endpoint"] = "auto"
     batch_size: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batch_size != "auto" and self.batch_size > MOST_ROWS:
+        if not self.is_remote and self.batch_size != "auto" and self.batch_size > MOST_ROWS:
             raise ValueError(f"batch_size is {self.batch_size}, and llama.cpp decodes at most {MOST_ROWS} at once")
+        for problem in problems_of(self.categories):
+            raise ValueError(f"categories: {problem}")
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        return (self.file,)
+        """Raises UserError where nothing says which file of a repository is meant."""
+        if not self.file and weights.local_path(self.model) is None:
+            raise UserError(f"{self.name}: {self.model} is a hub repository: set {self.name}.file to a GGUF file in it")
+        return (PART.sub(r"-?????\1", self.file),)
 
     def path(self, *, is_offline: bool = True) -> Path:
         folder = weights.fetch(self.model, self.patterns, revision=self.revision, is_offline=is_offline)
         return folder / self.file if self.file else folder
 
+    def check(self, path: Path) -> None:
+        from vec_pipeline.engines.llama_process import examine
+
+        super().check(path)
+        if path.is_dir():
+            names = sorted(file.name for file in path.glob("*.gguf"))
+            choose = f"is a folder: set {self.name}.file to one of {', '.join(names[:9])}"
+            fix = choose if names else "has no GGUF file: give the GGUF file of an instruct model"
+            raise UserError(f"{self.name}: {path} {fix}")
+        try:
+            size = examine(path, self._conversation(""), grammar.to_gbnf(self.schema()))
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"{self.name}: {error}") from None
+        if problem := self._size_problem(path, size):
+            raise UserError(f"{self.name}: {problem}")
+
+    def _size_problem(self, path: Path, size: PromptSize) -> str:
+        """Why prompt, description and answer do not fit, and what to set; empty where they do."""
+        needed, trained = size.prompt_tokens + ROW_TOKENS, size.trained_tokens
+        prompt = f"the prompt takes {size.prompt_tokens:,} tokens and a description with its answer about {ROW_TOKENS}"
+        shorter = "shorten the prompt or the list of categories"
+        if 0 < trained < needed:
+            return f"{prompt}, but {path} was trained on {trained:,}: {shorter}, or use a model trained on more"
+        if needed > sum(self._context()):
+            enough = -(-needed // CONTEXT_STEP_TOKENS) * CONTEXT_STEP_TOKENS
+            option = f"--set {self.name}.context_tokens={min(enough, trained or enough)}"
+            return f"{prompt}, but context_tokens is {self.context_tokens:,}: {option}, or {shorter}"
+        if 0 < trained < self.context_tokens:
+            return (
+                f"context_tokens is {self.context_tokens:,}, and {path} was trained on {trained:,}: "
+                f"--set {self.name}.context_tokens={trained}"
+            )
+        return ""
+
+    def weights_gb(self) -> float:
+        """Size of the weights, of all files where they are several; 0 if it is not known yet."""
+        name = self.file or self.model
+        if not (part := PART.search(name)):
+            return weights.size_gb(self.model, self.file, self.revision)
+        names = [f"{name[: part.start()]}-{number:05}{part[1]}" for number in range(1, int(part[2]) + 1)]
+        files = [(self.model, each) if self.file else (each, "") for each in names]
+        return sum(weights.size_gb(model, file, self.revision) for model, file in files)
+
     def need(self) -> Need:
-        gb = weights.size_gb(self.model, self.file, self.revision)
+        if self.is_remote:
+            return Need()
+        gb = self.weights_gb()
         gb_per_token = KV_GB_PER_TOKEN * min(1.0, gb / SIZE_GB) ** 0.5  # which grows with the model's width
         shared_tokens, tokens_per_slot = self._context()
         gb += (shared_tokens + FEW_ROWS * tokens_per_slot) * gb_per_token
         most = self._most_rows() if self.batch_size == "auto" else self.batch_size
         rows_gb = max(0, most - FEW_ROWS) * tokens_per_slot * gb_per_token
-        return Need(gpu_gb=gb, rows_gb=rows_gb) if self._on_gpu() else Need(host_gb=gb, rows_gb=rows_gb)
+        is_apart = self._on_gpu() and device.resolve(self.device) == "cuda"  # from the host's memory
+        return Need(gpu_gb=gb, rows_gb=rows_gb) if is_apart else Need(host_gb=gb, rows_gb=rows_gb)
 
     def identity(self) -> str:
         return f"{self.system_prompt()} {json.dumps(self.schema(), ensure_ascii=False)}"
 
     def _on_gpu(self) -> bool:
         """Whether the model goes to the GPU. Raises UserError where it should and llama.cpp was built without."""
-        if device.resolve(self.device) == "cpu":
+        kind = device.resolve(self.device)
+        if kind == "cpu":
             return False
-        from vec_pipeline.engines.llama_process import supports_gpu
+        from vec_pipeline.engines.llama_process import gpu_problem
 
-        if self.device == "cuda" and device.has_gpu() and not supports_gpu():
-            raise UserError(
-                "structure: llama.cpp was built without the GPU: run make llama, or --set structure.device=cpu"
-            )
-        return supports_gpu()
+        problem = gpu_problem()
+        if problem and self.device != "auto" and (device.has_mps() if kind == "mps" else device.has_gpu()):
+            raise UserError(f"structure: llama.cpp {problem}: run make llama, or --set structure.device=cpu")
+        return not problem
 
     def load(self) -> Any:
+        if self.is_remote:
+            return JsonEndpoint(self.endpoint, self.model, self.schema())
         from vec_pipeline.engines.llama_process import LlamaProcess
 
         shared_tokens, tokens_per_slot = self._context()
@@ -101,6 +164,8 @@ class Structure(ModelStage):
 
     def auto_batch_size(self, model: Any, reserved_gb: float) -> int:
         """As many answers at once as are still faster, and as fit into free memory beside what the model holds."""
+        if self.is_remote:
+            return super().auto_batch_size(model, reserved_gb)
         on_gpu = self._on_gpu()
         free_gb = device.gpu_free_gb() if on_gpu and device.has_gpu() else device.host_free_gb()
         free_tokens = ((free_gb or 0.0) - RESERVE_GB - reserved_gb) * 1e9 / model.kv_bytes_per_token
@@ -122,12 +187,8 @@ class Structure(ModelStage):
 
     def run(self, model: Any, rows: list[Values], at_once: int) -> list[Values]:
         """A blank text is not asked about: a language model would invent a description."""
-        schema, system = self.schema(), self.system_prompt()
-        conversations = [
-            [{"role": "system", "content": system}, {"role": "user", "content": row["text"]}]
-            for row in rows
-            if row["text"].strip()
-        ]
+        schema = self.schema()
+        conversations = [self._conversation(row["text"]) for row in rows if row["text"].strip()]
         max_tokens = self.max_tokens or grammar.max_bytes(schema)
         asked = model.generate(conversations, grammar.to_gbnf(schema), max_tokens, at_once) if conversations else []
         answers = iter(asked)
@@ -135,6 +196,8 @@ class Structure(ModelStage):
         return [self._columns(next(answers)) if row["text"].strip() else dict(empty) for row in rows]
 
     def _columns(self, answer: Any) -> Values:
+        if answer.error:
+            return {"error": answer.error}
         if not answer.is_complete:
             return {"llama_extracted": answer.text, "error": f"CutAnswer: the JSON ends after {answer.tokens} tokens"}
         try:
@@ -148,6 +211,9 @@ class Structure(ModelStage):
             "image_text": extracted["image_text"],
             "llama_extracted": answer.text,
         }
+
+    def _conversation(self, text: str) -> list[Message]:
+        return [{"role": "system", "content": self.system_prompt()}, {"role": "user", "content": text}]
 
     def system_prompt(self) -> str:
         prompts = PROMPTS[self.language]
@@ -177,3 +243,17 @@ def distinct(keywords: list[str]) -> list[str]:
         if cleaned := " ".join(keyword.replace(",", " ").split()):
             kept.setdefault(cleaned.casefold(), cleaned)
     return list(kept.values())
+
+
+def problems_of(categories: Sequence[str]) -> Iterator[str]:
+    """What is wrong with a list of categories, as each is to be a value of a column."""
+    seen: set[str] = set()
+    for category in categories:
+        name = category.strip()
+        if not name:
+            yield f"{category!r} is blank: delete it"
+        if any(unicodedata.category(letter) in NOT_IN_A_NAME for letter in name):
+            yield f"{category!r} holds a control character or a line break: remove it"
+        if name in seen:
+            yield f"{category!r} is listed twice: delete one"
+        seen.add(name)

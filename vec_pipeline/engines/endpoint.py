@@ -1,0 +1,439 @@
+"""Asks a model of an OpenAI-compatible server, such as vLLM, SGLang, llama-server or Ollama: several rows at once."""
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import math
+import os
+import random
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from vec_pipeline.engines import Answer, Message
+from vec_pipeline.record import UserError
+
+if TYPE_CHECKING:
+    import httpx2
+    from PIL.Image import Image
+
+TOKEN_VARIABLE = "VEC_ENDPOINT_TOKEN"  # of the environment: the bearer token that a server asks for
+TIMEOUT_S = 300.0  # of a request, until the last byte of its answer
+CONNECT_TIMEOUT_S = 10.0
+CHECK_TIMEOUT_S = 10.0  # of asking which models there are
+KEEP_ALIVE_S = 3.0  # below the 5 s after which uvicorn closes a connection that is not in use
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0  # before a request is repeated
+HUNG_IN_A_ROW = 8  # requests without an answer in time, and none with one between them: the server hangs
+LOSSLESS_PX = 512 * 512  # of a picture: up to here it is sent as PNG, beyond as JPEG
+JPEG_QUALITY = 95
+MESSAGE_LENGTH = 300  # of what a server says about an error: some repeat the whole request
+
+# Extra fields of a request, the best first. A server that refuses the first is asked with the next.
+Variants = tuple[Mapping[str, Any], ...]
+WITH_LOGPROBS: Variants = ({"logprobs": True, "top_logprobs": 1}, {})  # top_logprobs: else llama.cpp gives none
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of failure.
+
+    name: in the error of a row.
+    tries: after so many the row has the error, or the run ends.
+    """
+
+    name: str
+    tries: int
+
+
+REFUSED = Kind("RequestRefused", 1)  # this picture or text; or a field of the request
+FAILED = Kind("ServerError", 3)
+HUNG = Kind("Timeout", 2)
+LOST = Kind("ConnectionLost", 3)
+BUSY = Kind("ServerBusy", 8)  # or starting, or gone: about a minute
+LIMITED = Kind("TooManyRequests", 8)
+KINDS = {  # by HTTP status. Other 5xx are FAILED; others of 3xx and 4xx are of the configuration, and end the run
+    **dict.fromkeys((400, 413, 415, 422), REFUSED),
+    **dict.fromkeys((408, 425, 502, 503, 504, 529), BUSY),
+    429: LIMITED,
+}
+REMEDIES = {
+    401: f"set the environment variable {TOKEN_VARIABLE} to the token it asks for",
+    403: f"set the environment variable {TOKEN_VARIABLE} to a token that may use the model",
+    404: "check `model:` and `endpoint:`, which ends in /v1 for most servers",
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a request has no answer.
+
+    wait_s: what the server asks for before the next; None where it does not say.
+    """
+
+    kind: Kind
+    message: str
+    wait_s: float | None = None
+
+
+class Endpoint:
+    """A model of a server: `ask` keeps several requests in flight, over connections that stay open.
+
+    It can be closed from any thread, which ends `ask` at once.
+    """
+
+    def __init__(self, url: str, model: str, variants: Variants) -> None:
+        """Open no connection yet. Raises UserError for a token that cannot be sent."""
+        import httpx2
+
+        self._url = url.rstrip("/")
+        self._model = model
+        self._variants = variants
+        self._token = token()
+        self._tls = httpx2.create_ssl_context()  # which takes 0.1 s
+        self._answered = 0  # requests
+        self._hung_in_a_row = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
+        self._thread.start()
+        self._client = self._new_client()
+
+    def ask(self, conversations: Sequence[Callable[[], Any]], max_tokens: int, at_once: int) -> list[Answer]:
+        """Return an answer to each conversation, in order; one that fails alone has an error.
+
+        conversations: functions that return the messages, called when it is their turn.
+        max_tokens: of one answer.
+        at_once: requests in flight.
+
+        Raises UserError where the server itself, the token or the model is the cause, and RuntimeError once closed.
+        """
+        if self._loop.is_closed():
+            raise RuntimeError("this endpoint is closed")
+        return asyncio.run_coroutine_threadsafe(self._ask(conversations, max_tokens, at_once), self._loop).result()
+
+    def close(self) -> None:
+        """End the requests in flight, and the connections. May be called again."""
+        if self._thread.is_alive():
+            with contextlib.suppress(TimeoutError):
+                asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(CONNECT_TIMEOUT_S)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(CONNECT_TIMEOUT_S)
+            self._loop.close()
+
+    async def _close(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._client.aclose()
+
+    async def _ask(self, conversations: Sequence[Callable[[], Any]], max_tokens: int, at_once: int) -> list[Answer]:
+        turn = asyncio.Semaphore(at_once)
+
+        async def answer(conversation: Callable[[], Any]) -> Answer:
+            async with turn:
+                messages = await asyncio.to_thread(conversation)
+                return await self._answer(self._body(messages, max_tokens))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(answer(conversation)) for conversation in conversations]
+        except BaseExceptionGroup as failures:  # the first has ended the others
+            raise failures.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    def _body(self, messages: Any, max_tokens: int) -> dict[str, Any]:
+        fixed = {"temperature": 0, "seed": 0, "stream": False}  # greedy: the same picture gets the same answer
+        return {"model": self._model, "messages": messages, "max_tokens": max_tokens, **fixed}
+
+    async def _answer(self, body: Mapping[str, Any]) -> Answer:
+        """Repeat a request until there is an answer, or its error is known to be the row's."""
+        variants, answered, fresh = self._variants, self._answered, False
+        failures: list[Kind] = []
+        while True:
+            found = await self._attempt({**body, **variants[0]}, fresh=fresh)
+            if isinstance(found, Answer):
+                self._answered, self._hung_in_a_row = self._answered + 1, 0
+                if len(self._variants) > 1:
+                    self._variants = variants[:1]
+                return found
+            self._note(found)
+            if found.kind in (BUSY, LIMITED) and answered != self._answered:
+                failures, answered = [], self._answered  # it answers others: it is our turn some time
+            failures.append(found.kind)
+            tries = failures.count(found.kind)
+            has_refused = found.kind == REFUSED or (found.kind == FAILED and tries == FAILED.tries - 1)
+            if has_refused and variants[1:]:
+                variants = variants[1:]
+                if found.kind == REFUSED:
+                    continue
+            elif tries >= found.kind.tries:
+                return await self._give_up(found)
+            fresh = found.kind in (FAILED, LOST, HUNG)  # transformers serve resets a connection that it answered 500 on
+            if not (found.kind == LOST and tries == 1):  # a connection that was not in use for a while may be closed
+                await asyncio.sleep(wait_s(len(failures), found.wait_s))
+
+    async def _attempt(self, body: Mapping[str, Any], *, fresh: bool) -> Answer | Failure:
+        """Send a request once. Raises UserError for what no other picture or text would change."""
+        import httpx2
+
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                response = await self._post(body, fresh=fresh)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
+            return Failure(BUSY, f"no connection: {reason(error)}")
+        except (TimeoutError, httpx2.TimeoutException):
+            return Failure(HUNG, f"no answer within {TIMEOUT_S:.0f} s")
+        except httpx2.DecodingError as error:
+            return Failure(FAILED, f"its answer is damaged: {reason(error)}")
+        except httpx2.TransportError as error:
+            return Failure(LOST, reason(error))
+        return self._judged(response)
+
+    async def _post(self, body: Mapping[str, Any], *, fresh: bool) -> "httpx2.Response":
+        """Over a connection that is open already, or over a fresh one."""
+        content = json.dumps(body).encode()  # httpx2's own raises for half a character, which a text may hold
+        if not fresh:
+            return await self._client.post("chat/completions", content=content)
+        async with self._new_client() as client:
+            return await client.post("chat/completions", content=content)
+
+    def _new_client(self) -> "httpx2.AsyncClient":
+        import httpx2
+
+        return httpx2.AsyncClient(
+            base_url=self._url,
+            headers=headers(self._token),
+            verify=self._tls,
+            timeout=httpx2.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S, pool=None),
+            limits=httpx2.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S),
+        )
+
+    def _judged(self, response: "httpx2.Response") -> Answer | Failure:
+        status = response.status_code
+        if status == 200:
+            try:
+                return answer_of(response.json())
+            except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+                return Failure(FAILED, f"its answer is not one of chat completions: {self._words(response)}")
+        kind = KINDS.get(status) or (FAILED if status >= 500 else None)
+        if kind is None:
+            raise UserError(stopped(self._url, status, self._words(response)))
+        return Failure(kind, f"{status}: {self._words(response)}", retry_after_s(response.headers.get("Retry-After")))
+
+    def _words(self, response: "httpx2.Response") -> str:
+        return words_of(response.content, self._token)
+
+    def _note(self, failure: Failure) -> None:
+        """Count requests without an answer in time. Raises UserError where there are only such."""
+        self._hung_in_a_row += failure.kind == HUNG
+        if self._hung_in_a_row >= HUNG_IN_A_ROW:
+            raise UserError(
+                f"{self._url}: {failure.message}, {self._hung_in_a_row} times in a row: set a smaller batch_size if it "
+                "is slow, or start the server again; then rerun"
+            )
+
+    async def _give_up(self, failure: Failure) -> Answer:
+        """The answer of a row whose error it is. Raises UserError where it is the server's."""
+        if failure.kind == LIMITED:
+            raise UserError(f"{self._url}: {failure.message}: set a smaller batch_size, or wait; then rerun")
+        if failure.kind != REFUSED and not await self._is_up():
+            raise UserError(
+                f"{self._url} is down ({failure.message}): start the server, or set `endpoint:` to where it is; then "
+                "rerun"
+            )
+        return Answer("", False, 0, error=f"{failure.kind.name}: {failure.message}")
+
+    async def _is_up(self) -> bool:
+        import httpx2
+
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S), self._new_client() as client:
+                return (await client.get("models")).status_code < 500
+        except (TimeoutError, httpx2.HTTPError):
+            return False
+
+
+class PictureEndpoint(Endpoint):
+    """One question, asked about many pictures; after a system message where that is not empty."""
+
+    def __init__(self, url: str, model: str, question: str, max_new_tokens: int, system_prompt: str = "") -> None:
+        super().__init__(url, model, WITH_LOGPROBS)
+        self._question = question
+        self._system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        self._max_new_tokens = max_new_tokens
+
+    def generate(self, images: Sequence["Image"], slots: int, questions: Sequence[str] | None = None) -> list[Answer]:
+        """Answer the question about each image, in order, with `slots` requests in flight.
+
+        questions: one for each image, in the place of the one that is asked about all.
+        """
+        pairs = zip(images, questions or [self._question] * len(images), strict=True)
+        return self.ask([partial(self._messages, *pair) for pair in pairs], self._max_new_tokens, slots)
+
+    def _messages(self, image: "Image", question: str) -> list[dict[str, Any]]:
+        picture = {"type": "image_url", "image_url": {"url": data_url(image)}}
+        return [*self._system, {"role": "user", "content": [picture, {"type": "text", "text": question}]}]
+
+
+class JsonEndpoint(Endpoint):
+    """Conversations whose answers are JSON of one schema."""
+
+    def __init__(self, url: str, model: str, schema: Mapping[str, Any]) -> None:
+        super().__init__(url, model, response_formats(schema))
+
+    def generate(
+        self, conversations: Sequence[Sequence[Message]], gbnf: str, max_tokens: int, slots: int
+    ) -> list[Answer]:
+        """As `LlamaProcess.generate`, with `slots` requests in flight; the server makes its own grammar."""
+        return self.ask([partial(list, each) for each in conversations], max_tokens, slots)
+
+
+def response_formats(schema: Mapping[str, Any]) -> Variants:
+    """The form of OpenAI, which most servers know, and the older one, the only one that llama_cpp.server knows."""
+    closed = {**schema, "required": list(schema["properties"]), "additionalProperties": False}
+    json_schema = {"name": "annotation", "schema": closed, "strict": True}
+    return (
+        {"response_format": {"type": "json_schema", "json_schema": json_schema}},
+        {"response_format": {"type": "json_object", "schema": closed}},
+    )
+
+
+def check_model(url: str, model: str) -> None:
+    """Raise UserError where the server does not answer, or has no such model."""
+    names = models_of(url)
+    if model not in names:
+        from difflib import get_close_matches
+
+        known = get_close_matches(model, names, n=3, cutoff=0.0)
+        others = f" and {len(names) - len(known)} more" if names[len(known) :] else ""
+        has = f"it has {', '.join(known)}{others}" if names else "it has none"
+        raise UserError(f"{url} has no model {model!r}: {has}: set `model:` to one of them")
+
+
+def models_of(url: str) -> list[str]:
+    """The names of a server's models. Raises UserError where it cannot be asked."""
+    import httpx2
+
+    secret = token()
+    try:
+        response = httpx2.get(f"{url.rstrip('/')}/models", headers=headers(secret), timeout=CHECK_TIMEOUT_S)
+    except httpx2.HTTPError as error:
+        raise UserError(
+            f"{url} does not answer ({reason(error)}): start the server, or set `endpoint:` to where it is"
+        ) from None
+    words = words_of(response.content, secret)
+    if response.status_code != 200:
+        raise UserError(stopped(url, response.status_code, words))
+    try:
+        return [str(each["id"]) for each in response.json()["data"]]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{url} is not an OpenAI-compatible server ({words}): check `endpoint:`") from None
+
+
+def token() -> str:
+    """The token of the environment, empty if there is none. Raises UserError, without it, if it cannot be sent."""
+    found = os.environ.get(TOKEN_VARIABLE, "").strip()
+    if not (found.isascii() and found.isprintable()) or " " in found:
+        raise UserError(f"{TOKEN_VARIABLE} holds a character that no token has: set it again")
+    return found
+
+
+def headers(secret: str) -> dict[str, str]:
+    always = {"User-Agent": "vec-pipeline", "Content-Type": "application/json"}
+    return {**always, "Authorization": f"Bearer {secret}"} if secret else always
+
+
+def stopped(url: str, status: int, words: str) -> str:
+    """The sentence for a status that no other picture or text would change."""
+    remedy = REMEDIES.get(status, "check `endpoint:` and `model:`, and the log of the server")
+    return f"{url} answers {status} ({words}): {remedy}"
+
+
+def answer_of(content: Any) -> Answer:
+    """The answer in the JSON of a response. Raises what an unexpected form of it leads to."""
+    choice = content["choices"][0]
+    message = choice["message"]
+    text = message.get("content") or message.get("refusal") or ""
+    if not isinstance(text, str):
+        raise TypeError
+    return Answer(
+        without_reasoning(text),
+        choice.get("finish_reason") not in ("length", "content_filter"),
+        int((content.get("usage") or {}).get("completion_tokens") or 0),
+        confidence_of(choice.get("logprobs")),
+    )
+
+
+def confidence_of(logprobs: Any) -> float | None:
+    """The mean probability of the tokens, which most servers give without the end-of-turn token."""
+    tokens = (logprobs or {}).get("content") or []
+    return sum(math.exp(min(0.0, each["logprob"])) for each in tokens) / len(tokens) if tokens else None
+
+
+def without_reasoning(text: str) -> str:
+    """The text without the block that a reasoning model begins with; empty where the block has no end."""
+    _, end, after = text.rpartition("</think>")
+    if end:
+        return after.strip()
+    return "" if text.lstrip().startswith("<think>") else text
+
+
+def data_url(image: "Image") -> str:
+    """The picture in a `data:` URL: lossless, or a JPEG of high quality where it is large."""
+    file = io.BytesIO()
+    is_small = image.width * image.height <= LOSSLESS_PX
+    if is_small:
+        image.save(
+            file, "PNG", compress_level=1, compress_type=zlib.Z_RLE
+        )  # half the time, and smaller than deflate's 1
+    else:
+        image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return f"data:image/{'png' if is_small else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def wait_s(failures: int, wanted_s: float | None) -> float:
+    """Seconds before the next try: what the server wants, else twice as long each time; and not the same for all."""
+    exponential_s = FIRST_WAIT_S * 2.0 ** (failures - 1)
+    if wanted_s is not None:
+        return min(wanted_s, LONGEST_WAIT_S) + random.uniform(0, FIRST_WAIT_S)
+    return min(exponential_s, LONGEST_WAIT_S) * random.uniform(0.5, 1)
+
+
+def retry_after_s(value: str | None) -> float | None:
+    """What a Retry-After header says, in seconds from now: it is a number, or a date of HTTP."""
+    if value is None:
+        return None
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(value)) if math.isfinite(float(value)) else None
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    return None
+
+
+def words_of(content: bytes, secret: str) -> str:
+    """What a response says, in one short line, without the token."""
+    text = content.decode("utf-8", "replace")
+    with contextlib.suppress(ValueError, RecursionError):
+        text = next(messages_in(json.loads(text)), text)
+    line = " ".join(text.split())
+    return (line.replace(secret, "***") if secret else line)[:MESSAGE_LENGTH] or "no message"
+
+
+def messages_in(content: Any) -> Iterator[str]:
+    """Texts where servers put their message: {"error": {"message": ...}}, {"error": ...}, {"detail": ...}."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, dict):
+        for name in ("error", "message", "detail"):
+            yield from messages_in(content.get(name))
+
+
+def reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
