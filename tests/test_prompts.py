@@ -95,12 +95,6 @@ def test_an_unknown_name_is_an_error_that_lists_what_there_is(config: Path) -> N
         check("{a b}")
 
 
-@pytest.mark.parametrize("option", ["describe.prompt={name}", "describe.system_prompt=Be brief."])
-def test_an_engine_that_cannot_is_refused(config: Path, option: str) -> None:
-    with pytest.raises(ConfigError, match=r"is for the engine generate, and engine is slots: set auto$"):
-        load_config(config, [option, "describe.engine=slots"])
-
-
 XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description><dc:subject><rdf:Bag><rdf:li>cat &amp; dog</rdf:li>'
     "<rdf:li>Париж</rdf:li></rdf:Bag></dc:subject></rdf:Description></rdf:RDF></x:xmpmeta>"

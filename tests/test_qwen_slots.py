@@ -173,6 +173,23 @@ def test_images_of_several_sizes_are_prefilled_together(
     assert_equal(QwenSlots(model, processor, QUESTION, MAX_NEW_TOKENS).generate(images, 8), expected)
 
 
+def test_each_image_may_have_a_question_of_its_own(
+    model: Any, processor: Any, images: list[Image.Image], expected: list[Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of other lengths, prefilled together, and after a system prompt."""
+    monkeypatch.setattr(qwen_slots, "_GROUPS", 2)
+    questions = ["What is red?" * (index % 5) for index in range(len(images))]
+    system_prompt = "Name the colours first."
+    answers = QwenSlots(model, processor, QUESTION, MAX_NEW_TOKENS, system_prompt).generate(images, 8, questions)
+    by_generate = BatchedGenerate(model, processor, QUESTION, MAX_NEW_TOKENS, system_prompt)
+    one_by_one = by_generate.generate(images, 1, questions)
+    assert_equal(answers, one_by_one)
+    assert sum(answer.text != other.text for answer, other in zip(answers, expected, strict=True)) > 6
+    own = QwenSlots(model, processor, QUESTION, MAX_NEW_TOKENS, system_prompt).generate(images[:2], 2)
+    assert_equal(own, by_generate.generate(images[:2], 1))
+    assert own[0].text != answers[0].text
+
+
 def test_a_finished_row_is_refilled_at_once(
     model: Any, processor: Any, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,7 +210,7 @@ def test_an_engine_is_reused_and_its_cache_fits(
     first = engine._slots
     assert_equal(engine.generate(images[::-1], 4), expected[::-1])
     assert first is not None and engine._slots is first, "the same size must not be allocated again"
-    longest = len(engine._before) + 25 + len(engine._after) + MAX_NEW_TOKENS
+    longest = len(engine._prompt.before) + 25 + len(engine._prompt.after) + MAX_NEW_TOKENS
     assert longest <= first.length < longest + 64
     assert_equal(engine.generate(images[:3], 2), expected[:3])
     assert engine._slots is first and engine.slots == 4, "a larger one is reused"

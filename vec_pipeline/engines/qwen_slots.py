@@ -43,53 +43,70 @@ def supports(model: Any) -> bool:
     return text.rope_parameters["rope_type"] == "default" and set(layer_types) == {"full_attention"}
 
 
+class _Prompt(NamedTuple):
+    """The text of a conversation about an image, and its tokens before and after those of the image."""
+
+    text: str
+    before: Tokens
+    after: Tokens
+
+
 class _Waiting(NamedTuple):
     """A queued image. number: its index in the call."""
 
     number: int
     image: Image
     grid: Grid
+    prompt: _Prompt
 
 
 class QwenSlots:
-    """One model and one question, asked of many images at once.
+    """One model, and a question asked of many images at once.
 
     model: Qwen2VLForConditionalGeneration, or that of Qwen2.5-VL or Qwen3-VL, that `supports` accepts.
     processor: the model's own; images are prepared as by its PIL backend.
     max_new_tokens: of one answer, including the end-of-turn token.
+    system_prompt: empty for none.
 
     Raises ValueError unless the chat template puts exactly one image into the prompt.
     """
 
-    def __init__(self, model: Any, processor: Any, question: str, max_new_tokens: int) -> None:
+    def __init__(self, model: Any, processor: Any, question: str, max_new_tokens: int, system_prompt: str = "") -> None:
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}: it must be 1 or more")
         self._model = model
-        self._tokenizer = processor.tokenizer
+        self._processor, self._tokenizer = processor, processor.tokenizer
         self._max_new_tokens = max_new_tokens
-        self._prompt = image_prompt(processor, question)
-        self._before, self._after = tokens_around_image(self._prompt, processor.tokenizer, model.config.image_token_id)
+        self._system_prompt = system_prompt
+        self._prompt = self._prompt_of(question)
         self._merge: int = processor.image_processor.merge_size
         self._reader = ImageReader(processor.image_processor, model.device)
         self._tower = VisionTower(model.model.visual)
         self._slots: _Slots | None = None  # kept for the next call
 
     @torch.inference_mode()
-    def generate(self, images: Sequence[Image], slots: int) -> list[Answer]:
+    def generate(self, images: Sequence[Image], slots: int, questions: Sequence[str] | None = None) -> list[Answer]:
         """Answer the question about each image, in order, with at most `slots` images in the cache at once.
+
+        questions: one for each image, in the place of the engine's own.
 
         On any exception (out of memory, for example) the cache is freed, and the next call starts from scratch.
         """
-        queue = [_Waiting(number, image, self._reader.grid(image)) for number, image in enumerate(images)]
+        own = {question: self._prompt_of(question) for question in set(questions or ())}
+        prompts = [own[question] for question in questions] if questions else [self._prompt] * len(images)
+        queue = [
+            _Waiting(number, image, self._reader.grid(image), prompt)
+            for number, (image, prompt) in enumerate(zip(images, prompts, strict=True))
+        ]
         # By size, so that the prompts of a group are of similar length and images of one size share attention calls.
         queue.sort(key=lambda waiting: (waiting.grid.patches, waiting.grid), reverse=True)
         try:
             with sdpa_kernel(_ATTENTION):
-                answers = dict(self._run(queue, min(slots, len(queue)))) if queue else {}
+                found = dict(self._run(queue, min(slots, len(queue)))) if queue else {}
         except BaseException:
             self.close()
             raise
-        return [answers[number] for number in range(len(images))]
+        return [self._answer(prompt, *found[number]) for number, prompt in enumerate(prompts)]
 
     def close(self) -> None:
         """Free the cache. The engine stays usable."""
@@ -104,9 +121,13 @@ class QwenSlots:
         """Estimate the memory of one more slot for an image of moderate size."""
         return bytes_per_row(self._model, self._max_new_tokens, prefilled_share=1 / _GROUPS)
 
-    def _run(self, queue: list[_Waiting], slots: int) -> Iterator[tuple[int, Answer]]:
-        """Admit, decode and release in a loop. Yields each answer with its image's index in the call."""
-        cache = self._slots_of(slots, self._prompt_tokens(queue[0].grid))
+    def _prompt_of(self, question: str) -> _Prompt:
+        text = image_prompt(self._processor, question, self._system_prompt)
+        return _Prompt(text, *tokens_around_image(text, self._tokenizer, self._model.config.image_token_id))
+
+    def _run(self, queue: list[_Waiting], slots: int) -> Iterator[tuple[int, tuple[Tokens, list[float]]]]:
+        """Admit, decode and release in a loop. Yields tokens and probabilities with their image's index in the call."""
+        cache = self._slots_of(slots, max(map(self._prompt_tokens, queue)))
         running: list[int] = []  # the image in each row, by its index in the call
         groups = self._groups(iter(queue), max(1, slots // _GROUPS))
         group = next(groups, None)
@@ -116,7 +137,7 @@ class QwenSlots:
                 running += group.numbers
                 group = next(groups, None)  # resized while the GPU works
             for row, tokens, probabilities in cache.decode(len(running)):
-                yield running[row], self._answer(tokens, probabilities)
+                yield running[row], (tokens, probabilities)
                 cache.move(len(running) - 1, row)
                 running[row] = running[-1]
                 running.pop()
@@ -132,31 +153,37 @@ class QwenSlots:
     def _groups(self, queue: Iterator[_Waiting], size: int) -> Iterator["_Group"]:
         while chosen := list(islice(queue, size)):
             pixels = [self._reader.resize(waiting.image, waiting.grid) for waiting in chosen]
-            yield _Group([waiting.number for waiting in chosen], [waiting.grid for waiting in chosen], pixels)
+            numbers, grids, prompts = zip(*((each.number, each.grid, each.prompt) for each in chosen), strict=True)
+            yield _Group(list(numbers), list(grids), pixels, list(prompts))
 
     def _image_tokens(self, grid: Grid) -> int:
         return grid.patches // self._merge**2
 
-    def _prompt_tokens(self, grid: Grid) -> int:
-        return len(self._before) + self._image_tokens(grid) + len(self._after)
+    def _prompt_tokens(self, waiting: _Waiting) -> int:
+        return len(waiting.prompt.before) + self._image_tokens(waiting.grid) + len(waiting.prompt.after)
 
     def _prefill(self, cache: "_Slots", group: "_Group", row: int) -> None:
         """Evaluate the prompts of a group into the rows of the cache starting at `row`."""
-        before, after = self._text(self._before), self._text(self._after)
-        features = self._tower(self._reader.patches(group.pixels), group.grids)
-        images = torch.split(features.to(before.dtype), [self._image_tokens(grid) for grid in group.grids])
-        prompts = [torch.cat([before, image, after]) for image in images]
+        texts = {prompt.text: (self._text(prompt.before), self._text(prompt.after)) for prompt in group.prompts}
+        features = self._tower(self._reader.patches(group.pixels), group.grids).to(self._model.dtype)
+        images = torch.split(features, [self._image_tokens(grid) for grid in group.grids])
+        around = [texts[prompt.text] for prompt in group.prompts]
+        prompts = [torch.cat([before, image, after]) for (before, after), image in zip(around, images, strict=True)]
         cells = [Grid(grid.rows // self._merge, grid.columns // self._merge) for grid in group.grids]
-        cache.prefill(row, prompts, [prompt_positions(len(self._before), each, len(self._after)) for each in cells])
+        positions = [
+            prompt_positions(len(prompt.before), each, len(prompt.after))
+            for prompt, each in zip(group.prompts, cells, strict=True)
+        ]
+        cache.prefill(row, prompts, positions)
 
     def _text(self, tokens: Tokens) -> Tensor:
         """Embed text as the vision tower does images: shape (tokens, levels, hidden), zero but for level 0."""
         embeddings = self._model.get_input_embeddings()(torch.tensor(tokens, device=self._model.device))
         return pad(embeddings[:, None], (0, 0, 0, self._tower.levels - 1))
 
-    def _answer(self, tokens: Tokens, probabilities: list[float]) -> Answer:
+    def _answer(self, prompt: _Prompt, tokens: Tokens, probabilities: list[float]) -> Answer:
         """The answer, without the reasoning of a model that thinks first."""
-        start = reasoning_length(self._tokenizer, self._prompt, tokens)
+        start = reasoning_length(self._tokenizer, prompt.text, tokens)
         if start == len(tokens):
             return Answer("", False, 0)
         is_complete = tokens[-1] in ends_of_turn(self._model)
@@ -170,6 +197,7 @@ class _Group(NamedTuple):
     numbers: list[int]
     grids: list[Grid]
     pixels: list[Tensor]
+    prompts: list[_Prompt]
 
 
 class _Slots:

@@ -68,9 +68,6 @@ class Describe(RemoteStage):
         """Raises ValueError for a prompt whose braces hold no names, and for options that do not go together."""
         super().__post_init__()
         names = placeholders(self.prompt)
-        if self.engine == "slots" and (names or self.system_prompt):
-            option = f"{{{names[0]}}} in prompt" if names else "system_prompt"
-            raise ValueError(f"{option} is for the engine generate, and engine is {self.engine}: set auto")
         of_file = {name: OF_FILE + name for name in names if name in FILE_VALUES}
         object.__setattr__(self, "read", {**of_file, **self.read})
         object.__setattr__(self, "optional", names)  # so that what is filled in decides the result, and nothing else
@@ -142,8 +139,8 @@ class Describe(RemoteStage):
         kind = model.config.model_type
         if self.engine == "slots" and not supports(model):
             raise self._without_slots(kind)
-        if self.engine != "generate" and supports(model) and not (self.system_prompt or self.placeholders):
-            return QwenSlots(model, processor, self.question(), self.most_tokens)
+        if self.engine != "generate" and supports(model):
+            return QwenSlots(model, processor, self.question(), self.most_tokens, self.system_prompt)
         own = None if self.prompt else own_question(kind, self.detail, self.language)
         question = self.question() if own is None else own
         try:
