@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import EXAMPLES, PROJECT, run_worker
+from tests.tiny_gguf import write_tiny_gguf
 from vec_pipeline import load_annotations
 
 GOOD = "red car, good.png"
@@ -143,9 +144,9 @@ def test_a_folder_without_images_is_refused(content: tuple[str, ...], tmp_path: 
 
 
 def test_a_run_that_could_not_begin_leaves_nothing_that_refuses_the_next(tmp_path: Path) -> None:
-    """The model was wrong, and another one is named: no row was made with the first."""
+    """The model lacked a layer, which only loading shows, and another one is named: no row was made with the first."""
     broken, output = tmp_path / "broken.gguf", tmp_path / "a.csv"
-    broken.write_bytes(b"GGUF" + bytes(100))
+    write_tiny_gguf(broken, metadata={"llama.block_count": 3})
     demo = (EXAMPLES / "red-flower.png", "--config", PROJECT / "configs/demo.yaml", "--output", output)
     assert "broken.gguf" in refused(*demo, "--set", f"structure.model={broken}")
     assert len(load_annotations(output)) == 0

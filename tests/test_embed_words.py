@@ -207,6 +207,67 @@ def test_a_compressed_model_is_named(ending: str, tmp_path: Path) -> None:
         EmbedWords(model=str(path)).fetch()
 
 
+def save_torch(path: Path, *, is_old: bool) -> None:
+    import torch
+
+    torch.save({"weight": torch.zeros(4)}, path, _use_new_zipfile_serialization=not is_old)
+
+
+WORD_VECTORS = "give FastText's .bin or .ftz, a .vec, or word2vec's .bin"
+OTHERS: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "GGUF": ("llama.gguf", lambda path: path.write_bytes(b"GGUF" + bytes(100)), "is a GGUF file"),
+    "torch": ("pytorch_model.bin", lambda path: save_torch(path, is_old=False), "is weights of torch"),
+    "old torch": ("pytorch_model.bin", lambda path: save_torch(path, is_old=True), "is weights of torch"),
+    "safetensors": (
+        "model.safetensors",
+        lambda path: path.write_bytes(b"\2" + bytes(7) + b'{"a"'),
+        "is a safetensors file",
+    ),
+    "web page": ("cc.en.300.bin", lambda path: path.write_text("<!DOCTYPE html><title>404"), "is a web page"),
+    "Git LFS": (
+        "model.bin",
+        lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+        "is a pointer of Git LFS in place of the file, which git lfs pull fetches",
+    ),
+}
+
+
+@pytest.mark.parametrize("allow_pickle", [False, True])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_file_of_another_kind_is_named(kind: str, allow_pickle: bool, tmp_path: Path) -> None:
+    """It is no pickle that an option would let through."""
+    name, write, expected = OTHERS[kind]
+    path = tmp_path / name
+    write(path)
+    stage = EmbedWords(model=str(path), allow_pickle=allow_pickle)
+    with pytest.raises(UserError) as caught:
+        stage.fetch()
+    assert str(caught.value) == f"embed_words: {path} {expected}: {WORD_VECTORS}"
+
+
+def test_a_folder_of_another_kind_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=rf"^embed_words: .*/sentences is a sentence-transformers model: {WORD_VECTORS}$"
+    ):
+        EmbedWords(model=str(PROJECT / "models/demo/sentences")).fetch()
+    with pytest.raises(UserError, match=rf"^embed_words: {tmp_path}/model.bin is missing: .*, or {WORD_VECTORS}$"):
+        EmbedWords(model=str(tmp_path)).fetch()
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"), [({}, "FastText, skipgram"), ({"labels": ["__label__1"]}, "FastText, a classifier")]
+)
+def test_a_damaged_file_is_named_with_its_kind(options: dict[str, list[str]], kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "words.bin"
+    write_fasttext(path, ["red", "car"], **options)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError) as caught:
+        EmbedWords(model=str(path)).fetch()
+    assert str(caught.value) == (
+        f"{path} is damaged ({kind}: its size does not match its header): delete it, and download or copy it again"
+    )
+
+
 class Payload:
     """Makes a folder when it is unpickled."""
 

@@ -96,14 +96,14 @@ def test_a_model_that_does_not_load_is_a_value_error_here(tmp_path: Path, conten
     broken = tmp_path / "broken.gguf"
     if content is not None:
         broken.write_bytes(content)
-    with pytest.raises(ValueError, match=r"broken\.gguf(: no such file| is not a model)"):
+    with pytest.raises(ValueError, match=r"broken\.gguf(: no such file| is not | is damaged)"):
         LlamaProcess(broken, **OPTIONS)
 
 
 def test_a_truncated_model_is_a_value_error_here(tmp_path: Path, path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(path.read_bytes()[:-10_000])
-    with pytest.raises(ValueError, match=r"broken\.gguf is not a model that llama\.cpp can load\. \w+"):
+    with pytest.raises(ValueError, match=r"broken\.gguf is .*not within the file bounds"):
         LlamaProcess(broken, **OPTIONS)
 
 
@@ -275,6 +275,21 @@ def test_the_parent_does_not_load_llama_cpp() -> None:
     code = "import sys, vec_pipeline.engines.llama_process; print('llama_cpp' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert output.stdout.strip() == "False"
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="/proc is Linux")
+def test_the_child_finds_the_cuda_that_torch_brings(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wheel of llama.cpp for CUDA links libraries that are in torch's packages only."""
+    (tmp_path / "nvidia/cu13/lib").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/mine")
+    with closing(LlamaProcess(path, **OPTIONS)) as llama:
+        lines = Path(f"/proc/{child_pid(llama)}/environ").read_bytes().split(b"\0")
+    (folders,) = (line.decode().partition("=")[2] for line in lines if line.startswith(b"LD_LIBRARY_PATH="))
+    assert folders.startswith("/opt/mine:")
+    assert str(tmp_path / "nvidia/cu13/lib") in folders.split(":")
 
 
 def test_supports_gpu_is_what_llama_cpp_says() -> None:

@@ -1,7 +1,7 @@
 """Continuous batching on a tiny random model: the answers must not depend on what shares the context."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import takewhile
 from pathlib import Path
@@ -14,10 +14,10 @@ import pytest
 
 from models.demo.llama_text import structure_prompt
 from models.demo.scenes import random_scene
-from tests.tiny_gguf import CHAT_TEMPLATE, write_tiny_gguf
+from tests.tiny_gguf import CHAT_TEMPLATE, GEMMA_TEMPLATE, write_tiny_gguf
 from vec_pipeline.engines import Answer, Message
 from vec_pipeline.engines.grammar import max_bytes, parse, to_gbnf
-from vec_pipeline.engines.llama_slots import MAX_SLOTS, LlamaSlots, _Grammar, uses_extra_buffers
+from vec_pipeline.engines.llama_slots import MAX_SLOTS, LlamaSlots, _Grammar, examine, uses_extra_buffers
 from vec_pipeline.stages.structure import Structure
 
 BUNDLED = Path(__file__).parent.parent / "models" / "demo" / "llama" / "llama.gguf"
@@ -360,6 +360,72 @@ def test_a_template_that_does_not_compile_is_refused(tmp_path: Path) -> None:
         LlamaSlots(path, threads=1)
 
 
+def rendered(path: Path, conversation: list[Message]) -> str:
+    """A prompt with the names of its special tokens."""
+    with closing(LlamaSlots(path, **shared(256), threads=1)) as llama:
+        model = llama._model
+        tokens = model.tokenize_chat(conversation)
+        return "".join(model.piece(token).decode() or llama_name(path, token) for token in tokens)
+
+
+DROPS_SYSTEM = CHAT_TEMPLATE.replace("in messages %}", "in messages if message['role'] != 'system' %}")
+SAYS_TWICE = CHAT_TEMPLATE.replace("{%- for", "{{- messages[0]['content'] }}{%- for")
+FAILS_IN_PYTHON = CHAT_TEMPLATE.replace(
+    "{%- for", "{%- if messages[1:] %}{{- messages[0]['content'] + 1 }}{%- endif %}{%- for"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "assistant"),
+    [(GEMMA_TEMPLATE, "model"), (DROPS_SYSTEM, "assistant"), (FAILS_IN_PYTHON, "assistant")],
+    ids=["refuses", "drops", "fails"],
+)
+def test_a_template_without_a_system_role_gets_its_text_in_the_users_turn(
+    template: str, assistant: str, tmp_path: Path
+) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", chat_template=template)
+    prompt = rendered(path, conversation("  A red car.\n"))
+    breaks = prompt.replace("\n\n", "\n")
+    assert breaks == (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\nAnswer in JSON.\nA red car.<|eot_id|>"
+        f"<|start_header_id|>{assistant}<|end_header_id|>\n"
+    )
+    assert "Answer in JSON.\n\nA red car." in prompt, "with a blank line between"
+
+
+def test_without_a_system_message_nothing_is_put_into_the_users_turn(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", chat_template=GEMMA_TEMPLATE)
+    assert "user<|end_header_id|>\nA red car.<|eot_id|>" in rendered(path, [{"role": "user", "content": "A red car."}])
+
+
+def test_a_template_with_a_system_role_keeps_it(path: Path, tmp_path: Path) -> None:
+    assert rendered(path, conversation("x")) == (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nAnswer in JSON.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nx<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    twice = write_tiny_gguf(tmp_path / "twice.gguf", chat_template=SAYS_TWICE)
+    assert rendered(twice, conversation("x")).startswith("<|begin_of_text|>Answer in JSON.<|start_header_id|>system")
+
+
+def test_what_trainers_mark_in_a_template_is_part_of_it(path: Path, tmp_path: Path) -> None:
+    """`{% generation %}` of transformers, as in LFM2.5: it marks what the loss is taken of."""
+    marked = CHAT_TEMPLATE.replace("{{- message[", "{%- generation %}{{- message[").replace(
+        "<|eot_id|>' }}", "<|eot_id|>' }}{%- endgeneration %}"
+    )
+    assert "endgeneration" in marked
+    other = write_tiny_gguf(tmp_path / "tiny.gguf", chat_template=marked)
+    assert rendered(other, conversation("x")) == rendered(path, conversation("x"))
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ bos_token }}", CHAT_TEMPLATE.replace("message['content'] | trim", "message | tojson")]
+)
+def test_a_template_that_leaves_out_the_text_is_refused(template: str, tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", chat_template=template)
+    with pytest.raises(ValueError, match=r"tiny\.gguf: the chat template leaves out what it is given"):
+        rendered(path, conversation("x"))
+
+
 def test_a_conversation_that_the_template_rejects_is_named(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", chat_template="{{ raise_exception('no system role') }}")
     with (
@@ -369,12 +435,101 @@ def test_a_conversation_that_the_template_rejects_is_named(tmp_path: Path) -> No
         llama.generate([conversation("x")], slots=1)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a model at all", None], ids=["empty", "garbage", "truncated"])
-def test_a_broken_file_is_named(tmp_path: Path, path: Path, content: bytes | None) -> None:
+DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda content: b"", r" is not a GGUF file \(.*\): give the GGUF file of an instruct model"),
+    "garbage": (lambda content: b"not a model at all", r" is not a GGUF file \(invalid magic characters: 'not '"),
+    "cloned without Git LFS": (
+        lambda content: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        r" is a pointer of Git LFS in place of the file, which git lfs pull fetches$",
+    ),
+    "truncated": (
+        lambda content: content[:-10_000],
+        r" is damaged \(tensor '.*' data is not within the file bounds.*\): delete it, and download or copy it again",
+    ),
+    "cut in the header": (lambda content: content[:200], r" is damaged \(.*string length.*\): delete it"),
+    "version 1": (
+        lambda content: content[:4] + b"\1" + content[5:],
+        r" is of GGUF version 1, which .*: download a newer",
+    ),
+    "version 9": (
+        lambda content: content[:4] + b"\x09" + content[5:],
+        r" is of GGUF version 9, which llama-cpp-python 0\.3\.36 does not know: use an older conversion",
+    ),
+    "big-endian": (
+        lambda content: content[:4] + bytes(3) + b"\3" + content[8:],
+        r" is damaged \(.*endianness.*\): delete",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_broken_file_is_named(tmp_path: Path, path: Path, damage: str) -> None:
     broken = tmp_path / "broken.gguf"
-    broken.write_bytes(path.read_bytes()[:-10_000] if content is None else content)
-    with pytest.raises(ValueError, match=r"broken\.gguf is not a model that llama\.cpp can load\. \w+"):
+    change, expected = DAMAGES[damage]
+    broken.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"^{broken}{expected}") as caught:
         LlamaSlots(broken, threads=1)
+    assert "\n" not in str(caught.value)
+    assert "llama_model_load" not in str(caught.value)
+
+
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "mmproj": (
+        {"architecture": "clip"},
+        r" is the vision part of a model \(mmproj\): give the GGUF file of its language",
+    ),
+    "embedding": (
+        {"metadata": {"llama.pooling_type": 3}},
+        r" is an embedding model, which gives no text: give the GGUF",
+    ),
+    "encoder": ({"metadata": {"llama.attention.causal": False}}, r" is an embedding model, which gives no text: "),
+    "adapter": (
+        {"has_vocabulary": False, "has_weights": False, "chat_template": None},
+        r" has no tokenizer, as an adapter has none: give the GGUF file of an instruct model",
+    ),
+    "of the future": (
+        {"architecture": "brandnew9"},
+        r" has the architecture 'brandnew9', which llama-cpp-python 0\.3\.36 does not know: use another model",
+    ),
+    "untuned": ({"chat_template": None}, r" has no chat template .*: use an instruct model"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_gguf_file_of_another_kind_is_named(other: str, tmp_path: Path) -> None:
+    options, expected = OTHERS[other]
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", **options)
+    for use in (LlamaSlots, lambda path: examine(path, conversation("x"), GBNF)):
+        with pytest.raises(ValueError, match=rf"^{path}{expected}"):
+            use(path)
+
+
+def test_a_vocabulary_without_weights_is_named(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", has_weights=False)
+    with pytest.raises(ValueError, match=r"tiny\.gguf has no weights: give the GGUF file of an instruct model"):
+        examine(path, conversation("x"), GBNF)
+
+
+def test_a_model_in_several_files_gives_the_same_answers(one_slot: LlamaSlots, tmp_path: Path) -> None:
+    first = write_tiny_gguf(tmp_path / "tiny.gguf", tensors_per_file=9)
+    assert first.name == "tiny-00001-of-00003.gguf"
+    with closing(LlamaSlots(first, **shared(1024), threads=1)) as llama:
+        assert llama.generate(conversations(3), GBNF, slots=1) == one_by_one(one_slot, conversations(3), gbnf=GBNF)
+    (tmp_path / "tiny-00003-of-00003.gguf").unlink()
+    with pytest.raises(
+        ValueError, match=r"tiny-00003-of-00003\.gguf is missing: download or copy all files of the model"
+    ):
+        LlamaSlots(first, threads=1)
+
+
+def test_a_prompt_is_measured_without_loading_weights(path: Path, one_slot: LlamaSlots, tmp_path: Path) -> None:
+    tokens = len(one_slot._model.tokenize_chat(conversation("x")))
+    assert examine(path, conversation("x"), GBNF) == (tokens, 4096)
+    assert tokens > 20
+    with pytest.raises(ValueError, match="cannot use this grammar"):
+        examine(path, conversation("x"), "root ::= missing")
+    with pytest.raises(ValueError, match="has no chat template"):
+        examine(write_tiny_gguf(tmp_path / "tiny.gguf", chat_template=None), conversation("x"), GBNF)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

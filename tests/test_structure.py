@@ -2,25 +2,33 @@
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
+from tests.conftest import EXAMPLES, PROJECT
 from tests.fakes import Describe, EmbedText, Read, records
+from tests.tiny_gguf import GEMMA_TEMPLATE, write_tiny_gguf
 from vec_pipeline import device
+from vec_pipeline.config import ConfigError, load_config
 from vec_pipeline.crash_journal import CrashJournal
 from vec_pipeline.engines import Answer, Message, grammar
 from vec_pipeline.engines.llama_process import _Child
+from vec_pipeline.engines.llama_slots import LlamaSlots
 from vec_pipeline.executor import Executor
 from vec_pipeline.memory import ModelCache
-from vec_pipeline.record import Record, Stage, Values
+from vec_pipeline.record import Record, Stage, UserError, Values
 from vec_pipeline.result_cache import ResultCache
 from vec_pipeline.settings import fingerprint
 from vec_pipeline.stages.structure import Structure, distinct
@@ -288,3 +296,185 @@ def test_few_rows_share_their_context_on_a_cpu(
     stage.load()
     (options,) = loaded
     assert (options["context_tokens"], options["tokens_per_slot"]) == ((1024, 384) if is_shared else (0, 1024))
+
+
+# What a run would refuse, found by `check` before the first picture.
+
+
+def refusal(stage: Structure) -> str:
+    with pytest.raises(UserError) as caught:
+        stage.fetch()
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{stage.name}: ")
+    assert "\n" not in sentence and len(sentence) < 600
+    return sentence
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    return tuple(f"category number {number}" for number in range(count))
+
+
+@pytest.mark.parametrize("batch_size", [4, 16], ids=["shared", "apart"])
+def test_a_prompt_that_leaves_no_room_for_a_row_is_refused_with_the_context_it_needs(
+    batch_size: int, tmp_path: Path
+) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", metadata={"llama.context_length": 16384})
+    stage = Structure(model=str(path), device="cpu", categories=numbered(600), batch_size=batch_size)
+    found = re.fullmatch(
+        r"structure: the prompt takes ([\d,]+) tokens and a description with its answer about 384, but context_tokens "
+        r"is 2,048: --set structure\.context_tokens=(\d+), or shorten the prompt or the list of categories",
+        refusal(stage),
+    )
+    assert found
+    prompt_tokens, enough = int(found[1].replace(",", "")), int(found[2])
+    assert 0 <= enough - prompt_tokens - 384 < 256
+    replace(stage, context_tokens=enough).fetch()
+    with closing(LlamaSlots(path, threads=1, tokens_per_slot=256)) as llama:
+        system, user = stage.system_prompt(), ""
+        tokens = llama._model.tokenize_chat([{"role": "system", "content": system}, {"role": "user", "content": user}])
+    assert prompt_tokens == len(tokens)
+
+
+def test_no_more_context_is_proposed_than_the_model_was_trained_on(tmp_path: Path) -> None:
+    """Which need not be a multiple of 256, as contexts are."""
+    whole = Structure(model=str(write_tiny_gguf(tmp_path / "whole.gguf")), device="cpu", batch_size=16)
+    stage = replace(whole, categories=numbered(150), context_tokens=1024)
+    found = re.search(r"prompt takes ([\d,]+) tokens", refusal(stage))
+    assert found
+    needed = int(found[1].replace(",", "")) + 384
+    assert needed % 256
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", metadata={"llama.context_length": needed})
+    assert f"--set structure.context_tokens={needed}, or" in refusal(replace(stage, model=str(path)))
+    replace(stage, model=str(path), context_tokens=needed).fetch()
+
+
+def test_the_demo_with_600_categories_is_refused_before_the_first_picture(tmp_path: Path) -> None:
+    """As a run: no row is written, and none has an error."""
+    config = (PROJECT / "configs/demo.yaml").read_text().replace("[animal,", f"[{', '.join(numbered(600))}, animal,")
+    (tmp_path / "demo.yaml").write_text(config)
+    arguments = (EXAMPLES, "--output", tmp_path / "a.csv", "--config", tmp_path / "demo.yaml")
+    run = subprocess.run(
+        [sys.executable, PROJECT / "run.py", *map(str, arguments)], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 2
+    assert re.search(
+        r"structure: the prompt takes [\d,]+ tokens .* was trained on 2,048: shorten the prompt", run.stderr
+    )
+    assert not (tmp_path / "a.csv").exists()
+
+
+def test_a_context_that_the_model_was_not_trained_on_is_refused(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf")
+    stage = Structure(model=str(path), device="cpu", context_tokens=8192)
+    assert refusal(stage) == (
+        f"structure: context_tokens is 8,192, and {path} was trained on 4,096: --set structure.context_tokens=4096"
+    )
+    replace(stage, context_tokens=4096).fetch()
+    unknown = write_tiny_gguf(tmp_path / "unknown.gguf", metadata={"llama.context_length": 0})
+    replace(stage, model=str(unknown)).fetch()
+
+
+def test_a_prompt_longer_than_what_the_model_was_trained_on_is_refused(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf")
+    sentence = refusal(Structure(model=str(path), device="cpu", categories=numbered(600), context_tokens=4096))
+    assert re.fullmatch(
+        r"structure: the prompt takes [\d,]+ tokens and a description with its answer about 384, but "
+        rf"{path} was trained on 4,096: shorten the prompt or the list of categories, or use a model trained on more",
+        sentence,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"chat_template": None}, r"tiny\.gguf has no chat template .*: use an instruct model"),
+        ({"chat_template": "{% for %}"}, r"tiny\.gguf: the chat template cannot be used: "),
+        ({"chat_template": "{{ 1 / 0 }}"}, r"tiny\.gguf: the chat template rejects the conversation: division by zero"),
+        ({"architecture": "clip"}, r"tiny\.gguf is the vision part of a model \(mmproj\): "),
+        ({"metadata": {"llama.pooling_type": 1}}, r"tiny\.gguf is an embedding model"),
+    ],
+)
+def test_a_gguf_file_that_cannot_structure_is_refused(options: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", **options)
+    assert re.match(rf"structure: {tmp_path}/{expected}", refusal(Structure(model=str(path), device="cpu")))
+
+
+def test_a_template_without_a_system_role_is_used(tmp_path: Path) -> None:
+    """As Gemma's: every picture had an error."""
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", chat_template=GEMMA_TEMPLATE)
+    stage = Structure(model=str(path), device="cpu", batch_size=1, max_tokens=5, threads=1)
+    stage.fetch()
+    with closing(stage.load()) as model:
+        [row] = stage.run(model, [{"text": "A red car."}], 1)
+    assert row["error"].startswith("CutAnswer")
+
+
+def test_a_model_in_several_files_is_used_from_the_first(tmp_path: Path) -> None:
+    first = write_tiny_gguf(tmp_path / "tiny.gguf", tensors_per_file=9)
+    assert first.name == "tiny-00001-of-00003.gguf"
+    stage = Structure(model=str(tmp_path), file=first.name, device="cpu")
+    stage.fetch()
+    whole_gb = sum(file.stat().st_size for file in tmp_path.iterdir()) / 1e9
+    assert Structure(model=str(first), device="cpu").weights_gb() == stage.weights_gb() == pytest.approx(whole_gb)
+    others = ["tiny.gguf", "tiny-00001-of-00002.gguf", "tiny-big-00001-of-00003.gguf"]
+    parts = [f"tiny-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    assert list(filter_repo_objects([*others, *parts], allow_patterns=list(stage.patterns))) == parts
+    later = refusal(replace(stage, file="tiny-00002-of-00003.gguf"))
+    assert later.endswith(f"is a later part of a model in several files: give the first, {first}")
+    (tmp_path / "tiny-00003-of-00003.gguf").unlink()
+    assert "tiny-00003-of-00003.gguf is missing: download or copy all files of the model" in refusal(stage)
+
+
+def test_a_folder_without_a_file_names_those_it_has(tmp_path: Path) -> None:
+    stage = Structure(model=str(tmp_path), device="cpu")
+    assert refusal(stage) == f"structure: {tmp_path} has no GGUF file: give the GGUF file of an instruct model"
+    for name in "ab":
+        write_tiny_gguf(tmp_path / f"{name}.gguf")
+    assert refusal(stage) == f"structure: {tmp_path} is a folder: set structure.file to one of a.gguf, b.gguf"
+    with pytest.raises(UserError, match=r"^structure: org/llama is a hub repository: set structure\.file to a GGUF"):
+        Structure(model="org/llama", device="cpu").path()
+
+
+def test_a_llama_that_dies_of_a_file_or_cannot_be_imported_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf")
+    (tmp_path / "lib/llama_cpp").mkdir(parents=True)
+    package = tmp_path / "lib/llama_cpp/__init__.py"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))
+    package.write_text("import os; os.abort()")
+    assert refusal(Structure(model=str(path), device="cpu")) == (
+        f"structure: {path} is damaged (llama.cpp ended by signal SIGABRT): delete it, and download or copy it again"
+    )
+    package.write_text("raise OSError('libcudart.so.13: cannot open shared object file')")
+    assert refusal(Structure(model=str(path), device="cpu")) == (
+        "structure: llama.cpp cannot run (OSError: libcudart.so.13: cannot open shared object file): run make llama"
+    )
+
+
+@pytest.mark.parametrize(
+    ("categories", "problem"),
+    [
+        (("cat", "dog", "cat"), "categories: 'cat' is listed twice: delete one"),
+        (("cat", " cat"), "categories: ' cat' is listed twice: delete one"),
+        (("cat", ""), "categories: '' is blank: delete it"),
+        (("cat", " \t"), "categories: ' \\t' is blank: delete it"),
+        (("a\nb",), "categories: 'a\\nb' holds a control character or a line break: remove it"),
+        (("a\x7fb",), "categories: 'a\\x7fb' holds a control character or a line break: remove it"),
+        (("a\u2028b",), "categories: 'a\\u2028b' holds a control character or a line break: remove it"),
+    ],
+)
+def test_categories_that_cannot_be_columns_are_a_mistake_of_the_configuration(
+    categories: tuple[str, ...], problem: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        Structure(model="m", categories=categories)
+    assert str(caught.value) == problem
+    config = {"stages": ["open_image", {"use": "structure", "model": "m", "categories": list(categories)}]}
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=f"^{re.escape(f'structure: {problem}')}$"):
+        load_config(tmp_path / "config.yaml")
+
+
+def test_categories_of_any_other_kind_are_admitted() -> None:
+    Structure(model="m", categories=("cat", "Cat", "naïve café", 'a "quoted" one', "back\\slash", "日本", "👨\u200d👩"))

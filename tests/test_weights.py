@@ -714,9 +714,11 @@ def test_a_damaged_gguf_is_one_sentence(damage: Callable[[bytes], bytes], tmp_pa
     path = tmp_path / "llama.gguf"
     path.write_bytes(damage((PROJECT / "models/demo/llama/llama.gguf").read_bytes()))
     stage = Structure(model=str(path), device="cpu", threads=1)
-    stage.fetch()
+    with pytest.raises(UserError) as found:
+        stage.fetch()
+    assert re.match(rf"structure: {path} is (damaged|not a GGUF file) \(.*\): ", str(found.value))
     cache = ModelCache([stage], 5, 0.0)
-    with pytest.raises(LoadError) as caught, cache.use(stage):
+    with pytest.raises(LoadError) as caught, cache.use(stage):  # where it is damaged after the check
         pass
     assert str(caught.value).startswith("structure: the model cannot be loaded: ")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(found.value) + str(caught.value)

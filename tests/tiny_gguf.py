@@ -1,5 +1,6 @@
 """Writes a random Llama of a few hundred kB that has the kinds of tokens and the chat template of Llama 3.1."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -17,6 +18,8 @@ SPECIAL_TOKENS = (
 )
 MERGES = ("t h", "th e", "i n", "a n", "an d", "Ġ t", "Ġ a", '" ,', '" }', '{ "', '" :', "Ð ¿", "Ñ Ģ", "Ð ¾", "Ċ Ċ")
 
+VOCABULARY_TOKENS = 256 + len(MERGES) + len(SPECIAL_TOKENS)
+
 CHAT_TEMPLATE = (
     "{{- bos_token }}"
     "{%- for message in messages %}"
@@ -29,19 +32,47 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tiny_gguf(path: Path, chat_template: str | None = CHAT_TEMPLATE, seed: int = 0, width: int = 64) -> Path:
-    """Writes the model to `path` in float32 and returns `path`. The weights follow from `seed`."""
-    writer = gguf.GGUFWriter(path, "llama")
+GEMMA_TEMPLATE = (  # the form of Gemma's: no system role, and roles that alternate
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n' + message['content'] | trim + '<|eot_id|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>model<|end_header_id|>\n' }}{% endif %}"
+)
+
+
+def write_tiny_gguf(
+    path: Path,
+    chat_template: str | None = CHAT_TEMPLATE,
+    seed: int = 0,
+    width: int = 64,
+    *,
+    architecture: str = "llama",
+    metadata: Mapping[str, str | int | bool] | None = None,
+    has_vocabulary: bool = True,
+    has_weights: bool = True,
+    tensors_per_file: int = 0,
+) -> Path:
+    """Writes the model to `path` in float32 and returns `path`. The weights follow from `seed`.
+
+    metadata: more entries of the header.
+    tensors_per_file: in several files, of which the first is returned; 0 for one.
+    """
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=tensors_per_file)
     _add_shape(writer, width)
-    vocabulary_tokens = _add_vocabulary(writer)
+    if has_vocabulary:
+        _add_vocabulary(writer)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
-    _add_weights(writer, vocabulary_tokens, width, np.random.default_rng(seed))
+    for key, value in (metadata or {}).items():
+        {str: writer.add_string, int: writer.add_uint32, bool: writer.add_bool}[type(value)](key, value)
+    if has_weights:
+        _add_weights(writer, VOCABULARY_TOKENS, width, np.random.default_rng(seed))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return path if path.exists() else min(path.parent.glob(f"{path.stem}-*-of-*.gguf"))
 
 
 def _add_shape(writer: gguf.GGUFWriter, width: int) -> None:
@@ -57,7 +88,7 @@ def _add_shape(writer: gguf.GGUFWriter, width: int) -> None:
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter) -> int:
+def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
     normal = [*_byte_letters(), *(merge.replace(" ", "") for merge in MERGES)]
     kinds = [gguf.TokenType.NORMAL] * len(normal) + [gguf.TokenType.CONTROL] * len(SPECIAL_TOKENS)
     tokens = [*normal, *SPECIAL_TOKENS]
@@ -69,7 +100,6 @@ def _add_vocabulary(writer: gguf.GGUFWriter) -> int:
     writer.add_bos_token_id(tokens.index("<|begin_of_text|>"))
     writer.add_eos_token_id(tokens.index("<|eot_id|>"))
     writer.add_add_bos_token(True)
-    return len(tokens)
 
 
 def _byte_letters() -> list[str]:

@@ -230,8 +230,7 @@ def model_files(stage: weights.ModelStage) -> str:
     need = stage.need()
     needs = [f"{amount(gb)} of {kind}" for gb, kind in ((need.gpu_gb, "GPU"), (need.host_gb, "host")) if gb]
     memory = f"needs about {' and '.join(needs)} memory" if needs else "of unknown size"
-    size_gb = weights.size_gb(stage.model, getattr(stage, "file", ""), stage.revision)
-    return f"{stage.model}, {amount(size_gb)} {where}, {memory}"
+    return f"{stage.model}, {amount(stage.weights_gb())} {where}, {memory}"
 
 
 def amount(gb: float) -> str:

@@ -12,14 +12,17 @@ from typing import ClassVar
 from vec_pipeline.record import Need, Stage, UserError
 
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
-HUB_GB = {  # sizes of the models in config.yaml and configs/small.yaml, of one GGUF file if a repository has several
+HUB_GB = {  # sizes of the models in config.yaml and configs/, of one GGUF file if a repository has several
     "Qwen/Qwen2-VL-7B-Instruct": 16.6,
     "Qwen/Qwen2-VL-2B-Instruct": 4.4,
+    "Qwen/Qwen3-VL-4B-Instruct": 8.9,
+    "HuggingFaceTB/SmolVLM2-500M-Video-Instruct": 1.0,
     "intfloat/multilingual-e5-base": 1.1,
     "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2": 0.5,
     "facebook/fasttext-en-vectors": 7.2,
     "facebook/fasttext-ru-vectors": 7.2,
     "laion/CLIP-ViT-B-32-laion2B-s34B-b79K": 0.6,
+    "timm/ViT-B-16-SigLIP2-256": 1.5,
     "bartowski/Meta-Llama-3.1-8B-Instruct-GGUF": 4.9,
     "bartowski/Llama-3.2-1B-Instruct-GGUF": 0.8,
 }
@@ -162,7 +165,7 @@ def commit_of(path: Path) -> str:
 
 def resolved(stage: Stage) -> Stage:
     """The stage with the commit of its cached hub model as `revision`, after `fetch`; others are returned unchanged."""
-    if not isinstance(stage, ModelStage) or local_path(stage.model):
+    if not isinstance(stage, ModelStage) or stage.is_remote or local_path(stage.model):
         return stage
     path = cached_path(stage.model, stage.revision)
     commit = commit_of(path) if path else ""
@@ -303,5 +306,9 @@ class ModelStage(Stage):
                 f"{self.model} runs Python files of its own: review them, then set {self.name}.trust_remote_code: true"
             ) from None
 
+    def weights_gb(self) -> float:
+        """Size of the weights; 0 if it is not known yet."""
+        return size_gb(self.model, revision=self.revision)
+
     def need(self) -> Need:
-        return Need(host_gb=size_gb(self.model, revision=self.revision))
+        return Need(host_gb=self.weights_gb())

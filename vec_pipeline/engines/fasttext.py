@@ -15,6 +15,7 @@ MAGIC = struct.pack("<i", 793712314)
 HEADER = "<4x 2i 24x 4i 12x 3i 8x q"  # version, dimensions, ... without the options of the training
 ENTRY_BYTES = 10  # of a word in the vocabulary beside its letters: a zero, a count, a type
 SUPERVISED = 3
+KINDS = {1: "CBOW", 2: "skipgram", SUPERVISED: "a classifier"}
 NOT_QUANTISED = "it is quantised, but not in FastText's format"
 CACHED_WORDS = 20_000  # 26 MB at 300 dimensions
 
@@ -136,11 +137,20 @@ def is_fasttext(path: Path) -> bool:
         return MAGIC.startswith(file.read(len(MAGIC)))
 
 
+def model_kind(path: Path) -> str:
+    """How the vectors were trained, by the header."""
+    return KINDS.get(header_of(path)[2], "of an unknown kind")
+
+
+def header_of(path: Path) -> tuple[int, ...]:
+    """The numbers of HEADER; zeros where it is truncated."""
+    with path.open("rb") as file:
+        return struct.unpack(HEADER, file.read(struct.calcsize(HEADER)).ljust(struct.calcsize(HEADER), b"\0"))
+
+
 def words_in(path: Path) -> int:
     """The number of words in the header, but at most what the file can hold; 0 where the header is truncated."""
-    with path.open("rb") as file:
-        header = file.read(struct.calcsize(HEADER)).ljust(struct.calcsize(HEADER), b"\0")
-    words: int = struct.unpack(HEADER, header)[7]
+    words = header_of(path)[7]
     return min(max(0, words), path.stat().st_size // ENTRY_BYTES)
 
 

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import numpy.typing as npt
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from vec_pipeline.device import free_cores
-from vec_pipeline.engines import Answer, Message
+from vec_pipeline.engines import Answer, Message, PromptSize
 
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an abort would start a debugger
 
@@ -43,6 +44,8 @@ _FIXED_DATE = datetime.date(2024, 7, 26)  # Llama 3.1's default: an answer must 
 
 Tokens = list[int]
 
+_GIVE = "give the GGUF file of an instruct model"
+
 
 class LlamaSlots:
     """One GGUF model and one context, shared by as many sequences as a call to `generate` asks for.
@@ -51,7 +54,7 @@ class LlamaSlots:
         which are faster on a CPU, where the attention of each sequence then covers its own tokens only.
     tokens_per_slot: context for each sequence, added to the shared one or separate. llama.cpp rounds both up to 256.
     batch_tokens: tokens of one step; more than there are sequences.
-    gpu_layers: layers to keep on the GPU, -1 for all.
+    gpu_layers: layers to keep on the GPU, the first where there are several; -1 for all.
     threads: CPU threads, 0 for as many as are useful.
 
     Raises ValueError if the file is not a model with a chat template, MemoryError if it does not fit into memory.
@@ -454,13 +457,17 @@ class _Grammar:
 
 
 class _Model:
-    """The weights, the vocabulary and the chat template of one GGUF file."""
+    """The weights, the vocabulary and the chat template of one GGUF file.
 
-    def __init__(self, path: str | os.PathLike[str], gpu_layers: int) -> None:
+    vocab_only: without the weights.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], gpu_layers: int, *, vocab_only: bool = False) -> None:
         self._path = os.fspath(path)
-        self.handle = _load(self._path, gpu_layers)
+        self.handle = _load(self._path, gpu_layers, vocab_only=vocab_only)
         self.is_on_gpu = gpu_layers != 0 and bool(c.llama_supports_gpu_offload())
         try:
+            self._refuse_other_kinds()
             self.vocabulary = c.llama_model_get_vocab(self.handle)
             self.vocabulary_tokens = int(c.llama_vocab_n_tokens(self.vocabulary))
             self._pieces: dict[int, bytes] = {}
@@ -482,12 +489,27 @@ class _Model:
         head_length = self._metadata("attention.key_length") or c.llama_model_n_embd(self.handle) // heads
         return int(2 * 2 * c.llama_model_n_layer(self.handle) * heads_kv * head_length)
 
+    @property
+    def trained_tokens(self) -> int:
+        """The context that the model was trained on; 0 if the file does not say."""
+        return self._metadata("context_length")
+
+    def _refuse_other_kinds(self) -> None:
+        if self._metadata("pooling_type") or self._metadata_text("attention.causal") == "false":
+            raise ValueError(f"{self._path} is an embedding model, which gives no text: {_GIVE}")
+        if not c.llama_model_size(self.handle):
+            raise ValueError(f"{self._path} has no weights: {_GIVE}")
+
     def _metadata(self, key: str) -> int:
         """An integer of the file's metadata, 0 if it is missing; `key` without the architecture's prefix."""
+        return int(self._metadata_text(key) or 0)
+
+    def _metadata_text(self, key: str) -> str:
+        """An entry of the file's metadata as text, empty if it is missing; `key` as in `_metadata`."""
         buffer = ctypes.create_string_buffer(64)
         c.llama_model_meta_val_str(self.handle, b"general.architecture", buffer, len(buffer))
         length = c.llama_model_meta_val_str(self.handle, buffer.value + b"." + key.encode(), buffer, len(buffer))
-        return int(buffer.value) if length > 0 else 0
+        return buffer.value.decode() if length > 0 else ""
 
     @cached_property
     def ends_of_turn(self) -> frozenset[int]:
@@ -527,9 +549,13 @@ class _Model:
         """The prompt of `conversation` in the model's chat template, with one beginning-of-text token.
 
         The template is rendered with placeholders for the contents, so that only its own text yields special tokens.
+        Where it has no system role, a system message goes to the beginning of the user's.
         """
-        placeholders = [{**message, "content": f"\ue000{index}\ue001"} for index, message in enumerate(conversation)]
-        parts = re.split("\ue000(\\d+)\ue001", self._render(placeholders))
+        if conversation[0]["role"] == "system" and not self._has_system_role:
+            conversation = _without_system_role(conversation)
+        parts = re.split("\ue000(\\d+)\ue001", self._render([message["role"] for message in conversation]))
+        if {int(index) for index in parts[1::2]} != set(range(len(conversation))):
+            raise ValueError(f"{self._path}: the chat template leaves out what it is given: use an instruct model")
         tokens = self._tokenize(parts[0], is_template=True)
         for index, template_text in zip(parts[1::2], parts[2::2], strict=True):
             tokens += self._tokenize(conversation[int(index)]["content"].strip(), is_template=False)
@@ -541,10 +567,20 @@ class _Model:
             raise ValueError(f"{self._path}: the chat template renders an empty prompt")
         return tokens
 
-    def _render(self, messages: list[dict[str, object]]) -> str:
+    @cached_property
+    def _has_system_role(self) -> bool:
+        """Whether the template renders a system message: some raise an error, others leave it out."""
+        try:
+            return "\ue0000\ue001" in self._render(["system", "user"])
+        except ValueError:
+            return False
+
+    def _render(self, roles: Sequence[str]) -> str:
+        """Render messages of these roles, each with its number in place of its content."""
+        messages = [{"role": role, "content": f"\ue000{index}\ue001"} for index, role in enumerate(roles)]
         try:
             return self._template.render(messages=messages, add_generation_prompt=True)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # whatever the expressions of a template raise
             raise ValueError(f"{self._path}: the chat template rejects the conversation: {error}") from error
 
     def _tokenize(self, text: str, *, is_template: bool) -> Tokens:
@@ -561,7 +597,7 @@ class _Model:
         if not source:
             raise ValueError(f"{self._path} has no chat template (tokenizer.chat_template): use an instruct model")
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
         )
         environment.globals |= {
             "bos_token": self._text(c.llama_vocab_bos(self.vocabulary)),
@@ -584,6 +620,37 @@ class _Model:
         raise ValueError(f"{self._path} has no end-of-turn token: use an instruct model")
 
 
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` of transformers, which marks what a loss is computed of: its content, as it is."""
+
+    tags: set[str] = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
+
+    def parse(self, parser: Any) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        body: list[jinja2.nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return body
+
+
+def examine(path: str | os.PathLike[str], conversation: Sequence[Message], gbnf: str) -> PromptSize:
+    """Measure a prompt with a model's vocabulary and chat template, without loading its weights.
+
+    Raises ValueError for a file, a chat template or a grammar that LlamaSlots could not use.
+    """
+    model = _Model(path, 0, vocab_only=True)
+    try:
+        _Grammar.parse(model, gbnf).free()
+        return PromptSize(len(model.tokenize_chat(conversation)), model.trained_tokens)
+    finally:
+        model.close()
+
+
+def _without_system_role(conversation: Sequence[Message]) -> list[Message]:
+    """The conversation with the text of its system message before that of the user, and a blank line between."""
+    system, user, *others = conversation
+    text = f"{system['content'].strip()}\n\n{user['content'].strip()}"
+    return [{"role": "user", "content": text}, *others]
+
+
 def best_threads(weights_bytes: int) -> int:
     """One for a model so small that synchronising threads costs more than they gain; else all free cores."""
     return 1 if weights_bytes < SMALL_MODEL_BYTES else free_cores()
@@ -593,21 +660,60 @@ def _raise_template_error(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _load(path: str, gpu_layers: int) -> Any:
+_PROBLEMS = (  # what llama.cpp says of a file that it refuses, and what is said of it here
+    (
+        "invalid magic characters: 'vers'",
+        "{path} is a pointer of Git LFS in place of the file, which git lfs pull fetches",
+    ),
+    ("invalid magic characters: '.*?'|failed to read magic", f"{{path}} is not a GGUF file ({{0}}): {_GIVE}"),
+    ("GGUFv1 ", "{path} is of GGUF version 1, which llama.cpp no longer reads: download a newer conversion"),
+    (
+        r"this GGUF file is version (\d{1,2})\b",
+        "{path} is of GGUF version {1}, which {ours} does not know: use an older conversion",
+    ),
+    ("CLIP cannot be used", "{path} is the vision part of a model (mmproj): give the GGUF file of its language part"),
+    (
+        "unknown model architecture: ('.*?')",
+        "{path} has the architecture {1}, which {ours} does not know: use another model",
+    ),
+    ("key not found in model: tokenizer", f"{{path}} has no tokenizer, as an adapter has none: {_GIVE}"),
+    ("illegal split file", "{path} is a later part of a model in several files: give the first, {first}"),
+    ("failed to open GGUF file '(.*?)'", "{1} is missing: download or copy all files of the model again"),
+)
+
+
+def _problem_of(path: str, errors: Sequence[str]) -> str:
+    """What is wrong with a file, by what llama.cpp has logged of it, the cause first."""
+    for pattern, sentence in _PROBLEMS:
+        if found := re.search(pattern, " ".join(errors)):
+            ours = f"llama-cpp-python {version('llama-cpp-python')}"
+            first = re.sub(r"-\d{5}-of-", "-00001-of-", path)
+            return sentence.format(found[0], *found.groups(), path=path, ours=ours, first=first)
+    cause = re.sub(r"^(?:\w+: |error loading model: )+", "", errors[0]) if errors else "llama.cpp cannot load it"
+    return f"{path} is damaged ({cause}): delete it, and download or copy it again"
+
+
+def _load(path: str, gpu_layers: int, *, vocab_only: bool = False) -> Any:
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file")
     c.llama_log_set(_on_log, ctypes.c_void_p(None))
     c.llama_backend_init()
     parameters = c.llama_model_default_params()
     parameters.n_gpu_layers = gpu_layers
+    parameters.vocab_only = vocab_only
+    parameters.split_mode = c.LLAMA_SPLIT_MODE_NONE
+    # -1: no GPU takes part, not even with buffers; and where there is none, 0 is an error.
+    parameters.main_gpu = 0 if gpu_layers and c.llama_supports_gpu_offload() else -1
     parameters.use_extra_bufts = uses_extra_buffers()
+    _errors.clear()
     handle = c.llama_model_load_from_file(os.fsencode(path), parameters)
     if handle:
         return handle
+    lines = list(_errors)
     errors = _last_errors()
     if re.search("out of memory|allocate", errors):
         raise MemoryError(f"{path} does not fit into memory. {errors}")
-    raise ValueError(f"{path} is not a model that llama.cpp can load. {errors}")
+    raise ValueError(_problem_of(path, lines))
 
 
 def uses_extra_buffers() -> bool:

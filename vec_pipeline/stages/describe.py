@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from vec_pipeline import device, weights
+from vec_pipeline import device
 from vec_pipeline.device import Device
 from vec_pipeline.engines.endpoint import PictureEndpoint
 from vec_pipeline.prompts import PROMPTS, filled, placeholders
@@ -99,7 +99,7 @@ class Describe(RemoteStage):
     def need(self) -> Need:
         if self.is_remote:
             return Need()
-        bf16_gb = weights.size_gb(self.model, revision=self.revision)
+        bf16_gb = self.weights_gb()
         shares = SHARE_OF_BF16.items()
         smaller = tuple((f"set quantization: {name}", bf16_gb * share) for name, share in shares if share < 1)
         where = device.resolve(self.device)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from vec_pipeline import device, weights
+from vec_pipeline import device
 from vec_pipeline.device import Device
 from vec_pipeline.record import Need, UserError, Values
 from vec_pipeline.weights import ModelStage
@@ -59,7 +59,7 @@ class EmbedImage(ModelStage):
             raise UserError(f"{self.name}: {error}") from None
 
     def need(self) -> Need:
-        gb = weights.size_gb(self.model, revision=self.revision)
+        gb = self.weights_gb()
         return Need(gpu_gb=gb) if device.resolve(self.device) == "cuda" else Need(host_gb=gb)
 
     def load(self) -> Clip:

@@ -32,7 +32,7 @@ class OpenImage(Stage):
         **dict.fromkeys(NAMES, "text"),
     }
     speed_options: ClassVar[tuple[str, ...]] = (*Stage.speed_options, "max_megapixels")
-    version: ClassVar[int] = 2  # greys of more than 8 bits by their range, CMYK by its profile
+    version: ClassVar[int] = 2  # greys of more than 8 bits by their range, colours by their profile
     worker: ClassVar[Worker] = "reader"
 
     max_size_px: int = 384
