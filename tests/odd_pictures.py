@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 from PIL import Image, ImageCms, PngImagePlugin
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
@@ -35,6 +36,8 @@ def greys(size: tuple[int, int] = SIZE) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    if kind == "HEIF":
+        pillow_heif.register_heif_opener()
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -236,10 +239,11 @@ def lossy_header(width: int, height: int, *, progressive: bool = False, scans: i
     return bytes(content[: start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")])
 
 
-def cmyk_profile() -> bytes:
+def cmyk_profile(intent: int = 0) -> bytes:
     """A colour profile by which cyan ink is red, magenta green and yellow blue; black is black.
 
     ICC.1:2001: one table of 8 bits with 2 points for each ink, to Lab.
+    intent: the one that it asks for, 0 or 1; by the other one all is white.
     """
     lab_of = {
         (0, 0, 0): (255, 128, 128),
@@ -253,18 +257,21 @@ def cmyk_profile() -> bytes:
         table += bytes((0, 128, 128) if black else lab_of.get(inks, (60, 128, 128)))
     linear = bytes(range(256))
     identity = struct.pack(">9i", *(65536 * (row == column) for row in range(3) for column in range(3)))
-    lut = b"mft1" + bytes(4) + bytes((4, 3, 2, 0)) + identity + linear * 4 + table + linear * 3
+    luts = [
+        b"mft1" + bytes(4) + bytes((4, 3, 2, 0)) + identity + linear * 4 + colours + linear * 3
+        for colours in (table, bytes((255, 128, 128)) * 16)
+    ]
     white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
-    tags, body, start = b"", b"", 128 + 4 + 2 * 12
-    for name, part in ((b"wtpt", white), (b"A2B0", lut)):
+    tags, body, start = b"", b"", 128 + 4 + 3 * 12
+    for name, part in ((b"wtpt", white), (b"A2B0", luts[intent]), (b"A2B1", luts[1 - intent])):
         tags += name + struct.pack(">II", start + len(body), len(part))
         body += part + bytes(-len(part) % 4)
     head = struct.pack(
         ">I4sI4s4s4s12x4s4sII4sQI3i48x",
-        start + len(body), b"none", 0x02100000, b"prtr", b"CMYK", b"Lab ", b"acsp", b"APPL", 0, 0, b"none", 0, 0,
+        start + len(body), b"none", 0x02100000, b"prtr", b"CMYK", b"Lab ", b"acsp", b"APPL", 0, 0, b"none", 0, intent,
         63190, 65536, 54061,
     )  # fmt: skip
-    return head + struct.pack(">I", 2) + tags + body
+    return head + struct.pack(">I", 3) + tags + body
 
 
 def inks() -> Image.Image:
@@ -294,7 +301,240 @@ def bmp_of_masks(red: tuple[int, int], green: tuple[int, int], blue: tuple[int, 
     return bmp(masks, bits, packed[::-1].astype(f"<u{bits // 8}").tobytes())
 
 
+def indexes(size: tuple[int, int] = SIZE) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Quarters of the numbers of CORNERS as an array of shape (height, width)."""
+    return np.kron(np.arange(4, dtype=np.uint8).reshape(2, 2), np.ones((size[1] // 2, size[0] // 2), np.uint8))
+
+
+def packed(numbers: np.ndarray[Any, Any], bits: int, row_bytes: int = 4) -> bytes:
+    """Rows of numbers of 1 to 8 bits, from the bottom, each filled up to so many bytes."""
+    as_bits = np.unpackbits(numbers[::-1, :, None], axis=2)[:, :, -bits:].reshape(len(numbers), -1)
+    rows = np.packbits(as_bits, axis=1)
+    return np.pad(rows, ((0, 0), (0, -rows.shape[1] % row_bytes))).tobytes()
+
+
+def bitmap(
+    pixels: bytes, bits: int, *, size: tuple[int, int] = SIZE, header_bytes: int = 40, compression: int = 0,
+    colours: Sequence[tuple[int, int, int]] = CORNERS, used: int = 0, tail: bytes = b"",
+) -> bytes:  # fmt: skip
+    """A header, a palette and pixels, as they are in a BMP file and in an icon.
+
+    used: colours that the header promises; tail: the rest of a header of over 40 bytes.
+    """
+    if header_bytes == 12:
+        header = struct.pack("<IHHHH", 12, *size, 1, bits)
+    else:
+        header = struct.pack("<IiiHHIIiiII", header_bytes, *size, 1, bits, compression, len(pixels), 0, 0, used, 0)
+        header = (header + tail).ljust(header_bytes, b"\0")[:header_bytes]
+    entries = b"".join(bytes((*colour[::-1], 0)[: 3 if header_bytes == 12 else 4]) for colour in colours)
+    return header + entries * (bits <= 8) + pixels
+
+
+def bmp_file(content: bytes, pixels: int = 0, reserved: int = 0) -> bytes:
+    """A bitmap with the header of a file. pixels: how many bytes they are, if the file says where they begin."""
+    return (
+        b"BM" + struct.pack("<III", 14 + len(content), reserved, 14 + len(content) - pixels if pixels else 0) + content
+    )
+
+
+def bmp_of_palette(bits: int, **options: Any) -> bytes:
+    pixels = packed(indexes(), bits) if bits > 1 else packed(indexes() // 2, 1)
+    return bmp_file(bitmap(pixels, bits, **options), len(pixels))
+
+
+def runs(bits: int, *, left_out: bool = False, absolute: bool = False) -> bytes:
+    """Quarters in run-length encoding of 4, 8 or 24 bits; left_out: the top right one is skipped."""
+    content = b""
+    for row in indexes()[::-1]:
+        for number in (row[0], row[-1]):
+            colour = bytes(CORNERS[number][::-1]) if bits == 24 else bytes([number * 17 if bits == 4 else number])
+            if left_out and number == 1:
+                content += b"\0\x02" + bytes((48, 0))
+            elif absolute:
+                raw = colour * (23 if bits == 4 else 45)
+                content += bytes((0, 45)) + raw + bytes(len(raw) % 2) + bytes((3,)) + colour
+            else:
+                content += bytes((47,)) + colour + bytes((1,)) + colour
+        content += b"\0\0"
+    return content + b"\0\x01"
+
+
+def icon(
+    *pictures: bytes, kind: int = 1, sizes: Sequence[tuple[int, int]] = (), lying_bytes: int | None = None
+) -> bytes:
+    """An ICO (kind 1) or CUR (2) file of bitmaps or PNG files."""
+    content, at = struct.pack("<HHH", 0, kind, len(pictures)), 6 + 16 * len(pictures)
+    for number, picture in enumerate(pictures):
+        size = sizes[number] if sizes else SIZE
+        length = len(picture) if lying_bytes is None else lying_bytes
+        content += struct.pack("<BBBBHHII", *size, 0, 0, 1, 32, length, at)
+        at += len(picture)
+    return content + b"".join(pictures)
+
+
+def icon_bitmap(bits: int, *, alpha: int = 255) -> bytes:
+    """Quarters of 4, 24 or 32 bits whose mask makes the left half transparent."""
+    mask = packed((indexes() % 2 == 0).astype(np.uint8), 1)
+    if bits <= 8:
+        pixels = packed(indexes(), bits)
+    else:
+        colours = quarters().convert("RGBA")
+        colours.putalpha(alpha)
+        pixels = np.asarray(colours)[::-1, :, [2, 1, 0, 3][: bits // 8]].tobytes()
+    return bitmap(pixels + mask, bits, size=(SIZE[0], 2 * SIZE[1]), used=len(CORNERS))
+
+
+# --- TGA
+
+
+def tga(
+    pixels: bytes, kind: int, bits: int, *, palette: bytes = b"", palette_bits: int = 0, first: int = 0,
+    descriptor: int = 0, text: bytes = b"a name",
+) -> bytes:  # fmt: skip
+    """kind: 1 for a palette, 2 for colours, 3 for greys, 8 more for runs."""
+    number = len(palette) * 8 // (palette_bits + 1 & ~7) if palette else 0
+    head = struct.pack("<BBBHHB", len(text), bool(palette), kind, first, number, palette_bits)
+    return head + struct.pack("<HHHHBB", 0, 0, *SIZE, bits, descriptor) + text + palette + pixels
+
+
+def colours_of_16_bits(image: Image.Image) -> bytes:
+    """In 5 bits each, of which red has the highest."""
+    levels = np.asarray(image, np.uint16) >> 3
+    return (levels[:, :, 0] << 10 | levels[:, :, 1] << 5 | levels[:, :, 2]).astype("<u2").tobytes()
+
+
+def tga_with_extension(kind_of_alpha: int, alpha: int) -> bytes:
+    """Of 32 bits, in the second version of the format."""
+    colours = quarters().convert("RGBA")
+    colours.putalpha(alpha)
+    content = tga(np.asarray(colours)[::-1, :, [2, 1, 0, 3]].tobytes(), 2, 32, descriptor=8)
+    extension = struct.pack("<H", 495) + bytes(492) + bytes([kind_of_alpha])
+    return content + extension + struct.pack("<II", len(content), 0) + b"TRUEVISION-XFILE.\0"
+
+
+# --- colour profiles, gammas, orientations
+
+
+def exchanging_profile() -> bytes:
+    """An RGB profile by which red is green and green is red, else as sRGB is. ICC.1:2001."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, green = profile.index(b"rXYZ", 128), profile.index(b"gXYZ", 128)
+    profile[red : red + 4], profile[green : green + 4] = b"gXYZ", b"rXYZ"
+    return bytes(profile)
+
+
+def grey_profile(gamma: float) -> bytes:
+    """ICC.1:2001."""
+    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    curve = b"curv" + bytes(4) + struct.pack(">IHxx", 1, round(gamma * 256))
+    start = 128 + 4 + 2 * 12
+    tags = b"".join(
+        name + struct.pack(">II", start + at, length) for name, at, length in ((b"wtpt", 0, 20), (b"kTRC", 20, 14))
+    )
+    head = struct.pack(
+        ">I4sI4s4s4s12x4s4sII4sQI3i48x",
+        start + 36, b"none", 0x02100000, b"mntr", b"GRAY", b"XYZ ", b"acsp", b"APPL", 0, 0, b"none", 0, 0,
+        63190, 65536, 54061,
+    )  # fmt: skip
+    return head + struct.pack(">I", 2) + tags + white + curve
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_with_gamma(image: Image.Image, gamma: float, *more: bytes) -> bytes:
+    """A PNG with further chunks before its pixels."""
+    content = encoded(image, "PNG")
+    return content[:33] + chunk(b"gAMA", struct.pack(">I", round(gamma * 100_000))) + b"".join(more) + content[33:]
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="3"/></rdf:RDF></x:xmpmeta>'
+)
+
+
 # --- others
+
+
+def gif_of_a_part() -> bytes:
+    """Its background is blue, and its only frame, of red, is its left half."""
+    frame = encoded(Image.new("P", (48, 64), 0), "GIF")
+    colours = bytes(RED + BLUE)
+    screen = b"GIF89a" + struct.pack("<HHBBB", *SIZE, 0x80, 1, 0) + colours
+    start = frame.index(struct.pack("<BHHHH", 0x2C, 0, 0, 48, 64))
+    body = (
+        frame[start + 10 :] if not frame[start + 9] & 0x80 else frame[start + 10 + 3 * (2 << (frame[start + 9] & 7)) :]
+    )
+    return screen + struct.pack("<BHHHHB", 0x2C, 0, 0, 48, 64, 0) + body
+
+
+def radiance(light: np.ndarray[Any, Any]) -> bytes:
+    """A Radiance HDR file of an array (height, width, 3) of powers of two, or 0, without runs."""
+    exponents = np.frexp(light.max(axis=2))[1]
+    numbers = np.concatenate([np.ldexp(light, 8 - exponents[:, :, None]), exponents[:, :, None] + 128], axis=2)
+    size = b"\n-Y %d +X %d\n" % light.shape[:2]
+    return b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n" + size + numbers.clip(0, 255).astype(np.uint8).tobytes()
+
+
+def pam(values: np.ndarray[Any, Any], most: int) -> bytes:
+    head = b"P7\n# drawn\nWIDTH %d\nHEIGHT %d\nDEPTH %d\nMAXVAL %d\nTUPLTYPE RGB\nENDHDR\n"
+    return head % (values.shape[1], values.shape[0], values.shape[2], most) + values.tobytes()
+
+
+def pfm(values: np.ndarray[Any, Any]) -> bytes:
+    return b"PF\n%d %d\n-1.0\n" % (values.shape[1], values.shape[0]) + values[::-1].astype("<f4").tobytes()
+
+
+def sun_raster() -> bytes:
+    pixels = np.asarray(quarters())[:, :, ::-1].tobytes()
+    return struct.pack(">8I", 0x59A66A95, *SIZE, 24, len(pixels), 1, 0, 0) + pixels
+
+
+def dcx(number: int) -> bytes:
+    """Pages of PCX."""
+    page, start = encoded(quarters(), "PCX"), 4 + 4 * (number + 1)
+    places = [start + at * len(page) for at in range(number)]
+    return struct.pack(f"<I{number + 1}I", 0x3ADE68B1, *places, 0) + page * number
+
+
+def fits(*, is_compressed: bool = False) -> bytes:
+    """Astronomers count rows from the bottom."""
+    cards = ["SIMPLE  = T", "BITPIX  = 8", "NAXIS   = 2", f"NAXIS1  = {SIZE[0]}", f"NAXIS2  = {SIZE[1]}", "END"]
+    if is_compressed:
+        cards = ["SIMPLE  = T", "BITPIX  = 8", "NAXIS   = 0", "END"]
+        table = ["XTENSION= 'BINTABLE'", "BITPIX  = 8", "NAXIS   = 2", "NAXIS1  = 8", "NAXIS2  = 1", "PCOUNT  = 99"]
+        table += ["ZIMAGE  = T", "ZBITPIX = 8", "ZNAXIS  = 2", f"ZNAXIS1 = {SIZE[0]}", f"ZNAXIS2 = {SIZE[1]}"]
+        table += ["ZCMPTYPE= 'GZIP_1  '", "END"]
+        return padded_cards(cards) + padded_cards(table) + bytes(8) + zlib.compress(greys()[::-1].tobytes(), wbits=31)
+    return padded_cards(cards) + greys()[::-1].tobytes() + bytes(-SIZE[0] * SIZE[1] % 2880)
+
+
+def photo_cd() -> bytes:
+    """768 x 512 pixels in quarters of greys: pairs of rows that share their colour."""
+    head = bytes(2048) + b"PCD_IPI" + bytes(96 * 2048 - 2055)
+    levels = np.kron(np.array([[40, 80], [120, 160]], np.uint8), np.ones((128, 384), np.uint8))
+    return head + b"".join(row.tobytes() * 2 + bytes([156]) * 384 + bytes([137]) * 384 for row in levels)
+
+
+def padded_cards(cards: Sequence[str]) -> bytes:
+    return "".join(card.ljust(80) for card in cards).encode().ljust(2880)
+
+
+def heic(orientation: int = 1, *, alpha: bool = False) -> bytes:
+    """1,200 x 800 pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = quarters((1200, 800)).convert("RGBA" if alpha else "RGB")
+    if alpha:
+        image.paste((0, 0, 0, 0), (0, 400, 1200, 800))
+    return encoded(image, "HEIF", exif=exif)
+
+
+def with_brand(content: bytes, brand: bytes) -> bytes:
+    """A HEIF whose first brand is another one; those behind it stay."""
+    return content[:8] + brand + content[12:]
 
 
 def psd(depth: int = 8, version: int = 1) -> bytes:
@@ -371,6 +611,17 @@ FILES: dict[str, Callable[[], bytes]] = {
     "int32.tif": lambda: array_tiff(deep(1_000_000, "<i4")),
     "uint32.tif": lambda: array_tiff(deep(16_800_000, "<u4")),
     "miniswhite16.tif": lambda: array_tiff(deep(-257, "<i4", 65535).astype("<u2"), 0),
+    "bits2.bmp": lambda: bmp_of_palette(2),
+    "runs4.bmp": lambda: bmp_file(bitmap(runs(4), 4, compression=2, colours=[*CORNERS])),
+    "cursor.cur": lambda: icon(icon_bitmap(4), kind=2),
+    "bits15.tga": lambda: tga(colours_of_16_bits(quarters()), 2, 16, descriptor=0x20),
+    "exchanged.png": lambda: encoded(quarters(), "PNG", icc_profile=exchanging_profile()),
+    "gamma1.png": lambda: png_with_gamma(Image.fromarray(greys()), 1.0),
+    "a.pam": lambda: pam(np.asarray(quarters()), 255),
+    "a.ras": sun_raster,
+    "a.dcx": lambda: dcx(2),
+    "a.fits": fits,
+    "a.heic": heic,
     "window.tif": lambda: imagej_tiff(950, 1150),
     "rgb12in16.tif": lambda: array_tiff(deep_colours(16)),
     "rgb12in16.png": lambda: png(deep_colours(16)),

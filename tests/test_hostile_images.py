@@ -76,12 +76,22 @@ FILES: dict[str, Callable[[], bytes]] = {
     "TIFF of a CT": lambda: odd_pictures.imagej_tiff(950, 1150),
     "TIFF of pages": odd_pictures.multi_page_tiff,
     "gain map": odd_pictures.gain_map_jpeg,
+    "BMP of 2 bits": lambda: odd_pictures.bmp_of_palette(2),
+    "BMP in runs": lambda: odd_pictures.bmp_file(odd_pictures.bitmap(odd_pictures.runs(4), 4, compression=2, used=4)),
+    "CUR": lambda: odd_pictures.icon(odd_pictures.icon_bitmap(4), odd_pictures.icon_bitmap(32), kind=2),
+    "TGA of 16 bits": lambda: odd_pictures.tga(odd_pictures.colours_of_16_bits(quarters()), 2, 16),
+    "colour profile": lambda: encoded(quarters(), "PNG", icc_profile=odd_pictures.exchanging_profile()),
+    "PAM": lambda: odd_pictures.pam(np.asarray(quarters()), 255),
+    "PFM": lambda: odd_pictures.pfm(np.asarray(quarters()) / 255),
+    "SUN": odd_pictures.sun_raster,
+    "FITS": odd_pictures.fits,
 }
 OF_LIBRARIES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "DNG": ("rawpy", odd_pictures.dng),
     "DNG with a preview": ("rawpy", odd_pictures.dng_with_preview),
     "JPEG XL": ("imagecodecs", odd_pictures.jpeg_xl),
     "JPEG XL in a container": ("imagecodecs", lambda: odd_pictures.jpeg_xl(usecontainer=True)),
+    "HDR": ("imagecodecs", lambda: odd_pictures.radiance(np.exp2(odd_pictures.greys() // 85)[:, :, None].repeat(3, 2))),
     "16-bit PSD": ("psd_tools", lambda: odd_pictures.psd(16)),
     "TIFF of floats": ("tifffile", lambda: odd_pictures.array_tiff(odd_pictures.deep(1 / 255, "<f8"))),
 }
@@ -216,6 +226,10 @@ def tiff(width: int, height: int) -> bytes:
     return entries(*parts, (277, 3, 1, 1), (278, 4, 1, height), (279, 4, 1, (1 << 32) - 1)) + bytes(4)
 
 
+def tga(kind: int, pixels: bytes) -> bytes:
+    return bytes((0, 0, kind)) + bytes(9) + struct.pack("<HHBB", 13_000, 13_000, 24, 0) + pixels
+
+
 BOMBS = {
     "a PNG of 4 billion pixels": lambda: png(65_500, 65_500),
     "a PNG just under the limit": lambda: png(13_000, 13_000),
@@ -244,6 +258,23 @@ BOMBS = {
             },
             b"",
         )
+    ),
+    "a TIFF whose strip is a JPEG XL of 4 billion pixels": lambda: odd_pictures.tiff(
+        odd_pictures.Page(
+            {**odd_pictures.array_tags(np.zeros((64, 96, 3), "u1"), 2), 259: (3, [50002])},
+            odd_pictures.jpeg_xl_header(65_500, 65_500),
+        )
+    ),
+    "a BMP in runs just under the limit": lambda: odd_pictures.bmp_file(
+        odd_pictures.bitmap(b"\xff\1" * 9, 8, size=(13_000, 13_000), compression=1, used=4)
+    ),
+    "a TGA in runs just under the limit": lambda: tga(10, b"\xff\1\2\3" * 9),
+    "a TGA just under the limit": lambda: tga(2, bytes(99)),
+    "an icon of 4 billion pixels": lambda: odd_pictures.icon(odd_pictures.bitmap(bytes(99), 32, size=(65_500, 65_500))),
+    "a Radiance HDR of 4 billion pixels": lambda: b"#?RADIANCE\n\n-Y 65500 +X 65500\n" + bytes(99),
+    "a Radiance HDR just under the limit": lambda: b"#?RADIANCE\n\n-Y 9400 +X 9400\n" + bytes(99),
+    "a PAM just under the limit": lambda: (
+        b"P7\nWIDTH 13000\nHEIGHT 13000\nDEPTH 3\nMAXVAL 65535\nENDHDR\n" + bytes(104_000)
     ),
     "a PPM of 4 billion pixels": lambda: b"P6 65500 65500 255\n",
     "a QOI of 4 billion pixels": lambda: b"qoif" + struct.pack(">IIBB", 65_500, 65_500, 3, 0) + bytes(99),

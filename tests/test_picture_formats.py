@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms, PngImagePlugin
 
 from tests import odd_pictures
 from tests.conftest import PRINT_PEAK_MB, PROJECT
@@ -40,12 +41,16 @@ from vec_pipeline.pictures import (
     decode,
 )
 from vec_pipeline.pictures import (
+    heif as heif_module,
+)
+from vec_pipeline.pictures import (
     jpeg_xl as jpeg_xl_module,
 )
 from vec_pipeline.pictures import (
     svg as svg_module,
 )
 from vec_pipeline.pictures.kinds import HEAD_BYTES, kind_of
+from vec_pipeline.pictures.pixels import transform
 from vec_pipeline.stages.open_image import OpenImage
 
 TIFFFILE, IMAGECODECS, RAWPY, PSD_TOOLS, CAIRO = "tifffile", "imagecodecs", "rawpy", "psd_tools", "cairosvg"
@@ -191,10 +196,11 @@ def test_planes_of_floats_and_doubles() -> None:
     assert page  # of one strip for all planes, which no reader takes
 
 
-def test_cmyk_is_converted_by_its_profile() -> None:
+@pytest.mark.parametrize("intent", [0, 1])
+def test_cmyk_is_converted_by_its_profile(intent: int) -> None:
     expected = [CORNERS[0], CORNERS[1], CORNERS[2], WHITE]
     for kind, options in (("JPEG", {"quality": 95}), ("TIFF", {})):
-        content = encoded(odd_pictures.inks(), kind, icc_profile=odd_pictures.cmyk_profile(), **options)
+        content = encoded(odd_pictures.inks(), kind, icc_profile=odd_pictures.cmyk_profile(intent), **options)
         assert_colours(corners(shown(content)), expected, tolerance=16)
         assert_colours(corners(shown(content, 48)), expected, tolerance=16)
 
@@ -211,6 +217,105 @@ def test_a_profile_of_other_colours_in_a_cmyk_file_is_ignored() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     content = encoded(odd_pictures.inks(), "TIFF", icc_profile=profile)
     assert_colours(corners(shown(content)), [(0, 255, 255), (255, 0, 255), (255, 255, 0), WHITE])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF"])
+def test_colours_are_converted_by_their_profile(kind: str) -> None:
+    """By this one, red is green and green is red."""
+    options: dict[str, Any] = {"quality": 95} if kind == "JPEG" else {}
+    content = encoded(quarters(), kind, icc_profile=odd_pictures.exchanging_profile(), **options)
+    expected = [CORNERS[1], CORNERS[0], CORNERS[2], CORNERS[3]]
+    for side_px in (384, 48):
+        assert_colours(corners(shown(content, side_px)), expected, tolerance=30)
+
+
+def test_a_palette_and_an_alpha_are_converted_too() -> None:
+    profile, expected = odd_pictures.exchanging_profile(), [CORNERS[1], CORNERS[0], CORNERS[2], CORNERS[3]]
+    palette = encoded(quarters().quantize(4), "PNG", icc_profile=profile)
+    assert_colours(corners(shown(palette)), expected, tolerance=2)
+    image = quarters().convert("RGBA")
+    image.paste((0, 0, 0, 0), (0, 32, 96, 64))
+    assert_colours(
+        corners(shown(encoded(image, "PNG", icc_profile=profile))), [*expected[:2], WHITE, WHITE], tolerance=2
+    )
+
+
+def test_greys_are_converted_by_their_profile() -> None:
+    content = encoded(Image.fromarray(odd_pictures.greys()), "PNG", icc_profile=odd_pictures.grey_profile(1.0))
+    assert_colours(corners(shown(content)), as_greys((0, 156, 213, 255)), tolerance=1)
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+        odd_pictures.cmyk_profile(),
+        odd_pictures.grey_profile(1.0),
+        odd_pictures.exchanging_profile()[:300],
+        b"no profile",
+    ],
+    ids=["sRGB", "of CMYK", "of greys", "cut", "damaged"],
+)
+def test_a_profile_that_says_nothing_changes_nothing(profile: bytes) -> None:
+    assert_colours(corners(shown(encoded(quarters(), "PNG", icc_profile=profile))), CORNERS)
+    assert transform(profile, "RGB") is None
+
+
+def test_greys_of_16_bits_keep_their_range_whatever_their_profile_is() -> None:
+    content = png(deep(16, "u2"))
+    content = content[:33] + odd_pictures.chunk(
+        b"iCCP", b"a\0\0" + zlib.compress(odd_pictures.grey_profile(1.0))
+    ) + content[33:]  # fmt: skip
+    assert_colours(corners(shown(content)), as_greys(), tolerance=1)
+
+
+LIGHTER = (0, 155, 212, 255)  # greys of gamma 1
+
+
+@pytest.mark.parametrize(
+    ("gamma", "expected"),
+    [(1.0, LIGHTER), (0.45455, GREYS), (0.44, GREYS), (0.25, (0, 35, 122, 255)), (0.0, GREYS), (99.0, GREYS)],
+)
+def test_the_gamma_of_a_png(gamma: float, expected: tuple[int, ...]) -> None:
+    image = Image.fromarray(odd_pictures.greys())
+    for mode in ("L", "RGB", "P"):
+        content = odd_pictures.png_with_gamma(image.convert(mode), gamma)
+        assert_colours(corners(shown(content)), as_greys(expected), tolerance=1)
+
+
+def test_the_gamma_is_that_of_the_colours_and_not_of_what_is_behind_them() -> None:
+    image = Image.fromarray(odd_pictures.greys()).convert("LA")
+    image.putalpha(128)
+    expected = tuple((level + 255) // 2 for level in LIGHTER)
+    assert_colours(corners(shown(odd_pictures.png_with_gamma(image, 1.0))), as_greys(expected), tolerance=1)
+    deep_grey = Image.fromarray(deep(257, "u2"))
+    assert_colours(corners(shown(odd_pictures.png_with_gamma(deep_grey, 1.0))), as_greys(LIGHTER), tolerance=1)
+
+
+def test_a_profile_comes_before_the_gamma() -> None:
+    image = Image.fromarray(odd_pictures.greys())
+    for kind, data in ((b"sRGB", b"\0"), (b"iCCP", b"a\0\0" + zlib.compress(odd_pictures.grey_profile(2.2)))):
+        content = odd_pictures.png_with_gamma(image, 1.0, odd_pictures.chunk(kind, data))
+        assert_colours(corners(shown(content)), as_greys(), tolerance=8)
+
+
+def test_an_orientation_in_xmp_is_left_aside_as_viewers_do() -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", odd_pictures.XMP.decode())
+    contents = [
+        encoded(quarters(), "PNG", pnginfo=text),
+        encoded(quarters(), "JPEG", quality=95, xmp=odd_pictures.XMP),
+        encoded(quarters(), "WEBP", lossless=True, xmp=odd_pictures.XMP),
+        encoded(quarters(), "AVIF", xmp=odd_pictures.XMP),
+    ]
+    for content in contents:
+        with Image.open(BytesIO(content)) as image:
+            assert image.getexif().get(0x0112) == 3, "Pillow takes it for one"
+        assert_colours(corners(shown(content)), CORNERS, tolerance=16)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    both = encoded(quarters(), "JPEG", quality=95, xmp=odd_pictures.XMP, exif=exif)
+    assert_colours(corners(shown(both)), (CORNERS[2], CORNERS[0], CORNERS[3], CORNERS[1]), tolerance=8)
 
 
 # --- JPEGs that are cut, huge, or hold more than a picture
@@ -394,6 +499,195 @@ def test_the_largest_icon_is_shown(kind: str) -> None:
     assert kind_of(content[:HEAD_BYTES]) == kind
 
 
+@pytest.mark.parametrize("bits", [4, 24, 32])
+@pytest.mark.parametrize("kind", [1, 2], ids=["ICO", "CUR"])
+def test_the_mask_of_an_icon_is_transparent(bits: int, kind: int) -> None:
+    content = odd_pictures.icon(odd_pictures.icon_bitmap(bits, alpha=0), kind=kind)
+    assert kind_of(content[:HEAD_BYTES]) == "ICO"
+    assert_colours(corners(shown(content)), [WHITE, CORNERS[1], WHITE, CORNERS[3]])
+
+
+def test_the_alpha_of_an_icon_comes_before_its_mask() -> None:
+    assert_colours(corners(shown(odd_pictures.icon(odd_pictures.icon_bitmap(32)))), CORNERS)
+
+
+@pytest.mark.parametrize("lying_bytes", [0, 99, 1 << 31])
+def test_what_an_icon_says_of_the_length_of_its_pictures_is_ignored(lying_bytes: int) -> None:
+    content = odd_pictures.icon(odd_pictures.icon_bitmap(4), lying_bytes=lying_bytes)
+    assert_colours(corners(shown(content)), [WHITE, CORNERS[1], WHITE, CORNERS[3]])
+
+
+def test_the_largest_picture_of_an_icon_is_shown_and_the_next_where_it_is_damaged() -> None:
+    small = encoded(Image.new("RGB", (16, 16), CORNERS[2]), "PNG")
+    pictures, sizes = (small, odd_pictures.icon_bitmap(24)), ((16, 16), (96, 64))
+    assert shown(odd_pictures.icon(*pictures, sizes=sizes)).size == (96, 64)
+    assert shown(odd_pictures.icon(small, b"\x28" + bytes(60), sizes=sizes)).size == (16, 16)
+    for content, message in ((odd_pictures.icon(b""), "not a bitmap"), (odd_pictures.icon(small)[:12], "without")):
+        with pytest.raises(OSError, match=message):
+            shown(content)
+
+
+def test_an_icon_that_is_cut_is_shown_without_its_mask_or_flagged() -> None:
+    content = odd_pictures.icon(odd_pictures.icon_bitmap(24))
+    mask = len(content) - 64 * 12
+    without = decode(content[:mask], Limits(384))
+    assert_colours(corners(without.image), CORNERS)
+    assert not without.is_cut
+    assert decode(content[: mask // 2], Limits(384)).is_cut
+    with pytest.raises(OSError, match="truncated"):
+        decode(content[: mask // 2], Limits(384, keeps_cut=False))
+
+
+TGA_PALETTES = {
+    15: odd_pictures.colours_of_16_bits(quarters((2, 2))),
+    16: odd_pictures.colours_of_16_bits(quarters((2, 2))),
+    24: bytes(level for colour in CORNERS for level in colour[::-1]),
+    32: bytes(level for colour in CORNERS for level in (*colour[::-1], 9)),
+}
+
+
+@pytest.mark.parametrize("palette_bits", TGA_PALETTES)
+@pytest.mark.parametrize("first", [0, 7])
+def test_a_tga_of_a_palette(palette_bits: int, first: int) -> None:
+    pixels = (odd_pictures.indexes() + first)[::-1].tobytes()
+    palette = TGA_PALETTES[palette_bits]
+    content = odd_pictures.tga(pixels, 1, 8, palette=palette, palette_bits=palette_bits, first=first)
+    assert_colours(corners(shown(content)), CORNERS, tolerance=1)
+    assert not kind_of(content[:HEAD_BYTES]), "it has no signature"
+
+
+def test_a_tga_of_16_bits() -> None:
+    content = odd_pictures.tga(odd_pictures.colours_of_16_bits(quarters()), 2, 16, descriptor=0x21)
+    assert_colours(corners(shown(content)), CORNERS, tolerance=1)
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "expected"),
+    [
+        (0x20, CORNERS),
+        (0x00, (CORNERS[2], CORNERS[3], CORNERS[0], CORNERS[1])),
+        (0x30, (CORNERS[1], CORNERS[0], CORNERS[3], CORNERS[2])),
+        (0x10, CORNERS[::-1]),
+    ],
+)
+@pytest.mark.parametrize("kind", [2, 10])
+def test_the_directions_of_a_tga(descriptor: int, expected: tuple[Colour, ...], kind: int) -> None:
+    pixels = np.asarray(quarters())[:, :, ::-1].tobytes()
+    if kind == 10:  # runs of 128 pixels go on in the next row of 96
+        pixels = b"".join(b"\x7f" + pixels[at : at + 384] for at in range(0, len(pixels), 384))
+    assert_colours(corners(shown(odd_pictures.tga(pixels, kind, 24, descriptor=descriptor))), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind_of_alpha", "alpha", "left"), [(3, 128, True), (2, 0, False), (0, 128, False), (3, 255, False)]
+)
+def test_the_alpha_of_a_tga(kind_of_alpha: int, alpha: int, left: bool) -> None:
+    expected = [tuple((255 + level) // 2 for level in colour) for colour in CORNERS] if left else CORNERS
+    content = odd_pictures.tga_with_extension(kind_of_alpha, alpha)
+    assert_colours(corners(shown(content)), expected, tolerance=1)  # type: ignore[arg-type]
+
+
+def test_a_tga_that_is_cut_is_shown_as_far_as_it_goes() -> None:
+    content = odd_pictures.tga(np.asarray(quarters())[:, :, ::-1].tobytes(), 2, 24, descriptor=0x20)
+    cut = decode(content[: len(content) * 3 // 5], Limits(384))
+    assert cut.is_cut
+    assert_colours(corners(cut.image), [*CORNERS[:2], BLACK, BLACK])
+    for end, limits in ((-9, Limits(384, keeps_cut=False)), (24, Limits(384))):
+        with pytest.raises(OSError, match="truncated"):
+            decode(content[:end], limits)
+
+
+def test_a_tga_of_grey_and_alpha() -> None:
+    pixels = np.stack([odd_pictures.greys(), np.full((64, 96), 255, np.uint8)], axis=2)
+    pixels[:, :48, 1] = 0
+    content = odd_pictures.tga(pixels.tobytes(), 3, 16, descriptor=0x28)
+    assert_colours(corners(shown(content)), [WHITE, as_greys()[1], WHITE, as_greys()[3]])
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (odd_pictures.sun_raster, "SUN"),
+        (lambda: odd_pictures.dcx(1), "DCX"),
+        (lambda: odd_pictures.pam(np.asarray(quarters()), 255), "PAM"),
+        (lambda: odd_pictures.pam((deep_colours(257) // 2).astype(">u2"), 32767), "PAM"),
+        (lambda: odd_pictures.pam((np.asarray(quarters(), "u2") * 100 // 255).astype("u1"), 100), "PAM"),
+        (lambda: odd_pictures.pfm(np.asarray(quarters()) / 255), "PAM"),
+    ],
+    ids=["Sun raster", "DCX", "PAM", "PAM of 15 bits", "PAM of 0 to 100", "PFM of colours"],
+)
+def test_other_formats_that_viewers_open(make: Callable[[], bytes], kind: str) -> None:
+    content = make()
+    assert kind_of(content[:HEAD_BYTES]) == kind
+    picture = decode(content, Limits(384))
+    assert_colours(corners(picture.image), CORNERS, tolerance=1)
+    assert (picture.has_pages, picture.is_cut) == (False, False)
+
+
+def test_pages_of_a_dcx() -> None:
+    assert decode(odd_pictures.dcx(2), Limits(384)).has_pages
+
+
+def test_a_pam_with_alpha_and_one_that_is_cut() -> None:
+    values = np.asarray(quarters().convert("RGBA")).copy()
+    values[:, :48, 3] = 0
+    content = odd_pictures.pam(values, 255)
+    assert_colours(corners(shown(content)), [WHITE, CORNERS[1], WHITE, CORNERS[3]])
+    cut = decode(content[: len(content) * 3 // 5], Limits(384))
+    assert cut.is_cut
+    assert_colours(corners(cut.image)[:2], [WHITE, CORNERS[1]])
+    with pytest.raises(OSError, match="truncated"):
+        decode(content[:-9], Limits(384, keeps_cut=False))
+
+
+def test_a_photo_cd_is_shown() -> None:
+    found = [colour[1] for colour in corners(shown(odd_pictures.photo_cd()))]
+    assert found == sorted(set(found))
+
+
+def test_the_memory_for_floats_is_limited() -> None:
+    pytest.importorskip(IMAGECODECS)
+    zeros = np.zeros((60, 100, 3))
+    for content, megapixels in ((odd_pictures.pfm(zeros), 0.009), (odd_pictures.radiance(zeros), 0.012)):
+        assert shown(content, megapixels=megapixels).size == (100, 60)
+        with pytest.raises(TooManyPixels):
+            shown(content, megapixels=megapixels - 0.001)
+
+
+def test_fits() -> None:
+    assert_colours(corners(shown(odd_pictures.fits())), as_greys())
+    with pytest.raises(OSError, match="a compressed FITS file"):
+        shown(odd_pictures.fits(is_compressed=True))
+
+
+def test_light_is_exposed() -> None:
+    pytest.importorskip(IMAGECODECS)
+    levels = np.exp2(np.kron([[-6.0, -3.0], [0.0, 3.0]], np.ones((32, 48))))
+    for factor in (1 / 64, 1, 256):
+        light = (levels * factor)[:, :, None].repeat(3, axis=2)
+        content = odd_pictures.radiance(light)
+        assert kind_of(content[:HEAD_BYTES]) == "HDR"
+        found = [colour[0] for colour in corners(shown(content))]
+        assert found == sorted(found)
+        assert found[0] < 60 < found[1] < 120 < found[2] < 175 < 250 < found[3]
+    bluish = light * np.array([0, 0.5, 1])
+    dark, *_ = corners(shown(odd_pictures.radiance(bluish)))
+    assert dark[0] < dark[1] < dark[2]
+
+
+def test_a_radiance_file_without_light_or_pixels() -> None:
+    pytest.importorskip(IMAGECODECS)
+    assert_colours(corners(shown(odd_pictures.radiance(np.zeros((64, 96, 3))))), [BLACK] * 4)
+    with pytest.raises(OSError, match="imagecodecs can read"):
+        shown(odd_pictures.radiance(np.ones((64, 96, 3)))[:200])
+    with pytest.raises(OSError, match="without a size"):
+        shown(b"#?RADIANCE\n" + bytes(99))
+
+
+def test_a_gif_is_transparent_where_its_first_frame_does_not_reach() -> None:
+    assert_colours(corners(shown(odd_pictures.gif_of_a_part())), [CORNERS[0], WHITE, CORNERS[0], WHITE])
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -408,8 +702,7 @@ def test_the_largest_icon_is_shown(kind: str) -> None:
 )
 def test_small_old_formats(content: bytes) -> None:
     image = shown(content)
-    pixels = [image.getpixel((x, y)) for y in range(2) for x in range(2)]
-    assert pixels in ([BLACK, WHITE, WHITE, BLACK], [WHITE, BLACK, BLACK, WHITE])
+    assert [image.getpixel((x, y)) for y in range(2) for x in range(2)] == [BLACK, WHITE, WHITE, BLACK]
 
 
 @pytest.mark.parametrize("maximum", [1023, 65535])
@@ -434,8 +727,9 @@ def test_a_bmp_of_any_masks(fields: tuple[tuple[int, int], tuple[int, int], tupl
     with pytest.raises(OSError, match="Unsupported BMP bitfields"), Image.open(BytesIO(content)) as image:
         image.load()
     assert_colours(corners(shown(content)), CORNERS, tolerance=1)
-    with pytest.raises(OSError, match="Unsupported BMP bitfields"):
-        shown(content[:-5000])
+    cut = decode(content[: len(content) * 3 // 5], Limits(384))
+    assert cut.is_cut
+    assert_colours(corners(cut.image), [BLACK, BLACK, CORNERS[2], CORNERS[3]], tolerance=1)
 
 
 def test_a_bmp_of_masks_with_alpha_from_the_top() -> None:
@@ -443,6 +737,128 @@ def test_a_bmp_of_masks_with_alpha_from_the_top() -> None:
     pixels = np.array([[left] * 48 + [right] * 48] * 32 + [[right] * 96] * 32, "<u2").tobytes()
     content = odd_pictures.bmp((0xF000, 0x0F00, 0x00F0, 0x000F), 16, pixels, compression=6, height=-64)
     assert_colours(corners(shown(content)), [CORNERS[0], WHITE, WHITE, WHITE])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: odd_pictures.bmp_of_palette(2),
+        lambda: odd_pictures.bmp_of_palette(4, header_bytes=12),
+        lambda: odd_pictures.bmp_of_palette(8, header_bytes=16),
+        lambda: odd_pictures.bmp_of_palette(2, header_bytes=64),
+        lambda: odd_pictures.bmp_of_palette(8, used=300, colours=[*CORNERS] * 75),
+        lambda: odd_pictures.bmp_of_palette(8, used=0x12345678),
+        lambda: odd_pictures.bmp_file(odd_pictures.bitmap(odd_pictures.packed(odd_pictures.indexes(), 4), 4, used=4)),
+        lambda: odd_pictures.bmp_file(
+            odd_pictures.bitmap(odd_pictures.packed(odd_pictures.indexes(), 8), 8, used=4), 96 * 64 + 16
+        ),
+        lambda: odd_pictures.bmp_file(odd_pictures.bitmap(odd_pictures.packed(odd_pictures.indexes(), 8), 8), 6144, 7),
+    ],
+    ids=[
+        *("2 bits", "OS/2, 12 bytes", "OS/2, 16 bytes", "OS/2, 64 bytes", "a long palette", "a huge palette"),
+        *("no start of the pixels", "a start that leaves the palette out", "reserved"),
+    ],
+)
+def test_a_bmp_of_a_palette(make: Callable[[], bytes]) -> None:
+    content = make()
+    assert kind_of(content[:HEAD_BYTES]) == "BMP"
+    image = shown(content)
+    assert_colours(corners(image), CORNERS)
+    assert [image.getpixel((x, 63)) for x in (0, 95)] == [*CORNERS[2:]]
+    cut = decode(content[:-1000], Limits(384))
+    assert cut.is_cut
+    assert [cut.image.getpixel((x, 63)) for x in (0, 95)] == [*CORNERS[2:]]
+
+
+def test_a_bmp_of_one_bit_has_its_colours() -> None:
+    expected = [CORNERS[0], CORNERS[0], CORNERS[1], CORNERS[1]]
+    assert_colours(corners(shown(odd_pictures.bmp_of_palette(1))), expected)
+
+
+RUNS = [(8, 1, 40), (4, 2, 40), (24, 4, 64)]  # bits, compression, bytes of the header
+
+
+@pytest.mark.parametrize(("bits", "compression", "header_bytes"), RUNS)
+@pytest.mark.parametrize("options", [{}, {"absolute": True}, {"left_out": True}], ids=str)
+def test_a_bmp_in_runs(bits: int, compression: int, header_bytes: int, options: dict[str, bool]) -> None:
+    content = odd_pictures.runs(bits, **options)
+    options_of_header: dict[str, int] = {"compression": compression, "header_bytes": header_bytes}
+    whole = odd_pictures.bmp_file(odd_pictures.bitmap(content, bits, **options_of_header), len(content))
+    expected = [CORNERS[0], WHITE if options.get("left_out") else CORNERS[1], CORNERS[2], CORNERS[3]]
+    picture = decode(whole, Limits(384))
+    assert_colours(corners(picture.image), expected)
+    assert not picture.is_cut
+    cut = decode(whole[: -len(content) * 3 // 5], Limits(384))
+    assert cut.is_cut
+    assert_colours(corners(cut.image), [WHITE, WHITE, CORNERS[2], CORNERS[3]])
+    with pytest.raises(OSError, match="truncated"):
+        decode(whole[:-9], Limits(384, keeps_cut=False))
+    with pytest.raises(OSError, match="truncated"):
+        shown(whole[: -len(content)])
+
+
+def test_the_largest_run_stays_in_its_row() -> None:
+    """A run that is longer than its row is cut off there."""
+    content = b"\xff\x01\0\0" * 63 + b"\xff\0\0\x01"
+    image = shown(odd_pictures.bmp_file(odd_pictures.bitmap(content, 8, compression=1, used=4)))
+    assert image.getpixel((95, 9)) == CORNERS[1]
+    assert image.getpixel((0, 0)) == CORNERS[0]
+
+
+@pytest.mark.parametrize(("alpha", "is_used"), [(0, False), (128, True), (255, True)])
+def test_an_alpha_of_32_bits_counts_unless_it_is_0_everywhere(alpha: int, is_used: bool) -> None:
+    colours = quarters().convert("RGBA")
+    colours.putalpha(alpha)
+    tail = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    pixels = np.asarray(colours)[::-1, :, [2, 1, 0, 3]].tobytes()
+    for compression in (0, 3):
+        content = odd_pictures.bitmap(pixels, 32, header_bytes=124, compression=compression, tail=tail)
+        expected = [tuple(255 - (255 - level) * alpha // 255 for level in colour) for colour in CORNERS]
+        found = corners(shown(odd_pictures.bmp_file(content)))
+        assert_colours(found, expected if is_used else CORNERS, tolerance=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("header_bytes", [40, 64])
+def test_32_bits_of_an_old_header_have_no_alpha(header_bytes: int) -> None:
+    colours = quarters().convert("RGBA")
+    colours.putalpha(100)
+    pixels = np.asarray(colours)[::-1, :, [2, 1, 0, 3]].tobytes()
+    content = odd_pictures.bitmap(pixels, 32, header_bytes=header_bytes, tail=b"\xff" * 24)
+    assert_colours(corners(shown(odd_pictures.bmp_file(content))), CORNERS)
+
+
+def test_the_profile_in_a_bmp_counts() -> None:
+    profile = odd_pictures.exchanging_profile()
+    pixels = np.asarray(quarters())[::-1, :, ::-1].tobytes()
+    tail = bytes(16) + struct.pack("<I", 0x4D424544) + bytes(52) + struct.pack("<II", 124 + len(pixels), len(profile))
+    content = odd_pictures.bmp_file(odd_pictures.bitmap(pixels + profile, 24, header_bytes=124, tail=tail))
+    assert nearest(corners(shown(content))) == [CORNERS[1], CORNERS[0], CORNERS[2], CORNERS[3]]
+
+
+@pytest.mark.parametrize(("bits", "kept"), [(1, 3), (24, 288), (32, 300)])
+def test_a_bmp_whose_last_row_is_not_filled_up_is_whole(bits: int, kept: int) -> None:
+    size = (75, 2) if bits == 32 else (25, 2) if bits == 1 else (95, 2)
+    row_bytes = (size[0] * bits + 31) // 32 * 4
+    pixels = bytes(row_bytes) + b"\xff" * row_bytes
+    padding = row_bytes - (size[0] * bits + 7) // 8
+    content = odd_pictures.bmp_file(odd_pictures.bitmap(pixels, bits, size=size), len(pixels))
+    picture = decode(content[: len(content) - padding], Limits(384))
+    assert not picture.is_cut
+    assert decode(content[: len(content) - padding - 1], Limits(384)).is_cut
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (odd_pictures.bmp_file(odd_pictures.bitmap(bytes(9999), 7)), "not a bitmap: 96 x 64 pixels of 7 bits"),
+        (odd_pictures.bmp_file(odd_pictures.bitmap(bytes(9999), 8, size=(-3, 5))), "not a bitmap: -3 x 5"),
+        (odd_pictures.bmp_file(odd_pictures.bitmap(bytes(9999), 1, compression=3, header_bytes=64)), "compression 3"),
+        (odd_pictures.bmp_file(odd_pictures.bitmap(bytes(9999), 16, compression=11)), "compression 11"),
+    ],
+)
+def test_what_a_bmp_may_not_be(content: bytes, message: str) -> None:
+    with pytest.raises(OSError, match=message):
+        shown(content)
 
 
 @pytest.mark.parametrize(("kind", "compression"), [("JPEG", 4), ("PNG", 5)])
@@ -461,6 +877,55 @@ def test_a_png_whose_animation_is_damaged_shows_its_picture() -> None:
     assert (picture.has_pages, picture.is_cut) == (False, False)
 
 
+@pytest.mark.parametrize("brand", [b"mif3", b"mif2", b"miaf"])
+def test_a_heif_of_another_first_brand_is_shown(brand: bytes) -> None:
+    for kind in ("HEIF", "AVIF"):
+        content = odd_pictures.with_brand(encoded(quarters(), kind), brand)
+        if kind == "AVIF":
+            content = content.replace(b"avifmif1", b"avifavif", 1)
+        assert kind_of(content[:HEAD_BYTES]) == "HEIF"
+        assert_colours(corners(shown(content)), CORNERS, tolerance=16)
+
+
+def test_a_heif_of_a_brand_that_only_libheif_knows_is_shown() -> None:
+    content = encoded(quarters(), "HEIF").replace(b"heic\0\0\0\0mif1heic", b"mif3\0\0\0\0mif2mif2", 1)
+    assert_colours(corners(shown(content)), CORNERS, tolerance=8)
+
+
+def test_a_heif_of_a_coding_that_the_libraries_lack_is_named() -> None:
+    content = encoded(quarters(), "HEIF").replace(b"hvc1", b"jpeg")
+    with pytest.raises(OSError, match="HEIF"):
+        shown(content)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("side_px", [48, 384, 1200])
+def test_a_huge_heic_is_decoded_in_bands(orientation: int, side_px: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heif_module, "BAND_PIXELS", 100_000)
+    content = odd_pictures.heic(orientation)
+    image, whole = shown(content, side_px, megapixels=0.7), shown(content, side_px)
+    assert image.size == whole.size
+    assert np.abs(np.asarray(image, np.int16) - np.asarray(whole, np.int16)).mean() < 2
+    with pytest.raises(TooManyPixels, match="1 megapixels are more"):
+        shown(content, side_px, megapixels=0.5)
+
+
+def test_the_alpha_and_the_profile_of_a_huge_heic_count() -> None:
+    content = odd_pictures.heic(alpha=True)
+    assert_colours(corners(shown(content, megapixels=0.8)), [*CORNERS[:2], WHITE, WHITE], tolerance=8)
+    with pytest.raises(TooManyPixels):
+        shown(content, megapixels=0.7)
+    content = encoded(quarters((1200, 800)), "HEIF", icc_profile=odd_pictures.exchanging_profile())
+    assert nearest(corners(shown(content, megapixels=0.7))[:2]) == [CORNERS[1], CORNERS[0]]
+
+
+@pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
+def test_a_huge_heif_that_cannot_be_decoded_is_called_huge(kind: str) -> None:
+    content = encoded(quarters((1200, 800)), kind)
+    with pytest.raises(TooManyPixels):
+        shown(content[: len(content) * 2 // 3] if kind == "HEIF" else content, megapixels=0.7)
+
+
 # --- formats that need a library
 
 
@@ -474,6 +939,84 @@ def test_a_tiff_of_a_compression_that_pillow_lacks() -> None:
     assert_colours(corners(shown(buffer.getvalue())), CORNERS)
     with pytest.raises(OSError):
         shown(buffer.getvalue()[:-100])
+
+
+@pytest.mark.parametrize("compression", ["lzw", "zlib"])
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+def test_a_compressed_tiff_with_a_damaged_strip_shows_the_others(compression: str, planes: str) -> None:
+    tifffile = pytest.importorskip(TIFFFILE)
+    pytest.importorskip(IMAGECODECS)
+    buffer, options = BytesIO(), {"compression": compression, "photometric": "rgb", "rowsperstrip": 16}
+    pixels = np.asarray(quarters()) if planes == "contig" else np.asarray(quarters()).transpose(2, 0, 1)
+    tifffile.imwrite(buffer, pixels, planarconfig=planes, **options)
+    with tifffile.TiffFile(BytesIO(buffer.getvalue())) as file:
+        start, length = file.pages[0].dataoffsets[-1], file.pages[0].databytecounts[-1]
+    content = bytearray(buffer.getvalue())
+    content[start : start + length] = b"\xff" * length
+    picture = decode(bytes(content), Limits(384))
+    assert picture.is_cut
+    assert_colours(corners(picture.image)[:2], CORNERS[:2])
+    assert picture.image.getpixel((9, 40)) == CORNERS[2]
+    with pytest.raises(OSError):
+        decode(bytes(content), Limits(384, keeps_cut=False))
+
+
+@pytest.mark.parametrize(("compression", "kind"), [(50002, "JXL"), (34712, "JPEG2000")])
+def test_a_strip_that_is_larger_than_its_page_is_not_decoded(compression: int, kind: str) -> None:
+    pytest.importorskip(TIFFFILE)
+    pytest.importorskip(IMAGECODECS)
+    for size, is_shown in ((odd_pictures.SIZE, True), ((384, 256), False)):
+        strip = jpeg_xl(np.asarray(quarters(size))) if kind == "JXL" else encoded(quarters(size), kind)
+        tags = {**odd_pictures.array_tags(np.asarray(quarters()), 2), 259: (3, [compression])}
+        content = odd_pictures.tiff(odd_pictures.Page(tags, strip))
+        if is_shown:
+            assert_colours(corners(shown(content)), CORNERS)
+        else:
+            with pytest.raises(OSError):
+                shown(content)
+
+
+def test_ycbcr_in_a_tiff_without_compression() -> None:
+    values = np.asarray(quarters().convert("YCbCr"))
+    content = array_tiff(values, 6, t530=(3, [1, 1]))
+    picture = decode(content, Limits(384))
+    assert_colours(corners(picture.image), CORNERS, tolerance=3)
+    assert not picture.is_cut
+    units = np.concatenate([  # of 2 x 2 pixels that share their colour
+        values[:, :, 0].reshape(32, 2, 48, 2).transpose(0, 2, 1, 3).reshape(32, 48, 4), values[::2, ::2, 1:]
+    ], axis=2)  # fmt: skip
+    tags = {**odd_pictures.array_tags(values, 6), 530: (3, [2, 2])}
+    subsampled = odd_pictures.tiff(odd_pictures.Page(tags, units.tobytes()))
+    assert_colours(corners(shown(subsampled)), CORNERS, tolerance=3)
+
+
+def test_ycbcr_of_coefficients_that_libtiff_refuses() -> None:
+    pytest.importorskip(TIFFFILE)
+    values = np.asarray(quarters().convert("YCbCr"))
+    coefficients = (5, struct.pack("<6I", 1, 0, 1, 0, 1, 0))
+    assert_colours(corners(shown(array_tiff(values, 6, t529=coefficients, t530=(3, [1, 1])))), CORNERS, tolerance=3)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<u2"])
+def test_inks_with_an_alpha_and_lab_of_16_bits_in_a_tiff(dtype: str) -> None:
+    pytest.importorskip(TIFFFILE)
+    factor = 257 if dtype == "<u2" else 1
+    inks = np.asarray(odd_pictures.inks()).astype(np.uint16)
+    with_alpha = (np.concatenate([inks, np.full((64, 96, 1), 255)], axis=2) * factor).astype(dtype)
+    expected = [(0, 255, 255), (255, 0, 255), (255, 255, 0), WHITE]
+    assert_colours(corners(shown(array_tiff(with_alpha, 5, t338=(3, [2])))), expected)
+    values = (np.asarray(quarters().convert("LAB")).astype(np.uint16) * (256 if dtype == "<u2" else 1)).astype(dtype)
+    assert_colours(corners(shown(array_tiff(values, 8))), CORNERS, tolerance=24)
+
+
+def test_dark_colours_in_floats_stay_dark_and_a_few_below_0_do_not_matter() -> None:
+    pytest.importorskip(TIFFFILE)
+    values = np.asarray(quarters(), "<f4") / 255 * 0.3
+    expected = [tuple(round(level * 0.3) for level in colour) for colour in CORNERS]
+    assert_colours(corners(shown(array_tiff(values))), expected, tolerance=1)  # type: ignore[arg-type]
+    values = (np.asarray(quarters(), "<f4") / 255).copy()
+    values[1::8] = -0.4
+    assert_colours(corners(shown(array_tiff(values))), CORNERS)
 
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])

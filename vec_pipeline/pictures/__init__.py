@@ -11,7 +11,8 @@ from vec_pipeline.pictures.kinds import GZIP, kind_of
 SNIFFED_BYTES = 32_768  # an SVG may define much before it begins
 EXTRA = "pip install 'vec-pipeline[formats]'"
 MODULES = {  # of kinds; that of the others is pillow
-    **{"TIFF": "tiff", "RAW": "camera_raw", "BMP": "bmp", "JXL": "jpeg_xl", "PSD": "photoshop", "SVG": "svg"},
+    **{"TIFF": "tiff", "RAW": "camera_raw", "BMP": "bmp", "ICO": "icon", "TGA": "tga", "JXL": "jpeg_xl"},
+    **{"PSD": "photoshop", "SVG": "svg", "HEIF": "heif", "HDR": "radiance", "PAM": "netpbm"},
 }
 
 
@@ -70,7 +71,7 @@ def decode(content: bytes, limits: Limits) -> Picture:
     """
     if not content:
         raise UnidentifiedImageError("the file is empty")
-    kind = "SVG" if content.startswith(GZIP) else kind_of(content[:SNIFFED_BYTES])
+    kind = "SVG" if content.startswith(GZIP) else kind_of(content[:SNIFFED_BYTES], with_tga=True)
     module = importlib.import_module(f"{__name__}.{MODULES.get(kind, 'pillow')}")
     picture: Picture = module.decode(content, limits)
     return picture

@@ -8,7 +8,8 @@ HEAD_BYTES = 256  # enough to tell the kind of any file but an SVG that begins w
 RAW_SUFFIXES = frozenset(".cr2 .cr3 .nef .nrw .arw .sr2 .dng .orf .rw2 .raf .pef .srw".split())
 SUFFIXES = RAW_SUFFIXES | frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .bmp .dib .tif .tiff .avif .heic .heif .hif .jp2 .j2k .j2c .jpx "
-    ".jpf .jxl .tga .ppm .pgm .pbm .pnm .ico .cur .icns .psd .psb .svg .svgz .pcx .qoi .dds .sgi .xbm .xpm".split()
+    ".jpf .jxl .tga .ppm .pgm .pbm .pnm .pam .pfm .ico .cur .icns .psd .psb .svg .svgz .pcx .qoi .dds .sgi .xbm "
+    ".xpm".split()
 )
 # Common neighbours of pictures, whose content is not looked at: a data set has a text file beside each picture.
 OTHER_SUFFIXES = frozenset(
@@ -44,26 +45,38 @@ SIGNATURES: tuple[tuple[str, int, bytes], ...] = (  # kind, offset, bytes
     ("DDS", 0, b"DDS "),
     ("SGI", 0, b"\x01\xda\0\1"),
     ("SGI", 0, b"\x01\xda\1\1"),
+    ("SUN", 0, b"\x59\xa6\x6a\x95"),
+    ("DCX", 0, b"\xb1\x68\xde\x3a"),
+    ("FITS", 0, b"SIMPLE  ="),
+    ("HDR", 0, b"#?RADIANCE\n"),
+    ("HDR", 0, b"#?RGBE\n"),
 )
 PATTERNS: tuple[tuple[str, re.Pattern[bytes]], ...] = (
     ("WEBP", re.compile(rb"RIFF....WEBP", re.DOTALL)),
-    ("HEIF", re.compile(rb"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1|avi[fs])", re.DOTALL)),
-    ("BMP", re.compile(rb"BM.{4}\0{4}..\0\0[\x0c\x28\x38\x40\x6c\x7c]\0\0\0", re.DOTALL)),
+    (
+        "HEIF",
+        re.compile(rb"....ftyp(?:hei[cxms]|hev[cxms]|mif[123]|miaf|msf1|avi[fs]|avc[is]|j2k[is]|jpeg)", re.DOTALL),
+    ),
+    ("BMP", re.compile(rb"BM.{12}[\x0c-\x7c]\0\0\0", re.DOTALL)),
     ("ICO", re.compile(rb"\0\0[\x01\x02]\0[\x01-\x40]\0...\0", re.DOTALL)),
     ("PCX", re.compile(rb"\n[\0\x02\x03\x05]\x01[\x01\x02\x04\x08]", re.DOTALL)),
     ("PPM", re.compile(rb"P[1-6f]\s+(?:#|-?\d)")),
     ("SVG", re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml.*|<!--.*|<!DOCTYPE\s+svg.*)?<(?:svg:)?svg[\s>]", re.DOTALL)),
+    ("PAM", re.compile(rb"P7\n(?:#|[A-Z])|PF\s+\d")),
     ("XPM", re.compile(rb"/\* XPM \*/")),
 )
+TGA = re.compile(rb".(?:\x01[\x01\x09]|[\0\x01][\x02\x03\x0a\x0b]).{13}[\x08\x0f\x10\x18\x20][\0-\x3f]", re.DOTALL)
 GZIP = b"\x1f\x8b"
 
 
-def kind_of(head: bytes) -> str:
+def kind_of(head: bytes, *, with_tga: bool = False) -> str:
     """The kind of picture that a file with these first bytes is, by Pillow's name where Pillow reads it; or empty.
 
-    HEIF is AVIF too. A TGA file has no signature, so it is known by its suffix alone.
+    HEIF is AVIF too.
+    with_tga: what is no other kind may be a TGA file, which has no signature; without it, only a suffix tells one.
     """
     for kind, offset, signature in SIGNATURES:
         if head.startswith(signature, offset):
             return kind
-    return next((kind for kind, pattern in PATTERNS if pattern.match(head)), "")
+    kind = next((kind for kind, pattern in PATTERNS if pattern.match(head)), "")
+    return "TGA" if not kind and with_tga and TGA.match(head) else kind

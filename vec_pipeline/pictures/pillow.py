@@ -10,17 +10,18 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, ImageFile, UnidentifiedImageError
 
 from vec_pipeline.pictures import Limits, Picture
-from vec_pipeline.pictures.pixels import Array, fitted, reduced, to_8_bits
+from vec_pipeline.pictures.pixels import Array, fitted, flattened, is_deep, reduced, to_8_bits
 
-FORMATS = (  # JPEG is MPO too; none of them runs programs, and TGA, which anything may look like, is last
+FORMATS = (  # JPEG is MPO too; none of them runs programs
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "JPEG2000", "PPM", "ICO", "CUR", "ICNS"),
-    *("PSD", "PCX", "QOI", "DDS", "SGI", "XBM", "XPM", "TGA"),
+    *("PSD", "PCX", "QOI", "DDS", "SGI", "XBM", "XPM", "SUN", "DCX", "FITS", "PCD"),
 )
-PAGED = ("PNG", "WEBP", "GIF", "TIFF", "AVIF", "HEIF")  # the second picture of an MPO belongs to the first
+PAGED = ("PNG", "WEBP", "GIF", "TIFF", "AVIF", "HEIF", "DCX")  # the second picture of an MPO belongs to the first
 NEW_SUBFILE_TYPE, REDUCED, MASK = 254, 1, 4  # a tag of TIFF, and bits of its value
+PHOTOMETRIC, YCBCR = 262, 6  # another, and a value
 MOST_PARTS = 9  # of a TIFF that are looked at to find a second page among thumbnails and masks
 JPEGS = ("JPEG", "MPO")
 JPEG, END_OF_JPEG = b"\xff\xd8\xff", b"\xff\xd9"
@@ -29,6 +30,8 @@ GREY_WITH_ALPHA = "LA;16B"  # how Pillow calls it while it decodes; as RGBA, its
 DEEP_COLOURS = ("RGB;16", "RGBA;16", "RGBX;16", GREY_WITH_ALPHA)
 BASELINE, START_OF_SCAN = (0xC0, 0xC1), 0xDA  # markers
 PNG = b"\x89PNG\r\n\x1a\n"
+SRGB_GAMMA, SAME_GAMMA = 1 / 2.2, 0.05  # as PNG files name it, and a difference that nobody sees
+EXIF = ("exif", "Raw profile type exif")  # how Pillow calls it
 PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
 TURNS = {  # what makes an image of an EXIF orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -60,12 +63,17 @@ def decode(content: bytes, limits: Limits) -> Picture:
 
 def decode_once(content: bytes, limits: Limits) -> Picture:
     image, size = opened(content, limits)
-    is_deep = any(rawmode_of(tile).startswith(DEEP_COLOURS) for tile in image.tile)
+    has_low_bytes = any(rawmode_of(tile).startswith(DEEP_COLOURS) for tile in image.tile)
+    frame = image.tile[0].extents if image.format == "GIF" and image.tile else None
     image, damage = loaded(content, image, limits)
-    whole = with_low_bytes(content, image, limits) if is_deep and not damage and is_dark(image) else image
+    whole = with_low_bytes(content, image, limits) if has_low_bytes and not damage and is_dark(image) else image
+    whole = on_canvas(image, frame) if frame else whole
+    whole = with_gamma(whole, exponent) if (exponent := exponent_of(image)) != 1 else whole
     pixels = fitted(whole, reduced(size if image.format in JPEGS else image.size, limits.side_px))
     if damage and is_empty(pixels, is_jpeg=image.format in JPEGS):
         raise damage
+    if image.format == "XBM":  # whose ones are black
+        pixels = ImageChops.invert(pixels)
     turn = turn_upright(image)
     return Picture(pixels if turn is None else pixels.transpose(turn), has_pages(image), damage is not None)
 
@@ -80,12 +88,23 @@ def opened(content: bytes, limits: Limits) -> tuple[ImageFile.ImageFile, tuple[i
             image = Image.open(BytesIO(content), formats=formats)
     except (UnidentifiedImageError, SyntaxError, IndexError, TypeError, struct.error):
         raise UnidentifiedImageError("not an image, or of a kind that cannot be read") from None
+    if image.format == "TIFF":
+        use_libtiff(image)
+    if image.tile and image.tile[0].codec_name == "fits_gzip":  # it unpacks without a limit
+        raise UnidentifiedImageError("a compressed FITS file, which cannot be read")
     size = image.size
     target = reduced(size, limits.side_px)
     image.draft(None, (2 * target[0], 2 * target[1]))
     if not limits.allow(math.prod(size)):
         limits.check(math.prod(image.size if is_decoded_by_rows(content) else size))
     return image, size
+
+
+def use_libtiff(image: Any) -> None:
+    """Have libtiff decode YCbCr without compression, which Pillow takes for RGB."""
+    if image.tag_v2.get(PHOTOMETRIC) == YCBCR and image.tile and image.tile[0].codec_name == "raw":
+        image.use_load_libtiff = True
+        image.tile = [ImageFile._Tile("libtiff", (0, 0, *image.size), 0, ("RGBX", "raw", False, image.tag_v2.offset))]
 
 
 @functools.cache
@@ -193,6 +212,31 @@ def with_lower_half(args: Any) -> Any:
     return f"{args[:-1]}{'B' if order == 'L' else 'L'}"
 
 
+def on_canvas(image: Image.Image, frame: tuple[int, int, int, int]) -> Image.Image:
+    """A GIF whose first frame does not cover it: the rest is transparent, whatever its background colour is."""
+    if frame == (0, 0, *image.size):
+        return image
+    canvas = Image.new("RGBA", image.size)
+    canvas.paste(image.convert("RGBA").crop(frame), frame[:2])
+    return canvas
+
+
+def exponent_of(image: Image.Image) -> float:
+    """What the levels of a picture, of 0 to 1, are raised to: a PNG may name its gamma instead of a colour profile."""
+    gamma = image.info.get("gamma", SRGB_GAMMA)
+    if image.format != "PNG" or not image.info.keys().isdisjoint(("icc_profile", "srgb")) or not 0.1 < gamma < 10:
+        return 1
+    exponent = SRGB_GAMMA / gamma
+    return exponent if abs(exponent - 1) > SAME_GAMMA else 1
+
+
+def with_gamma(image: Image.Image, exponent: float) -> Image.Image:
+    levels = [round(255 * (level / 255) ** exponent) for level in range(256)]
+    if is_deep(image):
+        return flattened(image).point(levels)
+    return image.convert("RGBA").point(levels * 3 + list(range(256)))
+
+
 def has_pages(image: ImageFile.ImageFile) -> bool:
     """Whether there are further pages or frames beside the first; thumbnails and masks in a TIFF are none."""
     if image.format not in PAGED or not getattr(image, "is_animated", False):
@@ -212,9 +256,12 @@ def has_pages(image: ImageFile.ImageFile) -> bool:
 def turn_upright(image: Image.Image) -> Image.Transpose | None:
     """What the EXIF orientation asks for; metadata that cannot be read asks for nothing.
 
-    ImageOps.exif_transpose also rewrites the metadata, and raises where a camera's is broken.
+    Pillow has turned a TIFF already. An orientation in XMP is left aside, as viewers do. ImageOps.exif_transpose also
+    rewrites the metadata, and raises where a camera's is broken.
     """
+    bare = Image.Image()
+    bare.info = {name: value for name, value in image.info.items() if name in EXIF}
     try:
-        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return TURNS.get(bare.getexif().get(ExifTags.Base.Orientation, 1))
     except (SyntaxError, ValueError, TypeError, OSError, struct.error):
         return None

@@ -3,15 +3,19 @@
 from io import BytesIO
 from typing import Any
 
-from PIL import ExifTags
+import numpy as np
+from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from vec_pipeline.pictures import Limits, Picture, TooManyPixels, camera_raw, library, pillow
-from vec_pipeline.pictures.pixels import fitted, from_array, reduced
+from vec_pipeline.pictures import Limits, Picture, TooManyPixels, camera_raw, jpeg_xl, library, pillow
+from vec_pipeline.pictures.kinds import HEAD_BYTES, kind_of
+from vec_pipeline.pictures.pixels import Array, fitted, from_array, reduced
 
 NEW_SUBFILE_TYPE, PHOTOMETRIC, MAKE, SUB_DIRECTORIES, DNG_VERSION = 254, 262, 271, 330, 50706  # tags
 OF_A_CAMERA = (NEW_SUBFILE_TYPE, PHOTOMETRIC, MAKE, SUB_DIRECTORIES, DNG_VERSION)
 MIN_IS_WHITE, MIN_IS_BLACK, RGB, OF_A_SENSOR = 0, 1, 2, (32803, 34892)  # photometric interpretations
+OTHER_MODES = {5: "CMYK", 6: "YCbCr", 8: "LAB"}  # of Pillow
+WITHIN = ("JPEG", "JPEG2000", "PNG", "WEBP")  # kinds of files that strips may be
 SEPARATE = 2  # planar configuration
 
 
@@ -58,17 +62,63 @@ def by_tifffile(content: bytes, limits: Limits, unreadable: Exception) -> Pictur
         with tifffile.TiffFile(BytesIO(content)) as file:
             page, has_pages = file.pages[0], len(file.pages) > 1
             limits.check(page.size)  # numbers
-            if page.photometric not in (MIN_IS_WHITE, MIN_IS_BLACK, RGB):
-                raise unreadable
-            values, tag = page.asarray().squeeze(), page.tags.get(ExifTags.Base.Orientation)
-            if values.ndim == 3 and page.planarconfig == SEPARATE:
-                values = values.transpose(1, 2, 0)
-        values = values[:, :, :4] if values.ndim == 3 else values
-        image = from_array(values, is_inverted=page.photometric == MIN_IS_WHITE)
+            values, is_cut = values_of(page, content)
+            tag = page.tags.get(ExifTags.Base.Orientation)
+            image = image_of(values, page.photometric)
     except TooManyPixels:
         raise
     except Exception:  # whatever tifffile and its decoders raise
         raise unreadable from None
+    if is_cut and not limits.keeps_cut:
+        raise unreadable
     pixels = fitted(image, reduced(image.size, limits.side_px))
     turn = pillow.TURNS.get(tag.value if tag else 1)
-    return Picture(pixels if turn is None else pixels.transpose(turn), has_pages)
+    return Picture(pixels if turn is None else pixels.transpose(turn), has_pages, is_cut)
+
+
+def values_of(page: Any, content: bytes) -> tuple[Array, bool]:
+    """The values of a page, (height, width) or (height, width, channels), and whether some strips or tiles are missing.
+
+    Those are 0. Raises ValueError where all are missing.
+    """
+    values, missing = np.zeros(page.shaped, page.dtype), 0  # samples apart, depth, height, width, samples together
+    for index, (start, length) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=False)):
+        try:
+            strip = content[start : start + length]
+            if pixels_of(strip) > page.size:
+                raise ValueError("a strip that is larger than its page")
+            part, (sample, depth, top, left, _), shape = page.decode(strip, index, jpegtables=page.jpegtables)
+            place = values[sample, depth : depth + shape[0], top : top + shape[1], left : left + shape[2]]
+            place[:] = part[: place.shape[0], : place.shape[1], : place.shape[2]]
+        except Exception:  # whatever a decoder raises
+            missing += 1
+    if missing >= len(page.dataoffsets):
+        raise ValueError("no strip can be decoded")
+    values = values.reshape(page.shape).squeeze()
+    if values.ndim == 3 and page.planarconfig == SEPARATE:
+        values = values.transpose(1, 2, 0)
+    return values, missing > 0
+
+
+def pixels_of(strip: bytes) -> int:
+    """How many pixels a strip promises that is a file of its own, such as a JPEG 2000; 0 for another."""
+    kind = kind_of(strip[:HEAD_BYTES])
+    if kind == "JXL":
+        width, height, _ = jpeg_xl.header(strip)
+        return width * height
+    if kind not in WITHIN:
+        return 0
+    with Image.open(BytesIO(strip)) as image:
+        return image.width * image.height
+
+
+def image_of(values: Array, photometric: int) -> Image.Image:
+    """Raises ValueError for what it does not know."""
+    if photometric in (MIN_IS_WHITE, MIN_IS_BLACK, RGB):
+        values = values[:, :, :4] if values.ndim == 3 else values
+        return from_array(values, is_inverted=photometric == MIN_IS_WHITE)
+    mode = OTHER_MODES.get(photometric, "")
+    if not mode or values.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"photometric interpretation {photometric}")
+    upper = (values >> (values.dtype.itemsize - 1) * 8).astype(np.uint8)[:, :, : Image.getmodebands(mode)]
+    return Image.frombytes(mode, (values.shape[1], values.shape[0]), upper.tobytes())
