@@ -56,7 +56,7 @@ llama: .venv/run  ## install llama.cpp again, after a GPU driver or nvcc was ins
 
 constraints: .venv/dev  ## write the versions installed in .venv to constraints.txt
 	{ echo "# The versions that the tests ran on. \`make constraints\` writes this file."; \
-	.venv/bin/pip freeze --exclude-editable --exclude pip | sed -E 's/ @ .*-([0-9][0-9.]*)-py3-.*/==\1/'; } > constraints.txt
+	.venv/bin/pip freeze --exclude-editable --exclude pip | sed -E "s# @ .*/[^/-]*-([0-9][0-9.]*)-.*#==\\1#"; } > constraints.txt
 
 demo-models: .venv/dev  ## train the bundled models from scratch
 	.venv/bin/python -m models.demo.train

@@ -146,11 +146,6 @@ CASES: dict[str, tuple[type[ModelStage], Damage, str]] = {
         setting("processor_config.json", processor_class="BrandNewProcessor"),
         r" has no processor for images",
     ),
-    "a package that is not installed": (
-        Describe,
-        setting("processor_config.json", processor_class="SmolVLMProcessor"),
-        r" needs another package: Package `num2words` is required .* `pip install num2words`",
-    ),
     "no tokenizer": (
         Describe,
         without("tokenizer.json", "tokenizer_config.json"),
@@ -291,6 +286,13 @@ def save_hf_clip(file: Path) -> None:
 def test_a_damaged_or_incomplete_model_is_one_sentence(case: str, tmp_path: Path) -> None:
     cls, damage, expected = CASES[case]
     assert re.search(expected, refusal(damaged(cls, tmp_path / "model", damage)))
+
+
+def test_a_package_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", None)
+    smolvlm = setting("processor_config.json", processor_class="SmolVLMProcessor")
+    sentence = refusal(damaged(Describe, tmp_path / "model", smolvlm))
+    assert re.search(r" needs another package: Package `num2words` is required .* `pip install num2words`", sentence)
 
 
 @pytest.mark.parametrize("cls", FOLDERS)
