@@ -95,7 +95,8 @@ class Executor:
     @property
     def has_two_at_work(self) -> bool:
         """Whether this process and the child work at the same time on the same cores."""
-        return bool(self.child) and self.models.holds_all and not any(stage.need().gpu_gb for stage in self.stages)
+        has_child_at_work = any(not stage.is_remote for stage in self.child)
+        return has_child_at_work and self.models.holds_all and not any(stage.need().gpu_gb for stage in self.stages)
 
     def _read(self, chunks: Iterable[Chunk], pool: ThreadPoolExecutor) -> Iterator[Chunk]:
         models = {stage.name: stage.load() for stage in self.readers}
