@@ -4,13 +4,13 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from vec_pipeline.commands import path
+from vec_pipeline.commands import CONFIG_HELP, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "exit status: 0 a run would begin; 2 something that is named would stop it"
     parser.add_argument("source", nargs="*", metavar="SOURCE", help="what will be annotated, for the columns it brings")
-    parser.add_argument("--config", type=path, default=Path("config.yaml"), metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--config", type=path, default=Path("config.yaml"), metavar="FILE", help=CONFIG_HELP)
     parser.add_argument("--output", type=path, metavar="FILE", help="the CSV (default: the configuration's `output`)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="set an option, e.g. describe.batch_size=4"

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vec_pipeline.commands import path
+from vec_pipeline.commands import CONFIG_HELP, path
 from vec_pipeline.commands.run.messages import start_log, stderr_in
 from vec_pipeline.record import COLUMNS, Record, Source, Stage, UserError, beside
 from vec_pipeline.terminal import INTERRUPTED, Interrupt, plural, visible
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "listed; 2 unusable arguments, configuration, models or output file; 130 interrupted, finished rows are saved"
     )
     parser.add_argument("source", nargs="+", metavar="SOURCE", help="folders, walked recursively, or images")
-    parser.add_argument("--config", type=path, default=Path("config.yaml"), metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--config", type=path, default=Path("config.yaml"), metavar="FILE", help=CONFIG_HELP)
     parser.add_argument("--output", type=path, metavar="FILE", help="the CSV (default: the configuration's `output`)")
     parser.add_argument("--limit", type=integer, metavar="N", help="annotate at most N images in this run")
     parser.add_argument("--retry-errors", action="store_true", help="annotate rows with an error again")
