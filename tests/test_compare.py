@@ -630,7 +630,7 @@ def test_votes_by_keyboard_are_kept_and_exported(
     page.until(file.exists)
     assert main(compare("--votes", file, "--out", tmp_path / "out")) == ALL_FINE
     printed = capsys.readouterr().out
-    assert "5 votes, 1 of them ties" in printed
+    assert "5 votes, 1 of them a tie" in printed
     good, evil = result_of(tmp_path / "out")["configurations"]
     assert good["win_rate"] == {"number": 5, "mean": 0.9, "low": pytest.approx(low), "high": pytest.approx(high)}
     assert evil["win_rate"]["mean"] == pytest.approx(0.1)
@@ -650,7 +650,14 @@ def test_votes_on_other_answers_do_not_count(tmp_path: Path, capsys: pytest.Capt
     file.write_text(json.dumps({"votes": votes}))
     assert main(compare("--votes", file, "--out", out)) == ALL_FINE
     assert "2 votes on other answers not counted" in capsys.readouterr().out
-    assert result_of(out)["votes"] == {ids[0]: "a"}
+    assert result_of(out)["votes"] == [{"id": ids[0], "winner": "a"}]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"votes": [{"id": ids[0], "winner": "b"}, {"id": ids[1], "winner": None}]}))
+    assert main(compare("--votes", file, "--votes", other, "--out", out)) == ALL_FINE
+    assert "3 votes, 1 of them a tie" in capsys.readouterr().out
+    assert [each["win_rate"]["mean"] for each in result_of(out)["configurations"]] == [0.5, 0.5], "of two voters"
+    assert main(compare("--votes", file, "--out", out)) == ALL_FINE
+    capsys.readouterr()
     file.write_text(json.dumps({"votes": votes[1:]}))
     assert refusal(capsys, "--votes", file, "--out", out).startswith(f"{file} holds no vote on the answers in {out}")
     for wrong in ("[1]", "{", '{"votes": [{"id": [], "winner": 1}]}', '{"votes": 3}'):
@@ -658,8 +665,8 @@ def test_votes_on_other_answers_do_not_count(tmp_path: Path, capsys: pytest.Capt
         assert refusal(capsys, "--votes", file, "--out", out).startswith(f"{file} holds no votes")
     assert refusal(capsys, "--votes", file, "--out", tmp_path / "none").startswith(f"{tmp_path}/none holds no finished")
     variants = [variant_in(out, name) for name in "ab"]
-    assert comparison.write(variants, out, 100)["votes"] == {ids[0]: "a"}  # a rerun keeps them
-    assert comparison.write(variants[::-1], out, 100)["votes"] == {}  # the answers have changed places: other ids
+    assert comparison.write(variants, out, 100)["votes"] == [{"id": ids[0], "winner": "a"}]  # a rerun keeps them
+    assert comparison.write(variants[::-1], out, 100)["votes"] == []  # the answers have changed places: other ids
 
 
 def test_differences_are_marked_and_said(page: Comparison) -> None:

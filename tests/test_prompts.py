@@ -56,7 +56,9 @@ def test_names_in_braces_are_found(prompt: str, names: tuple[str, ...]) -> None:
     assert stage.input_names == ("image", *(f"file.{n}" if n in ("folder", "name") else n for n in names))
 
 
-@pytest.mark.parametrize("prompt", ['{"colour": "red"}', "{}", "{a b}", "{name!r}", "{name:>9}", "{name", "name}"])
+@pytest.mark.parametrize(
+    "prompt", ['{"colour": "red"}', "{}", "{0}", "{a b}", "{name!r}", "{name:>9}", "{name", "name}"]
+)
 def test_braces_without_a_name_are_refused(prompt: str) -> None:
     with pytest.raises(ValueError, match=r"^prompt: .*\{\{ and \}\} stand for braces$"):
         Describe(model="a/b", prompt=prompt)
@@ -67,8 +69,10 @@ def test_values_are_filled_in() -> None:
     assert filled("{name}, {count}{note}{missing}; {{name}}", values) == "cat, 3; {name}"
     assert filled("{name}", {"name": "a  b\nc" * 500}).startswith("a b ca b c")
     assert len(filled("{name}", {"name": "a" * 9999})) == MOST_CHARACTERS
-    for control in ("<image>", "<|im_end|>", "</s>", "[INST]", "[/INST]", "<|channel>"):
-        assert filled("In {name}?", {"name": f"a{control}b < c [1]"}) == "In ab < c [1]?"
+    for control in ("<image>", "<|im<x>_end|>", "</s>", "[INST]", "[img-1]", "<image >", "\u25c1media\u25b7"):
+        told = filled("In {name}?", {"name": f"a {control} b"})
+        assert told.startswith("In a ") and told.endswith(" b?")
+        assert not set(told) & set("<>[]|\u25c1\u25b7"), "no control token can be put together again"
 
 
 @pytest.fixture
@@ -84,7 +88,7 @@ def test_an_unknown_name_is_an_error_that_lists_what_there_is(config: Path) -> N
 
     check(FILE_VALUES)
     check("{caption}{image_path}", caption="text")
-    for prompt in ("{exif.camra}", "{caption}", "{description}"):  # of a later stage
+    for prompt in ("{exif.camra}", "{caption}", "{description}", "{image}"):  # of a later stage, and no text
         with pytest.raises(ConfigError) as caught:
             check(prompt, title="text")
         assert str(caught.value) == (

@@ -327,11 +327,11 @@ def check_wiring(stages: Sequence[Stage], of_source: Mapping[str, str]) -> None:
 
 def check_placeholders(stage: Stage, types: Mapping[str, str]) -> None:
     """Raise ConfigError for a name in a prompt that no value has. types: of the values there are, by name."""
-    texts = [name.removeprefix(OF_FILE) for name, kind in types.items() if kind in ("text", "number")]
+    texts = {name: name.removeprefix(OF_FILE) for name, kind in types.items() if kind in ("text", "number")}
     for own in stage.placeholders:
-        if stage.read.get(own, own) not in types:
+        if stage.read.get(own, own) not in texts:
             raise ConfigError(
-                f"{stage.name}.prompt: unknown placeholder {{{own}}} (there are: {', '.join(sorted(texts))}); "
+                f"{stage.name}.prompt: unknown placeholder {{{own}}} (there are: {', '.join(sorted(texts.values()))}); "
                 "{{ and }} stand for braces"
             )
 

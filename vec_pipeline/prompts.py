@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
-NAME = re.compile(r"[\w.-]+")
-CONTROL = re.compile(r"<[^<>\s]{1,40}>|\[/?[A-Z_]{2,40}\]")  # how models spell their control tokens
+NAME = re.compile(r"[^\W\d][\w.-]*")
+BRACKETS = str.maketrans("", "", "<>[]|\u25c1\u25b7")  # no model spells its control tokens without some of these
 MOST_CHARACTERS = 500  # of one value that is filled in
 
 
@@ -98,11 +98,11 @@ def placeholders(prompt: str) -> tuple[str, ...]:
 def filled(prompt: str, values: Mapping[str, Any]) -> str:
     """The prompt with the values in the places of their names; one that is missing is an empty text.
 
-    Control tokens of models in them are left out: a file may be called `<image>`.
+    Brackets in them are left out, as a file may be called like a model's control token, `<image>`.
     """
 
     def text(name: str | None) -> str:
         value = "" if name is None or values.get(name) is None else str(values[name])
-        return " ".join(CONTROL.sub("", value).split())[:MOST_CHARACTERS]
+        return " ".join(value.translate(BRACKETS).split())[:MOST_CHARACTERS]
 
     return "".join(literal + text(name) for literal, name, _, _ in Formatter().parse(prompt))

@@ -29,7 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="set an option of every configuration"
     )
-    parser.add_argument("--votes", type=path, metavar="FILE", help="count the votes that the page has exported")
+    parser.add_argument(
+        "--votes",
+        action="append",
+        default=[],
+        type=path,
+        metavar="FILE",
+        help="count the votes that the page has exported; give one for each voter",
+    )
 
 
 def run(options: argparse.Namespace) -> int:

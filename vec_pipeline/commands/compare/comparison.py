@@ -20,7 +20,6 @@ from vec_pipeline.terminal import INTERRUPTED, plural
 FACTS = {"categories": "Category", "keywords": "Keywords", "image_text": "Text on the image"}
 
 Found = dict[str, Any]
-Votes = dict[str, str | None]  # a configuration's name by picture; None for a tie
 
 
 def compare(paths: Sequence[Path], sources: Sequence[str], out: Path, limit: int, sets: Sequence[str]) -> int:
@@ -76,8 +75,8 @@ def write(variants: Sequence[Variant], out: Path, limit: int) -> Found:
         notes.append(f"Only the pictures that every configuration has a row of are compared: {len(keys):,}.")
     pictures = [picture_of(key, variants, answers) for key, answers in zip(keys, zip(*rows, strict=True), strict=True)]
     pictures.sort(key=lambda picture: -float(picture["disagreement"]))
-    votes = valid_votes(site.read(out).get("votes", {}), found, pictures)
-    figures.add_win_rates(found, votes)
+    votes = valid_votes(site.read(out).get("votes", []), found, pictures)
+    figures.add_win_rates(found, [vote["winner"] for vote in votes])
     written = {
         "id": short_hash(str(out.resolve())),
         "configurations": found,
@@ -116,37 +115,40 @@ def picture_of(key: str, variants: Sequence[Variant], rows: Sequence[Values]) ->
     return {"id": identity, "image_path": key, "disagreement": round(disagreement, 4), "answers": answers}
 
 
-def count_votes(path: Path, out: Path) -> None:
-    """Record the votes of a file in compare.json, and print the table with how often each configuration won.
+def count_votes(paths: Sequence[Path], out: Path) -> None:
+    """Record the votes of files, one of each voter, in compare.json, and print how often each configuration won.
 
     Raises UserError where there is no comparison, or no vote on its answers.
     """
     written = site.read(out)
     if "pictures" not in written:
         raise UserError(f"{out} holds no finished comparison: make one with --config and SOURCE")
-    given = votes_in(path)
+    given = [vote for path in paths for vote in votes_in(path)]
     votes = valid_votes(given, written["configurations"], written["pictures"])
     if not votes:
-        raise UserError(f"{path} holds no vote on the answers in {out}: export them from {site.index_of(out)}")
-    figures.add_win_rates(written["configurations"], votes)
+        names = ", ".join(map(str, paths))
+        raise UserError(f"{names} holds no vote on the answers in {out}: export them from {site.index_of(out)}")
+    figures.add_win_rates(written["configurations"], [vote["winner"] for vote in votes])
     site.write(out, {**written, "votes": votes})
     print(figures.as_text(figures.table_of(written["configurations"])), "", sep="\n")
-    print(f"{plural(len(votes), 'vote')}, {sum(winner is None for winner in votes.values()):,} of them ties")
+    ties = sum(vote["winner"] is None for vote in votes)
+    print(f"{plural(len(votes), 'vote')}, {ties:,} of them {'a tie' if ties == 1 else 'ties'}")
     if len(votes) < len(given):
         print(f"{plural(len(given) - len(votes), 'vote')} on other answers not counted")
 
 
-def votes_in(path: Path) -> Votes:
-    """The votes of a file that the page has exported, by picture. Raises UserError where it is none."""
+def votes_in(path: Path) -> list[Found]:
+    """The votes of a file that the page has exported, one a picture. Raises UserError where it is none."""
     try:
-        return {vote["id"]: vote["winner"] for vote in json.loads(path.read_text(encoding="utf-8"))["votes"]}
+        votes = {vote["id"]: vote["winner"] for vote in json.loads(path.read_text(encoding="utf-8"))["votes"]}
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): export the votes from the page") from None
     except (ValueError, TypeError, KeyError, RecursionError):
         raise UserError(f"{path} holds no votes: export them from the page") from None
+    return [{"id": key, "winner": winner} for key, winner in votes.items()]
 
 
-def valid_votes(votes: Votes, found: Sequence[Found], pictures: Sequence[Found]) -> Votes:
+def valid_votes(votes: Sequence[Found], found: Sequence[Found], pictures: Sequence[Found]) -> list[Found]:
     """Those on answers that are there, for a configuration that is compared, or for none."""
     ids, winners = {picture["id"] for picture in pictures}, [None, *(each["name"] for each in found)]
-    return {key: winner for key, winner in votes.items() if key in ids and winner in winners}
+    return [vote for vote in votes if vote["id"] in ids and vote["winner"] in winners]

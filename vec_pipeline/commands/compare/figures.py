@@ -1,6 +1,6 @@
 """Figures of each configuration over the same pictures, with 95 % confidence intervals, and the table of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,14 +124,14 @@ def add_clip_differences(found: Sequence[Found], clips: Sequence[Found], rows: S
     return f"CLIP scores by different models or settings cannot be compared: their difference is left out ({named})."
 
 
-def add_win_rates(found: Sequence[Found], votes: Mapping[str, str | None]) -> None:
+def add_win_rates(found: Sequence[Found], votes: Sequence[str | None]) -> None:
     """Add how often each configuration was voted best, ties in equal parts.
 
-    votes: names by picture, None for a tie.
+    votes: the name of each winner, None for a tie.
     """
-    ties = sum(winner is None for winner in votes.values())
+    ties = sum(winner is None for winner in votes)
     for figures in found:
-        wins = sum(winner == figures["name"] for winner in votes.values()) + ties / len(found)
+        wins = sum(winner == figures["name"] for winner in votes) + ties / len(found)
         figures["win_rate"] = None
         if votes:
             low, high = wilson(wins, len(votes))
