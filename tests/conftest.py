@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,8 @@ import pytest
 from vec_pipeline import load_annotations
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as run.py does
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited from a shell's background job, and by all workers
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PROJECT = Path(__file__).resolve().parent.parent
 EXAMPLES = PROJECT / "examples" / "images"

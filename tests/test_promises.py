@@ -134,17 +134,11 @@ def wait_for_work(log: Path, process: "subprocess.Popen[bytes]", *, batches: int
         time.sleep(0.01)
 
 
-def heed_interrupts() -> None:
-    """Tests that run in a shell's background job inherit an ignored SIGINT, which the worker would leave so."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_saves_what_is_finished_and_exits_130(number: signal.Signals, tmp_path: Path) -> None:
     output = tmp_path / "annotations.csv"
     with subprocess.Popen(
         command(EXAMPLES, "--output", output, "--set", "chunk_size=4"), stderr=subprocess.PIPE, text=True,
-        preexec_fn=heed_interrupts,
     ) as process:  # fmt: skip
         while process.poll() is None and not (output.exists() and output.read_bytes().count(b"\n") > 4):
             time.sleep(0.02)
@@ -163,9 +157,7 @@ def test_a_second_interrupt_ends_the_process_at_once() -> None:
         "import time\nfrom vec_pipeline.terminal import Interrupt\n"
         "with Interrupt().shield():\n    print('writing', flush=True)\n    time.sleep(600)"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", program], cwd=PROJECT, stdout=subprocess.PIPE, preexec_fn=heed_interrupts
-    ) as process:
+    with subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"writing\n"
         process.send_signal(signal.SIGINT)
