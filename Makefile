@@ -3,7 +3,7 @@ IMAGES ?= examples/images
 CONFIG ?= configs/demo.yaml
 ARGS ?=
 # A file of its own, so that the first run of another configuration is not refused.
-DEMO_OUTPUT = $(if $(filter configs/demo.yaml,$(CONFIG)), --output output/demo/annotations.csv)
+DEMO_OUTPUT = $(if $(filter demo configs/demo.yaml %/configs/demo.yaml,$(CONFIG)), --output output/demo/annotations.csv)
 
 IS_SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,\
@@ -19,7 +19,7 @@ for each in $(2); do .venv/bin/python benchmarks/$$each >> output/$(1).md || sta
 cat output/$(1).md; exit $$status
 endef
 
-.PHONY: help run test check soak bench bench-gpu venv llama constraints demo-models clean clean-venv
+.PHONY: help run test test-long check soak bench bench-gpu venv llama constraints demo-models clean clean-venv
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ run: .venv/run  ## annotate: make run IMAGES=~/photos CONFIG=config.yaml ARGS="-
 
 test: .venv/dev  ## run the tests
 	.venv/bin/pytest $(ARGS)
+
+test-long: .venv/dev  ## run the tests of a real language model on all 50 texts instead of a sample: some minutes
+	VEC_ALL_TEXTS=1 .venv/bin/pytest tests/test_real_models.py $(ARGS)
 
 check: .venv/dev  ## check style and types: ruff, mypy
 	.venv/bin/ruff check .

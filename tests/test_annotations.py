@@ -349,7 +349,9 @@ def test_a_foreign_file_is_refused(path: Path, content: bytes) -> None:
 
 
 def test_what_is_not_there_or_no_file_is_refused(path: Path) -> None:
-    with pytest.raises(UserError, match=f"{path} does not exist: name the CSV of a run, or make one with run.py"):
+    with pytest.raises(
+        UserError, match=f"{path} does not exist: name the CSV of a run with --csv, or make one with `vec-pipeline run`"
+    ):
         load_annotations(path)
     with pytest.raises(UserError, match="cannot be read"):
         CsvReader(path.parent)

@@ -241,3 +241,13 @@ def test_a_dry_run_exits_as_check_does(tmp_path: Path, machine: Machine, capsys:
     assert main([*arguments, str(demo_with(tmp_path, VISION))]) == 0
     assert main([*arguments, str(demo_with(tmp_path, tmp_path / "vision"))]) == 2
     assert "FAIL  describe: " in capsys.readouterr().out
+
+
+def test_a_gpu_that_is_not_there_is_one_finding_and_no_traceback(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.has(gpu_gb=None, host_gb=64)
+    assert main(["check", "--config", "demo", "--set", "device=cuda"]) == 2
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
+    assert [line.split(":")[0] for line in failed] == ["FAIL  memory"]
+    assert "needs about 4.9 MB of GPU memory and no GPU was found" in failed[0]

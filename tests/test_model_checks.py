@@ -292,7 +292,9 @@ def test_a_package_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", None)
     smolvlm = setting("processor_config.json", processor_class="SmolVLMProcessor")
     sentence = refusal(damaged(Describe, tmp_path / "model", smolvlm))
-    assert re.search(r" needs another package: Package `num2words` is required .* `pip install num2words`", sentence)
+    assert re.search(
+        r" needs another package: Package `num2words` is required .* `pip install 'vec-pipeline\[smolvlm\]'`", sentence
+    )
 
 
 @pytest.mark.parametrize("cls", FOLDERS)

@@ -159,10 +159,12 @@ def test_a_link_into_what_is_left_out_is_followed(root: Path) -> None:
 
 def test_the_output_hides_no_pictures_beside_it(root: Path) -> None:
     make(root, "trip/a.jpg", "trip/annotations.csv", "trip/annotations.jpg", "trip/annotations.log", "b.jpg")
+    make(root, "trip/annotations.settings.jpg", "trip/annotations.Cache.png")
     globs = own_files(root / "trip" / "annotations.csv")
     source = Folder(str(root), globs)
     keys = [record.key.removeprefix(f"{os.path.realpath(root)}/") for record in source]
-    assert keys == ["b.jpg", "trip/a.jpg", "trip/annotations.jpg"]
+    pictures = ["annotations.Cache.png", "annotations.jpg", "annotations.settings.jpg"]
+    assert keys == ["b.jpg", "trip/a.jpg", *(f"trip/{name}" for name in pictures)]
     assert source.notes == ["left out: 2 in trip/"]
 
 

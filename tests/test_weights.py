@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import PROJECT
 from tests.tiny_fasttext import write_fasttext
-from vec_pipeline import settings, weights
+from vec_pipeline import device, settings, weights
 from vec_pipeline.checks import check_download_space
 from vec_pipeline.commands.run import fetched
 from vec_pipeline.config import load_config
@@ -337,9 +337,27 @@ def test_what_is_still_to_download_is_known_before(hub: Hub) -> None:
     assert weights.missing_gb(str(WORDS), ()) == 0
 
 
-def test_a_hub_that_does_not_answer_leaves_the_sizes_that_are_known(hub: Hub) -> None:
-    assert weights.missing_gb("org/nothing", ("*",)) == 0
-    assert weights.missing_gb("Qwen/Qwen2-VL-7B-Instruct", ("*",)) == pytest.approx(16.6)
+def test_what_the_hub_does_not_have_is_said_before_the_download(hub: Hub) -> None:
+    with pytest.raises(UserError, match=r"^org/nothing: the hub has no model of that name"):
+        weights.missing_gb("org/nothing", ("*",))
+    with pytest.raises(UserError, match="the hub has no branch, tag or commit 'v9'"):
+        weights.missing_gb("org/words", ("*",), "v9")
+    weights.fetch("org/words", ("model.bin",))
+    hub.refs = hub.commits = {}
+    assert weights.missing_gb("org/words", ("model.bin",)) == 0, "what is cached will do"
+
+
+def test_the_size_of_a_model_is_asked_before_its_memory_is_checked(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.commits[OLD]["model.safetensors"] = bytes(3_000_000)
+    monkeypatch.setattr(weights, "_asked_gb", {})
+    stage = EmbedText(model="org/words", device="cpu")
+    assert stage.need().host_gb == 0
+    assert stage.missing_gb == pytest.approx(0.003)
+    assert stage.need().host_gb == pytest.approx(0.003)
+    monkeypatch.setattr(device, "host_free_gb", lambda: 0.002)
+    with pytest.raises(UserError, match=r"^org/words needs about 0\.0 GB of host memory"):
+        fetched([replace(stage)])
+    assert not any("resolve" in path for path in hub.requests)
 
 
 @pytest.mark.parametrize(("free_bytes", "is_enough"), [(10**9 + 2 * 10**6, False), (10**9 + 3 * 10**6, True)])

@@ -212,7 +212,8 @@ def opened(path: Path) -> FileIO:
     try:
         return path.open("rb", buffering=0)
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: name the CSV of a run, or make one with run.py") from None
+        fix = "name the CSV of a run with --csv, or make one with `vec-pipeline run`"
+        raise UserError(f"{path} does not exist: {fix}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): name the CSV of a run") from None
 

@@ -1,5 +1,6 @@
 """Checks what would make a run fail, before any model loads."""
 
+import contextlib
 import os
 import shutil
 import sys
@@ -92,7 +93,7 @@ def check_device(stage: Stage) -> None:
         problem = (drivers.setup_problem() or no_gpu()) if kind == "cuda" else ""
         if problem:
             need, model = stage.need(), getattr(stage, "model", stage.name)
-            figure = f"{model} needs about {need.gpu_gb:.0f} GB of GPU memory" if need.gpu_gb else ""
+            figure = f"{model} needs about {roughly(need.gpu_gb)} of GPU memory" if need.gpu_gb else ""
             raise UserError(f"{figure or stage.name + ' asks for a GPU'} and {problem}")
 
 
@@ -110,8 +111,18 @@ def unused_gpu(stages: Sequence[Stage]) -> str:
     return drivers.setup_problem() if "auto" in devices_of(stages) and not device.has_gpu() else ""
 
 
+def downloads(stages: Sequence[Stage]) -> str:
+    """What `check_download_space` says of the models that the hub knows; each of the others has a line of its own."""
+    known: list[Stage] = []
+    for stage in stages:
+        with contextlib.suppress(UserError):
+            if isinstance(stage, weights.ModelStage) and stage.missing_gb:
+                known.append(stage)
+    return check_download_space(known)
+
+
 def check_download_space(stages: Sequence[Stage]) -> str:
-    """Return what is still to download and where. Raises UserError where the disk cannot hold it."""
+    """Return what is still to download and where. Raises UserError where the disk cannot hold it, or the hub fails."""
     needed_gb = sum(stage.missing_gb for stage in stages if isinstance(stage, weights.ModelStage))
     folder = weights.cache_folder()
     free_gb = shutil.disk_usage(existing_folder(folder / "models")).free / device.GB
@@ -134,10 +145,10 @@ def findings(
     yield python()
     yield from libraries()
     yield gpu(config.stages)
+    yield tried("downloads", lambda: downloads(config.stages))
     yield tried("memory", lambda: memory(config))
     yield tried("plan", lambda: plan(config))
     yield disk(config.output)
-    yield tried("downloads", lambda: check_download_space(config.stages))
     for stage in config.stages:
         if isinstance(stage, weights.ModelStage):
             yield tried(stage.name, lambda stage=stage: model_files(stage))  # type: ignore[misc]
@@ -231,6 +242,10 @@ def model_files(stage: weights.ModelStage) -> str:
     needs = [f"{amount(gb)} of {kind}" for gb, kind in ((need.gpu_gb, "GPU"), (need.host_gb, "host")) if gb]
     memory = f"needs about {' and '.join(needs)} memory" if needs else "of unknown size"
     return f"{stage.model}, {amount(stage.weights_gb())} {where}, {memory}"
+
+
+def roughly(gb: float) -> str:
+    return f"{gb:.0f} GB" if gb >= 1 else amount(gb)
 
 
 def amount(gb: float) -> str:

@@ -116,7 +116,8 @@ def dtype(kind: str) -> Any:
 
     if kind == "cpu":
         return torch.float32
-    return torch.bfloat16 if kind == "cuda" and is_ampere_or_newer() else torch.float16
+    has_bfloat16 = kind == "cuda" and has_gpu() and is_ampere_or_newer()
+    return torch.bfloat16 if has_bfloat16 else torch.float16
 
 
 def cpu_has_bfloat16() -> bool:

@@ -31,6 +31,7 @@ LOCAL_SUFFIXES = (".gguf", ".bin", ".ftz", ".vec", ".model", ".kv", ".safetensor
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")  # weights that torch would unpickle
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip")
 HUB_TIMEOUT_S = 10
+_asked_gb: dict[str, float] = {}  # sizes of weights that the hub has given in this process
 COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -77,6 +78,15 @@ def fetch(model: str, patterns: tuple[str, ...], *, revision: str = "", is_offli
             raise UserError(f"{path} is a local model, which has no revision {revision!r}: remove `revision:`")
         return path
     from huggingface_hub import snapshot_download
+
+    options = {"revision": revision or None, "local_files_only": is_offline}
+    with hub_errors(model, revision, is_offline=is_offline):
+        return Path(snapshot_download(model, allow_patterns=list(patterns), **options))
+
+
+@contextlib.contextmanager
+def hub_errors(model: str, revision: str = "", *, is_offline: bool = False) -> Iterator[None]:
+    """A context that asks the hub for a model; what goes wrong becomes a UserError with the fix."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -86,8 +96,7 @@ def fetch(model: str, patterns: tuple[str, ...], *, revision: str = "", is_offli
 
     or_copy = "or put a copy on this machine and set `model:` to its path"
     try:
-        options = {"revision": revision or None, "local_files_only": is_offline}
-        return Path(snapshot_download(model, allow_patterns=list(patterns), **options))
+        yield
     except GatedRepoError:
         raise UserError(f"{model}: accept its licence on the hub and log in (hf auth login), {or_copy}") from None
     except HFValidationError:
@@ -110,8 +119,12 @@ def reason_of(error: BaseException) -> str:
         error = error.__cause__
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}"[:200]
-    line = str(error).strip().partition("\n")[0] or type(error).__name__
-    return line[:200].rstrip(" .:")
+    line = (str(error).strip().partition("\n")[0] or type(error).__name__)[:200].rstrip(" .:")
+    if line.startswith("[Errno "):  # of the network, which says what failed and not with whom
+        from huggingface_hub import constants
+
+        return f"{constants.ENDPOINT} cannot be reached ({line})"
+    return line
 
 
 def cached_path(model: str, revision: str = "") -> Path | None:
@@ -129,23 +142,28 @@ def cached_path(model: str, revision: str = "") -> Path | None:
 
 
 def missing_gb(model: str, patterns: tuple[str, ...], revision: str = "") -> float:
-    """GB of a hub model that its cache lacks, as the hub says; 0 for a local model.
-
-    Where the hub does not answer: all of a model of HUB_GB of which nothing is cached, and else 0.
+    """GB of a hub model that its cache lacks, as the hub says; 0 for a local model. `size_gb` knows its size then.
 
     patterns, revision: as in `fetch`.
+
+    Raises UserError where the hub does not answer, or has no such model, and nothing of it is cached.
     """
     if local_path(model):
         return 0.0
     from huggingface_hub import HfApi
     from huggingface_hub.utils import filter_repo_objects
 
-    blobs = cache_folder() / f"models--{model.replace('/', '--')}" / "blobs"
     try:
-        known = HfApi().model_info(model, revision=revision or None, files_metadata=True, timeout=HUB_TIMEOUT_S)
-    except Exception:  # of many kinds, as in `fetch`, which says why
-        return 0.0 if cached_path(model, revision) else HUB_GB.get(model, 0.0)
-    wanted = filter_repo_objects(known.siblings or [], allow_patterns=list(patterns), key=lambda file: file.rfilename)
+        with hub_errors(model, revision):
+            found = HfApi().model_info(model, revision=revision or None, files_metadata=True, timeout=HUB_TIMEOUT_S)
+    except UserError:
+        if cached_path(model, revision):
+            return 0.0
+        raise
+    wanted = list(filter_repo_objects(found.siblings or [], allow_patterns=list(patterns), key=lambda f: f.rfilename))
+    sizes = {file.rfilename: file.size / 1e9 for file in wanted if file.rfilename.endswith(WEIGHT_SUFFIXES)}
+    _asked_gb[model] = sum(gb for name, gb in sizes.items() if name.endswith(".safetensors")) or sum(sizes.values())
+    blobs = cache_folder() / f"models--{model.replace('/', '--')}" / "blobs"
     missing = (file for file in wanted if not (blobs / (file.lfs.sha256 if file.lfs else file.blob_id)).exists())
     return float(sum(file.size for file in missing)) / 1e9
 
@@ -173,7 +191,7 @@ def resolved(stage: Stage) -> Stage:
 
 
 def size_gb(model: str, file: str = "", revision: str = "") -> float:
-    """Size of a model's weights in GB: known for some hub names, else measured; 0 if they are not downloaded yet.
+    """Size of a model's weights in GB: known for some hub names, else measured, else as the hub says; 0 if unknown.
 
     file: the only one of a folder or repository that counts. Otherwise safetensors alone count where there are any.
     """
@@ -182,7 +200,7 @@ def size_gb(model: str, file: str = "", revision: str = "") -> float:
         return HUB_GB[model]
     path = path or cached_path(model, revision)
     if path is None:
-        return 0.0
+        return _asked_gb.get(model, 0.0)
     path = path / file if file else path
     files = [path] if path.is_file() else [each for each in path.rglob("*") if each.suffix in WEIGHT_SUFFIXES]
     files = [each for each in files if each.suffix == ".safetensors"] or files

@@ -38,6 +38,7 @@ CLIP = (
     "a model of open_clip, such as laion/CLIP-ViT-B-32-laion2B-s34B-b79K, or timm/vit_base_patch32_clip_224.openai "
     "for OpenAI's weights"
 )
+_OF_SMOLVLM = "pip install 'vec-pipeline[smolvlm]'"
 _COPY = "download or copy all files of the model again"
 _SAMPLE = "A red car, 2 cats. Красная машина. 红色汽车"  # letters that any vocabulary has some of
 
@@ -157,7 +158,7 @@ def _line(error: Exception) -> str:
 def _sentence(folder: Path, error: Exception) -> str:
     line = _line(error)
     if isinstance(error, ImportError):
-        return f"{folder} needs another package: {line}"
+        return f"{folder} needs another package: {line.replace('pip install num2words', _OF_SMOLVLM)}"
     for file in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         read_json(file)
     if "does not recognize this architecture" in line:

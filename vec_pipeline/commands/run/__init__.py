@@ -151,8 +151,9 @@ def plan_refresh(
 def own_files(output: Path) -> list[str]:
     """Globs of the output and what lies beside it, which a folder of images may hold too."""
     output = output.parent.resolve() / output.name
-    begin, ends = glob.escape(str(beside(output, ""))), ("log", "lock", "settings.*", "cache.*", "journal.*")
-    return [glob.escape(str(output)), *(f"{begin}{end}" for end in ends)]
+    databases = [f"{name}.{ending}" for name in ("cache", "journal") for ending in ("sqlite*", "broken")]
+    begin = glob.escape(str(beside(output, "")))
+    return [glob.escape(str(output)), *(f"{begin}{end}" for end in ("log", "lock", "settings.yaml*", *databases))]
 
 
 def cache_path(config: "Config") -> Path | None:
@@ -167,6 +168,7 @@ def fetched(stages: Sequence[Stage]) -> tuple[Stage, ...]:
         print(f"models run on the CPU: {problem}", flush=True)
     checks.check_memory(stages)
     checks.check_download_space(stages)
+    checks.check_memory(stages)  # with what the hub says of the sizes of models that nothing was known of
     for stage in stages:
         stage.fetch()
     return tuple(map(weights.resolved, stages))
