@@ -71,9 +71,12 @@ def name_of(colour: Any) -> str:
 
 
 def completion(
-    text: str | None, *, logprobs: list[float] | None = None, finish_reason: str = "stop", tokens: int = 7
+    text: Any, *, logprobs: list[Any] | None = None, finish_reason: str | None = "stop", tokens: int = 7
 ) -> dict[str, Any]:
-    """The body of an answer, as OpenAI's API has it."""
+    """The body of an answer, as OpenAI's API has it.
+
+    text: None, or a list of parts, too.
+    """
     content = None if logprobs is None else {"content": [{"token": "x", "logprob": each} for each in logprobs]}
     message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "finish_reason": finish_reason, "logprobs": content}

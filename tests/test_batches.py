@@ -15,7 +15,7 @@ from vec_pipeline import batches
 from vec_pipeline.batches import REFILLS, Batches, Streak
 from vec_pipeline.crash_journal import CrashJournal
 from vec_pipeline.memory import ModelCache
-from vec_pipeline.record import Record, Stage, UserError, Values
+from vec_pipeline.record import Interrupted, Record, Stage, UserError, Values
 
 EIGHT = "abcdefgh"
 THOUSAND = [f"{n:04}" for n in range(1024)]
@@ -107,6 +107,30 @@ def test_a_stage_that_refills_gets_several_times_the_rows_and_halves_what_runs_a
     assert not errors(annotated)
 
 
+def test_a_stage_on_a_server_gets_fewer_rows_so_that_a_killed_run_loses_few_answers() -> None:
+    class Remote(RefillingSpell):
+        is_remote = True
+
+    stage = Remote()
+    batches_of(stage).run(spelled(*EIGHT), 2)
+    assert stage.batches == ["abcd", "efgh"]
+
+
+def test_a_stage_that_is_interrupted_keeps_what_it_has() -> None:
+    class Stopping(RefillingSpell):
+        def run(self, model: Any, rows: list[Values], at_once: int) -> list[Values]:
+            first, *_ = super().run(model, rows, at_once)
+            raise Interrupted("the token has expired", [first, None, {"error": "ValueError: bad"}])
+
+    kept: list[Record] = []
+    annotated = spelled(*"abc")
+    with pytest.raises(Interrupted, match="the token has expired"):
+        batches_of(Stopping(), keep=kept.extend).run(annotated, 3)
+    assert kept == annotated[:1]
+    assert [record.done for record in annotated] == [{"spell"}, set(), set()]
+    assert not errors(annotated), "it is tried again"
+
+
 def test_one_row_too_large_is_found_where_rows_run_one_at_a_time() -> None:
     """All rows that such a stage is given count, not those at work at the same time."""
 
@@ -144,6 +168,19 @@ def test_a_reader_evicts_no_model() -> None:
     stage, annotated = Reading(largest=1), spelled(*"ab")
     batches_of(stage, others=5).run(annotated, 2)
     assert stage.batches == ["ab", "a", "b"]
+
+
+def test_files_that_cannot_be_read_are_no_failed_batches(caplog: pytest.LogCaptureFixture) -> None:
+    """They have an error of their own, and one traceback each."""
+
+    class Reading(Spell):
+        worker = "reader"
+
+    at_work, annotated = batches_of(Reading(poison="c")), spelled(*EIGHT)
+    at_work.run(annotated, 8)
+    assert errors(annotated) == {"c": "spell: ValueError: bad image"}
+    assert not at_work.retries
+    assert caplog.text.count("Traceback") == 1
 
 
 def test_a_gpu_that_failed_ends_the_run_and_makes_its_batch_suspect(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ from vec_pipeline.config import ConfigError, load_config
 from vec_pipeline.engines import Answer, endpoint
 from vec_pipeline.engines.endpoint import Endpoint, JsonEndpoint, PictureEndpoint
 from vec_pipeline.memory import ModelCache
-from vec_pipeline.record import Need, Stage, UserError, Values
+from vec_pipeline.record import Interrupted, Need, Stage, UserError, Values
 from vec_pipeline.settings import stage_settings
 from vec_pipeline.stages.describe import Describe
 from vec_pipeline.stages.open_image import open_image
@@ -51,6 +51,7 @@ from vec_pipeline.stages.structure import Structure
 COLOURS = [(red, green, 40) for red in range(0, 250, 50) for green in range(0, 250, 50)]
 SCHEMA = Structure(model=MODEL).schema()
 QUESTION = "What is it?"
+CAR = Answer("A car.", True, 7)  # without probabilities
 
 
 def picture(number: int, side_px: int = 24) -> Image.Image:
@@ -159,6 +160,24 @@ def test_a_picture_is_sent_as_it_is_and_a_large_one_nearly(server: EndpointServe
         (completion("<think>\nA car?\n</think>\n\nA car."), Answer("A car.", True, 7, None)),
         (completion("A car?\n</think>\n\nA car."), Answer("A car.", True, 7, None)),
         (completion("<think> A car? A", finish_reason="length"), Answer("", False, 7, None)),
+        (completion("<|channel>thought\nA car?<channel|>A car."), Answer("A car.", True, 7, None)),
+        (completion("[THINK]A car?[/THINK]A car."), Answer("A car.", True, 7, None)),
+        (completion("◁think▷A car?◁/think▷A car.</think> ends"), Answer("A car.</think> ends", True, 7, None)),
+        (
+            completion("A sign: </think> and\n</think>\nno more"),
+            Answer("A sign: </think> and\n</think>\nno more", True, 7),
+        ),
+        (completion("A sign: <think>\n</think>\n\nA car."), Answer("A sign: <think>\n</think>\n\nA car.", True, 7)),
+        (completion('{"a": "</think>\\n\\n"}\n'), Answer('{"a": "</think>\\n\\n"}\n', True, 7)),
+        (completion('["<think>", "</think>\\n\\n"]'), Answer('["<think>", "</think>\\n\\n"]', True, 7)),
+        (completion([{"type": "text", "text": "A "}, {"type": "x"}, {"type": "text", "text": "car."}]), CAR),
+        (completion("A car.", logprobs=[None]), CAR),
+        (completion("A car.", logprobs=[math.nan]), CAR),
+        (completion("A car.", logprobs=["high"]), CAR),
+        (completion("A car.", finish_reason="abort"), Answer("A car.", False, 7)),
+        (completion("A car.", finish_reason="error"), Answer("A car.", False, 7)),
+        (completion("A car.", finish_reason="eos_token"), CAR),
+        (completion("A car.", finish_reason=None), CAR),
         ({"choices": [{"message": {"content": "A car."}}]}, Answer("A car.", True, 0, None)),
         ({"choices": [{"message": {"content": None, "refusal": "I cannot."}}]}, Answer("I cannot.", True, 0, None)),
     ],
@@ -168,6 +187,28 @@ def test_an_answer_is_read(server: EndpointServer, body: Any, expected: Answer) 
     (answer,) = described(server, [picture(0)])
     assert dataclasses.replace(answer, confidence=None) == dataclasses.replace(expected, confidence=None)
     assert answer.confidence == (expected.confidence and pytest.approx(expected.confidence, abs=1e-6))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        (["<think>", "A?", "</think>", "\n\n", "A car", "."], 0.75),
+        (["A?", "</think>", "\n\n", "A car", "."], 0.75),
+        (["<think>", "A?", "</th", "ink>", "\n\n", "A car", "."], 0.75),
+        (["", "A?", "", "\n\n", "A car", "."], None),  # a tokenizer without texts for its special tokens
+        (["A", " car", "."], None),
+        (["<think>", "A?"], 0.0),
+    ],
+)
+def test_the_confidence_is_of_the_answer_where_its_tokens_are_known(tokens: list[str], expected: float | None) -> None:
+    """Three tokens of an answer, of 1, 1 and 0.25, after reasoning of 0.25 each."""
+    chances = [*[0.25] * 9, 1.0, 1.0, 0.25][-len(tokens) :]
+    given = [{"token": each, "logprob": math.log(chance)} for each, chance in zip(tokens, chances, strict=True)]
+    found = endpoint.confidence_of({"content": given})
+    if expected == 0.0:
+        assert found is None, "all of it is reasoning"
+    else:
+        assert found == pytest.approx(expected or sum(chances) / len(chances))
 
 
 # --- Failures
@@ -247,13 +288,30 @@ def test_retry_after_is_seconds_or_a_date_and_bounded() -> None:
     assert endpoint.retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert [endpoint.retry_after_s(value) for value in (None, "", "soon", "nan", "inf")] == [None] * 5
     assert endpoint.retry_after_s("-3") == 0
-    for failures in (1, 8):
-        assert 7 <= endpoint.wait_s(failures, 7.0) < 8
-        assert 60 <= endpoint.wait_s(failures, 86_400.0) < 61
+    assert 7 <= endpoint.wait_s(1, 7.0) < 8
+    assert 60 <= endpoint.wait_s(1, 86_400.0) < 61
+    for failures in range(1, 9):
+        least_s = [min(endpoint.wait_s(failures, wanted_s) for _ in range(50)) for wanted_s in (0.0, 1.0)]
+        assert least_s[0] >= min(60, 0.5 * 2 ** (failures - 1)) / 2, (
+            "a server that says 0 is not asked eight times a second"
+        )
+        assert least_s[1] >= max(1, least_s[0] / 2)
     for failures, longest_s in ((1, 0.5), (2, 1), (3, 2), (9, 60)):
         waits = {endpoint.wait_s(failures, None) for _ in range(50)}
         assert len(waits) == 50, "not all at the same time"
         assert all(longest_s / 2 <= wait <= longest_s for wait in waits)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_asks_for_a_longer_wait_stops_the_run_at_once(status: int, server: EndpointServer) -> None:
+    server.behaviour = fails(status, "come back", **{"Retry-After": "3600"})
+    with pytest.raises(
+        UserError, match=rf"^{server.url}: {status}: come back: it asks for a wait of 3600 s: rerun after that$"
+    ):
+        described(server, at_once=1)
+    assert len(server.requests) == 1
+    server.behaviour = for_one(NAMES[5], fails(400, **{"Retry-After": "3600"}))
+    assert described(server)[5].error == "RequestRefused: 400: something"
 
 
 def test_a_connection_that_was_closed_meanwhile_costs_nothing(server: EndpointServer, waits: list[Any]) -> None:
@@ -362,6 +420,48 @@ def test_what_no_other_picture_would_change_stops_the_run(status: int, server: E
     assert ("VEC_ENDPOINT_TOKEN" in str(raised.value)) == (status in (401, 403))
 
 
+@pytest.mark.parametrize("status", [403, 451])
+def test_a_picture_that_is_denied_is_a_row_with_an_error_once_others_are_answered(
+    status: int, server: EndpointServer, waits: list[Any]
+) -> None:
+    server.behaviour = for_one(NAMES[5], fails(status, "not this one"))
+    answers = described(server, at_once=1)
+    assert [bool(answer.error) for answer in answers] == [name == NAMES[5] for name in NAMES]
+    assert answers[5].error == f"RequestDenied: {status}: not this one"
+    assert len(server.requests) == len(PICTURES)
+    server.behaviour = lambda request: well(request) if request.asked in NAMES[:2] else fails(status)(request)
+    server.requests = []
+    with pytest.raises(UserError, match=rf"^{server.url} refuses one request after the other \({status}: something\)"):
+        described(server, at_once=1)
+    assert len(server.requests) == 2 + 5
+    good = (NAMES[0], NAMES[5], NAMES[10])
+    server.behaviour = lambda request: well(request) if request.asked in good else fails(status)(request)
+    assert sum(not answer.error for answer in described(server, at_once=1)) == 3, "four in a row are rows with errors"
+
+
+@pytest.mark.parametrize("status", [301, 401, 402])
+def test_a_token_that_expires_stops_the_run(status: int, server: EndpointServer) -> None:
+    server.behaviour = for_one(NAMES[5], fails(status, "expired"))
+    with pytest.raises(UserError, match=rf"^{server.url} answers {status} \(expired\): "):
+        described(server, at_once=1)
+    assert len(server.requests) == 6
+
+
+def test_a_refusal_of_every_request_stops_the_run(server: EndpointServer) -> None:
+    """As where `max_tokens` is more than the context holds, which the server says with other numbers each time."""
+    server.behaviour = lambda request: fails(400, f"too long: {len(server.requests)} + 5000 tokens")(request)
+    with pytest.raises(
+        UserError, match=r"refuses .* \(400: too long: \d+ \+ 5000 tokens\): .*`model:`.*max_new_tokens.*max_tokens"
+    ):
+        described(server, at_once=1)
+    assert len(server.requests) == 2 * 5, "with logprobs and without"
+    refused = iter(range(100))
+    server.behaviour = lambda request: fails(400, "xyzuvw"[next(refused) // 2 % 6])(request)
+    assert all(answer.error for answer in described(server, at_once=1)), "each for a reason of its own"
+    server.behaviour = lambda request: well(request) if request.asked == NAMES[0] else fails(400)(request)
+    assert all(answer.error for answer in described(server, at_once=1)[1:]), "it does answer: the pictures are refused"
+
+
 def test_a_message_is_short_and_of_one_line(server: EndpointServer) -> None:
     for body, words in (
         ({"error": "no\nimage"}, "no image"),
@@ -389,7 +489,7 @@ def test_one_picture_that_fails_ends_no_other_request(server: EndpointServer, wa
 # --- Fields that not every server knows
 
 
-@pytest.mark.parametrize(("status", "requests"), [(400, 2), (422, 2), (500, 3)])
+@pytest.mark.parametrize(("status", "requests"), [(400, 1), (422, 1), (500, 2)])
 def test_a_server_without_json_schema_is_asked_in_the_older_way_from_then_on(
     status: int, requests: int, server: EndpointServer, waits: list[Any]
 ) -> None:
@@ -401,7 +501,9 @@ def test_a_server_without_json_schema_is_asked_in_the_older_way_from_then_on(
     answers = structured(server, ["a car", "a cat", "a cup"])
     assert [json.loads(answer.text)["description"] for answer in answers] == ["a car", "a cat", "a cup"]
     formats = [request.body["response_format"] for request in server.requests]
-    assert [each["type"] for each in formats] == ["json_schema"] * (requests - 1) + ["json_object"] * 3
+    tried = ["json_schema"] * requests + ["json_object"]
+    confirmed = ["json_schema"] if status == 500 else []  # as an error of the server may have passed meanwhile
+    assert [each["type"] for each in formats] == [*tried, *confirmed, "json_object", "json_object"]
     closed = {**SCHEMA, "required": list(SCHEMA["properties"]), "additionalProperties": False}
     assert formats[0]["json_schema"] == {"name": "annotation", "schema": closed, "strict": True}
     assert formats[-1]["schema"] == closed
@@ -415,6 +517,16 @@ def test_a_server_with_json_schema_is_never_asked_in_the_older_way(
     answers = structured(server, ["a car", "a cat", "a cup"])
     assert [bool(answer.error) for answer in answers] == [False, True, False]
     assert {request.body["response_format"]["type"] for request in server.requests} == {"json_schema"}
+
+
+def test_errors_that_pass_change_no_field_of_later_requests(server: EndpointServer, waits: list[Any]) -> None:
+    server.behaviour = for_the_first(2, fails(500))
+    assert all(answer.confidence for answer in described(server, at_once=1))
+    assert all("logprobs" in request.body for request in server.requests)
+    server.behaviour, server.requests = for_the_first(2, fails(500)), []
+    assert not any(answer.error for answer in structured(server, ["a car", "a cat", "a cup"]))
+    formats = [request.body["response_format"]["type"] for request in server.requests]
+    assert formats == [*["json_schema"] * 2, "json_object", *["json_schema"] * 3]
 
 
 def test_a_server_without_logprobs_is_asked_without_them(server: EndpointServer) -> None:
@@ -472,6 +584,35 @@ def test_what_is_no_such_server_is_said(server: EndpointServer, monkeypatch: pyt
     monkeypatch.setattr(endpoint, "CHECK_TIMEOUT_S", 0.2)
     with pytest.raises(UserError, match=r"does not answer \(timed out\)"):
         endpoint.check_model(server.url, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"ALL_PROXY": "socks5://me:secret@127.0.0.1:1"}, "SOCKS"),
+        ({"ALL_PROXY": "foo://me:secret@127.0.0.1:1"}, "proxy"),
+        ({"HTTP_PROXY": "http://[::1"}, "Invalid port"),
+        ({"SSL_CERT_FILE": "/none.pem"}, "No such file"),
+    ],
+)
+def test_an_environment_that_allows_no_connection_is_said_in_one_sentence(
+    environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    sentence = rf"^{url} cannot be asked \(.*{said}.*\): check .*ALL_PROXY.*SSL_CERT_FILE"
+    for ask in (lambda: endpoint.check_model(url, MODEL), lambda: PictureEndpoint(url, MODEL, QUESTION, 64)):
+        with pytest.raises(UserError, match=sentence) as raised:
+            ask()
+        assert "secret" not in str(raised.value)
+    assert "endpoint" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_an_address_that_cannot_be_looked_up_is_said_in_one_sentence() -> None:
+    for url in ("http://gpu..lan:8000/v1", f"http://{'a' * 64}.lan/v1"):
+        with pytest.raises(UserError, match=r"cannot be asked \(.*label.*\): check `endpoint:`"):
+            endpoint.check_model(url, MODEL)
 
 
 # --- Ends
@@ -552,6 +693,13 @@ def test_structure_writes_its_columns(server: EndpointServer) -> None:
         "long": completion(json.dumps({**STRUCTURED, "description": "a" * 401})),
         "thought": completion("<think>{</think>" + json.dumps(STRUCTURED)),
     }
+    answers["many"] = completion(json.dumps({**STRUCTURED, "keywords": ["", *"abcdefghijklm", "k" * 50]}))
+    answers["order"] = completion(json.dumps(dict(reversed(STRUCTURED.items()))))
+    answers["fence"] = completion(f"```json\n{json.dumps(STRUCTURED)}\n```\n")
+    answers["none"] = completion(" \n")
+    answers["missing"] = completion('{"description": ""}')
+    answers["list"] = completion("[]")
+    answers["mixed"] = completion(json.dumps({**STRUCTURED, "keywords": [7, "a"], "description": None}))
 
     def behaviour(request: Request) -> Reply:
         return Reply(answers[request.asked]) if request.asked in answers else well(request)
@@ -559,7 +707,8 @@ def test_structure_writes_its_columns(server: EndpointServer) -> None:
     server.behaviour = lambda request: fails(413)(request) if request.asked == "refused" else behaviour(request)
     stage = structure(server.url, categories=("vehicle", "plant"), language="ru")
     texts = ["a car", "", *answers, "refused"]
-    car, blank, cut, prose, long, thought, refused = run_stage(stage, [{"text": text} for text in texts])
+    car, blank, *rows, refused = run_stage(stage, [{"text": text} for text in texts])
+    cut, prose, long, thought, many, order, fence, none, missing, of_list, mixed = rows
     assert refused == {"error": "RequestRefused: 413: something"}
     assert car["llama_extracted"] == json.dumps({**STRUCTURED, "description": "a car"})
     del car["llama_extracted"]
@@ -568,7 +717,16 @@ def test_structure_writes_its_columns(server: EndpointServer) -> None:
     assert cut == {"llama_extracted": '{"description": "A', "error": "CutAnswer: the JSON ends after 9 tokens"}
     assert prose["error"].startswith("ValueError: Expecting value")
     assert prose["llama_extracted"] == "Here is your JSON"
-    assert long["error"] == "ValueError: $.description: expected 0 to 400 characters, got 401"
+    assert (long["description"], "error" in long) == ("a" * 400, False)
+    assert json.loads(long["llama_extracted"])["description"] == "a" * 401, "as it came"
+    assert many["keywords"] == "a, b, c, d, e, f, g, h, i, j"
+    assert order["description"] == fence["description"] == "A car."
+    assert list(json.loads(order["llama_extracted"])) == list(reversed(STRUCTURED))
+    assert fence["llama_extracted"].startswith("```json")
+    assert none == {"llama_extracted": " \n", "error": "EmptyAnswer: the server's answer holds no text"}
+    assert missing["error"].startswith("ValueError: $: expected the properties")
+    assert of_list["error"] == "ValueError: $: expected object, got list"
+    assert mixed["error"] == "ValueError: $.description: expected string, got NoneType"
     assert thought["description"] == "A car."
     request = server.requests[0]
     assert request.body["messages"][0] == {"role": "system", "content": stage.system_prompt()}
@@ -642,6 +800,8 @@ def test_settings_record_the_endpoint_and_the_model_and_not_what_is_speed() -> N
         ({"endpoint": "http://h:0/v1"}, "endpoint: it is not an address"),
         ({"endpoint": "http://[::1/v1"}, "endpoint: it is not an address"),
         ({"endpoint": "http://a b/v1"}, "endpoint: it is not an address"),
+        ({"endpoint": "http://gpu..lan:8000/v1"}, "endpoint: it is not an address"),
+        ({"endpoint": f"http://{'a' * 64}.lan/v1"}, "endpoint: it is not an address"),
         ({"endpoint": "http://h/v1?key=secret"}, "endpoint: it has a `?` or a `#`"),
         ({"endpoint": "http://h/v1#secret"}, "endpoint: it has a `?` or a `#`"),
         ({"endpoint": "http://me:secret@h/v1"}, "put the token into the environment variable VEC_ENDPOINT_TOKEN"),
@@ -662,11 +822,18 @@ def test_options_that_do_not_go_together_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("make", "name", "value"),
-    [(describe, "quantization", "nf4"), (describe, "trust_remote_code", True), (structure, "file", "a.gguf")],
+    ("make", "name", "value", "way_out"),
+    [
+        (describe, "quantization", "nf4", "--set describe.quantization=none"),
+        (describe, "trust_remote_code", True, "--set describe.trust_remote_code=false"),
+        (structure, "file", "a.gguf", "--set structure.file="),
+    ],
 )
-def test_options_of_a_model_on_this_machine_are_refused(make: Callable[..., Stage], name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{name}: is for a model on this machine"):
+def test_options_of_a_model_on_this_machine_are_refused(
+    make: Callable[..., Stage], name: str, value: Any, way_out: str
+) -> None:
+    said = f"{name}: is for a model on this machine, and the engine is endpoint: remove it, or {way_out}"
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
         make("http://h/v1", **{name: value})
 
 
@@ -747,7 +914,7 @@ def test_a_server_that_dies_leaves_the_finished_rows_and_a_rerun_continues(
     photos: Path, server: EndpointServer
 ) -> None:
     def behaviour(request: Request) -> Reply:
-        if len(server.asked()) - len(pictures_asked(server)) == 5:  # the first four texts are answered, and saved
+        if len(server.asked()) - len(pictures_asked(server)) == 5:  # the first four texts are answered
             threading.Thread(target=server.die).start()
             return dataclasses.replace(well(request), delay_s=10)
         return well(request)
@@ -758,7 +925,7 @@ def test_a_server_that_dies_leaves_the_finished_rows_and_a_rerun_continues(
     (sentence,) = [line for line in first.stderr.splitlines() if server.url in line]
     assert re.search(rf"^run.py: {server.url} is down \(no connection: .*\): start the server, or set", sentence)
     finished = rows_of(photos)
-    assert len(finished) == 4
+    assert 4 <= len(finished) <= 7, "with what was answered beside the fifth"
     assert all(not row["error"] for row in finished.values())
     with EndpointServer(port=server.port) as again:
         second = run(photos, again)
@@ -769,6 +936,56 @@ def test_a_server_that_dies_leaves_the_finished_rows_and_a_rerun_continues(
     rows = rows_of(photos)
     assert len(rows) == 12
     assert all(not row["error"] for row in rows.values())
+
+
+def answered(server: EndpointServer, good: int, status: int = 401) -> Callable[[Request], Reply]:
+    """A server that answers so many requests about pictures, one after the other, and fails from then on."""
+    return lambda request: well(request) if len(pictures_asked(server)) <= good else fails(status)(request)
+
+
+def test_no_answer_is_asked_for_twice_where_the_server_stops_the_run(photos: Path, server: EndpointServer) -> None:
+    options = ("--set", "chunk_size=12", "--set", "describe.batch_size=1")
+    server.behaviour = answered(server, 5)
+    for asked in (6, 7):
+        ended = run(photos, server, *options)
+        assert ended.returncode == 2, ended.stderr
+        assert len(pictures_asked(server)) == asked, "the second run begins with the one that was refused"
+    server.behaviour = well
+    assert run(photos, server, *options).returncode == 0
+    assert {name: pictures_asked(server).count(name) for name in NAMES} == {**dict.fromkeys(NAMES, 1), NAMES[5]: 3}
+
+
+def test_a_stop_keeps_the_answers_of_its_batch() -> None:
+    """Of pictures and of texts, in their places, those in flight and those with errors aside."""
+    for make, rows in ((describe, [{"image": each} for each in PICTURES]), (structure, [{"text": n} for n in NAMES])):
+        with EndpointServer() as server:
+            refused = {NAMES[1]: fails(400), NAMES[5]: fails(401)}
+            server.behaviour = lambda request, refused=refused: refused.get(request.asked, well)(request)  # type: ignore[misc]
+            stage = make(server.url)
+            with closing(stage.load()) as model, pytest.raises(Interrupted, match="answers 401") as raised:
+                stage.run(model, rows, 1)
+        kept = raised.value.results
+        assert [bool(each) for each in kept] == [number < 5 for number in range(12)]
+        assert kept[1] == {"error": "RequestRefused: 400: something"}
+        assert kept[4] and NAMES[4] in kept[4]["text" if make is describe else "description"]
+
+
+def test_a_killed_run_asks_again_only_for_what_was_in_its_batches(photos: Path, server: EndpointServer) -> None:
+    stuck = NAMES[7]
+    server.behaviour = for_one(stuck, lambda _: Reply({}, then="hang"))
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    options = ("--set", "chunk_size=12", "--set", "describe.batch_size=1")
+    arguments = command(photos, server, *options)
+    with subprocess.Popen(
+        arguments, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    ) as worker:
+        wait_until(lambda: stuck in server.asked())
+        worker.kill()
+    server.behaviour = well
+    assert run(photos, server, *options).returncode == 0
+    twice = [name for name in NAMES if pictures_asked(server).count(name) > 1]
+    assert set(twice) == set(NAMES[6:8]), "of a batch of two"
+    assert len(rows_of(photos)) == 12
 
 
 def test_a_picture_that_the_server_fails_with_costs_no_other(photos: Path, server: EndpointServer) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 from vec_pipeline.contract import check_results, is_finite, normalised
 from vec_pipeline.crash_journal import CrashJournal
 from vec_pipeline.memory import Failure, ModelCache, describe_failure
-from vec_pipeline.record import Record, Stage, UserError, Values
+from vec_pipeline.record import Interrupted, Record, Stage, UserError, Values
 
 logger = logging.getLogger(__name__)
 
 SMALLEST_SIDE_PX = 56  # an image is not shrunk below this to make it fit into memory
 REFILLS = 8  # a stage that refills gets so many rows for each that it has in memory at once
+REMOTE_REFILLS = 2  # where a server has the model: a run that is killed loses few answers, which may be paid for
 PIXELS_LOWERED = "pixels_lowered"  # the intermediate of a record whose image was shrunk
 
 
@@ -70,7 +71,7 @@ class Batches:
         waiting = [records] if records else []  # the next batch is the last
         while waiting:
             batch = waiting.pop()
-            now = self.journal.fitting(batch, at_once * (REFILLS if self.stage.refills else 1))
+            now = self.journal.fitting(batch, at_once * self._refills())
             if rest := batch[len(now) :]:
                 waiting.append(rest)
             size = min(at_once, len(now))
@@ -86,7 +87,7 @@ class Batches:
                 logger.warning("out of memory: %d at once from here", at_once)
                 waiting.append(now)
             elif len(now) > 1:
-                if not failure.is_out_of_memory:
+                if not failure.is_out_of_memory and self.stage.worker != "reader":  # there a bad file is nothing rare
                     self.retries[self.stage.name] += 1
                 waiting += [now[len(now) // 2 :], now[: len(now) // 2]]
             elif failure.is_out_of_memory and self._shrink(now[0]):
@@ -96,6 +97,11 @@ class Batches:
                 self._fail(now[0], failure.message)
         return at_once
 
+    def _refills(self) -> int:
+        if not self.stage.refills:
+            return 1
+        return REMOTE_REFILLS if self.stage.is_remote else REFILLS
+
     def _attempt(self, batch: list[Record], at_once: int) -> Failure | None:
         """Try once. A UserError passes through: no smaller batch would help."""
         try:
@@ -104,7 +110,8 @@ class Batches:
             raise
         except Exception as error:
             names = ", ".join(record.key for record in batch)
-            logger.warning("%s: a batch of %d failed: %s", self.stage.name, len(batch), names, exc_info=True)
+            shows_traceback = len(batch) == 1 or self.stage.worker != "reader"
+            logger.warning("%s: a batch of %d failed: %s", self.stage.name, len(batch), names, exc_info=shows_traceback)
             failure = describe_failure(error)
             if failure.is_of_gpu:
                 self.journal.count_death([record.key for record in batch], self.stage.name)
@@ -114,8 +121,17 @@ class Batches:
 
     def _call(self, batch: list[Record], at_once: int) -> None:
         self.may_begin()
-        with self.journal.in_flight([record.key for record in batch], self.stage.name):
-            results = self.stage.run(self.model, [self._row(record) for record in batch], at_once)
+        try:
+            with self.journal.in_flight([record.key for record in batch], self.stage.name):
+                results = self.stage.run(self.model, [self._row(record) for record in batch], at_once)
+        except Interrupted as error:
+            found = [pair for pair in zip(batch, error.results, strict=True) if pair[1] and not pair[1].get("error")]
+            self._take_all([record for record, _ in found], [result for _, result in found])
+            raise
+        self._take_all(batch, results)
+        logger.info("%s: a batch of %d, %d at once", self.stage.name, len(batch), at_once)
+
+    def _take_all(self, batch: list[Record], results: list[Values]) -> None:
         check_results(self.stage, results, len(batch))
         for record, result in zip(batch, results, strict=True):
             self._take(record, result)
@@ -123,7 +139,6 @@ class Batches:
         if done:
             self.streak.note("")
         self.keep([record for record in done if record.key not in self.smaller])
-        logger.info("%s: a batch of %d, %d at once", self.stage.name, len(batch), at_once)
 
     def _row(self, record: Record) -> Values:
         """What the stage is given of a record."""

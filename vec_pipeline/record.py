@@ -31,6 +31,17 @@ class UserError(Exception):
     """Something only the user can fix. The message is one sentence that says what and how; the exit status is 2."""
 
 
+class Interrupted(UserError):  # noqa: N818 (it says what happened)
+    """What ends the run in the middle of a batch.
+
+    results: of the batch, in order, as a stage returns them, or an engine its answers; None where there is none yet.
+    """
+
+    def __init__(self, message: str, results: Sequence[Any]) -> None:
+        super().__init__(message)
+        self.results = results
+
+
 class NotFound(UserError):  # noqa: N818 (it says what happened)
     """What an argument or a key names does not exist."""
 

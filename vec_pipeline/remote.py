@@ -48,7 +48,11 @@ class RemoteStage(ModelStage):
         defaults = {each.name: each.default for each in fields(self)}
         for name in self.local_options:
             if getattr(self, name) != defaults[name]:
-                yield f"{name}: is for a model on this machine, and the engine is endpoint: remove it"
+                default = str(defaults[name]).lower() if isinstance(defaults[name], bool) else defaults[name]
+                yield (
+                    f"{name}: is for a model on this machine, and the engine is endpoint: remove it, or --set "
+                    f"{self.name}.{name}={default}"
+                )
 
     @property
     def is_remote(self) -> bool:
@@ -71,6 +75,7 @@ def problem_of(url: str) -> str:
     try:
         parts = urlsplit(url)
         has_port = parts.port is None or parts.port > 0
+        (parts.hostname or "").encode("idna")  # which raises for an empty part between dots, and one that is too long
     except ValueError:
         return "it is not an address such as http://127.0.0.1:8000/v1"
     if "@" in parts.netloc:

@@ -3,6 +3,14 @@
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
 
+REASONING = (  # what encloses the reasoning of a model that thinks before it answers
+    ("<think>", "</think>"),  # Qwen, GLM, InternVL and most others
+    ("<|channel>", "<channel|>"),  # Gemma 4
+    ("[THINK]", "[/THINK]"),  # Mistral
+    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Cohere
+    ("◁think▷", "◁/think▷"),  # Kimi
+)
+
 
 class Message(TypedDict):
     """One message of a conversation."""

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import re
 import threading
 import time
 import zlib
@@ -15,10 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from vec_pipeline.engines import Answer, Message
-from vec_pipeline.record import UserError
+from vec_pipeline.engines import REASONING, Answer, Message
+from vec_pipeline.record import Interrupted, UserError
 
 if TYPE_CHECKING:
     import httpx2
@@ -31,8 +33,10 @@ CHECK_TIMEOUT_S = 10.0  # of asking which models there are
 KEEP_ALIVE_S = 3.0  # below the 5 s after which uvicorn closes a connection that is not in use
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0  # before a request is repeated
 HUNG_IN_A_ROW = 8  # requests without an answer in time, and none with one between them: the server hangs
+REFUSED_IN_A_ROW = 5  # requests with the same words, and none answered: the cause is none of the pictures
 LOSSLESS_PX = 512 * 512  # of a picture: up to here it is sent as PNG, beyond as JPEG
 JPEG_QUALITY = 95
+COMPLETE = ("stop", "eos", "eos_token", "tool_calls", "", None)  # why an answer ends that is whole
 MESSAGE_LENGTH = 300  # of what a server says about an error: some repeat the whole request
 
 # Extra fields of a request, the best first. A server that refuses the first is asked with the next.
@@ -53,16 +57,18 @@ class Kind:
 
 
 REFUSED = Kind("RequestRefused", 1)  # this picture or text; or a field of the request
+DENIED = Kind("RequestDenied", 1)  # the same, by a status that means the whole server until it has answered others
 FAILED = Kind("ServerError", 3)
 HUNG = Kind("Timeout", 2)
 LOST = Kind("ConnectionLost", 3)
 BUSY = Kind("ServerBusy", 8)  # or starting, or gone: about a minute
 LIMITED = Kind("TooManyRequests", 8)
-KINDS = {  # by HTTP status. Other 5xx are FAILED; others of 3xx and 4xx are of the configuration, and end the run
+KINDS = {  # by HTTP status; other 5xx are FAILED, other 4xx DENIED, and 3xx end the run
     **dict.fromkeys((400, 413, 415, 422), REFUSED),
     **dict.fromkeys((408, 425, 502, 503, 504, 529), BUSY),
     429: LIMITED,
 }
+OF_THE_USER = (401, 402, 407)  # the token, its credit, a proxy's password: they end the run whenever they come
 REMEDIES = {
     401: f"set the environment variable {TOKEN_VARIABLE} to the token it asks for",
     403: f"set the environment variable {TOKEN_VARIABLE} to a token that may use the model",
@@ -88,21 +94,27 @@ class Endpoint:
     It can be closed from any thread, which ends `ask` at once.
     """
 
-    def __init__(self, url: str, model: str, variants: Variants) -> None:
-        """Open no connection yet. Raises UserError for a token that cannot be sent."""
+    def __init__(self, url: str, model: str, variants: Variants, causes: tuple[Kind, ...] = (REFUSED,)) -> None:
+        """Open no connection yet. Raises UserError for a token, a proxy or a file of certificates that is of no use.
+
+        causes: failures that a field of `variants` may have led to.
+        """
         import httpx2
 
         self._url = url.rstrip("/")
         self._model = model
         self._variants = variants
+        self._causes = causes
         self._token = token()
-        self._tls = httpx2.create_ssl_context()  # which takes 0.1 s
+        with explaining(self._url):
+            self._tls = httpx2.create_ssl_context()  # which takes 0.1 s
+        self._client = self._new_client()
         self._answered = 0  # requests
-        self._hung_in_a_row = 0
+        self._hung_in_a_row = self._refused_in_a_row = 0
+        self._refused = ""  # the words of the last refusal
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
         self._thread.start()
-        self._client = self._new_client()
 
     def ask(self, conversations: Sequence[Callable[[], Any]], max_tokens: int, at_once: int) -> list[Answer]:
         """Return an answer to each conversation, in order; one that fails alone has an error.
@@ -111,7 +123,8 @@ class Endpoint:
         max_tokens: of one answer.
         at_once: requests in flight.
 
-        Raises UserError where the server itself, the token or the model is the cause, and RuntimeError once closed.
+        Raises Interrupted, with the answers so far, where the server itself, the token or the model is the cause, and
+        RuntimeError once closed.
         """
         if self._loop.is_closed():
             raise RuntimeError("this endpoint is closed")
@@ -144,8 +157,12 @@ class Endpoint:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(answer(conversation)) for conversation in conversations]
-        except BaseExceptionGroup as failures:  # the first has ended the others
-            raise failures.exceptions[0] from None
+        except BaseExceptionGroup as failures:
+            error = failures.exceptions[0]  # which has ended the others
+            if isinstance(error, UserError):
+                answers = [None if task.cancelled() or task.exception() else task.result() for task in tasks]
+                error = Interrupted(str(error), answers)
+            raise error from None
         return [task.result() for task in tasks]
 
     def _body(self, messages: Any, max_tokens: int) -> dict[str, Any]:
@@ -159,17 +176,14 @@ class Endpoint:
         while True:
             found = await self._attempt({**body, **variants[0]}, fresh=fresh)
             if isinstance(found, Answer):
-                self._answered, self._hung_in_a_row = self._answered + 1, 0
-                if len(self._variants) > 1:
-                    self._variants = variants[:1]
-                return found
+                return await self._settled(body, found, variants, may_have_passed=FAILED in failures)
             self._note(found)
             if found.kind in (BUSY, LIMITED) and answered != self._answered:
                 failures, answered = [], self._answered  # it answers others: it is our turn some time
             failures.append(found.kind)
             tries = failures.count(found.kind)
-            has_refused = found.kind == REFUSED or (found.kind == FAILED and tries == FAILED.tries - 1)
-            if has_refused and variants[1:]:
+            is_of_a_field = found.kind in self._causes and (found.kind == REFUSED or tries == FAILED.tries - 1)
+            if is_of_a_field and variants[1:]:
                 variants = variants[1:]
                 if found.kind == REFUSED:
                     continue
@@ -178,6 +192,24 @@ class Endpoint:
             fresh = found.kind in (FAILED, LOST, HUNG)  # transformers serve resets a connection that it answered 500 on
             if not (found.kind == LOST and tries == 1):  # a connection that was not in use for a while may be closed
                 await asyncio.sleep(wait_s(len(failures), found.wait_s))
+
+    async def _settled(
+        self, body: Mapping[str, Any], answer: Answer, variants: Variants, *, may_have_passed: bool
+    ) -> Answer:
+        """Remember the first of the variants that has an answer, and return that of a request.
+
+        may_have_passed: another variant had an error that another try may not have: it is tried once more.
+        """
+        self._answered, self._hung_in_a_row, self._refused_in_a_row = self._answered + 1, 0, 0
+        if may_have_passed and len(variants) < len(self._variants):
+            again = await self._attempt({**body, **self._variants[0]}, fresh=True)
+            if isinstance(again, Answer):
+                answer, variants = again, self._variants
+            elif again.kind not in self._causes:
+                return answer
+        if len(self._variants) > 1:
+            self._variants = variants[:1]
+        return answer
 
     async def _attempt(self, body: Mapping[str, Any], *, fresh: bool) -> Answer | Failure:
         """Send a request once. Raises UserError for what no other picture or text would change."""
@@ -199,21 +231,23 @@ class Endpoint:
     async def _post(self, body: Mapping[str, Any], *, fresh: bool) -> "httpx2.Response":
         """Over a connection that is open already, or over a fresh one."""
         content = json.dumps(body).encode()  # httpx2's own raises for half a character, which a text may hold
-        if not fresh:
-            return await self._client.post("chat/completions", content=content)
-        async with self._new_client() as client:
-            return await client.post("chat/completions", content=content)
+        with explaining(self._url):
+            if not fresh:
+                return await self._client.post("chat/completions", content=content)
+            async with self._new_client() as client:
+                return await client.post("chat/completions", content=content)
 
     def _new_client(self) -> "httpx2.AsyncClient":
         import httpx2
 
-        return httpx2.AsyncClient(
-            base_url=self._url,
-            headers=headers(self._token),
-            verify=self._tls,
-            timeout=httpx2.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S, pool=None),
-            limits=httpx2.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S),
-        )
+        with explaining(self._url):
+            return httpx2.AsyncClient(
+                base_url=self._url,
+                headers=headers(self._token),
+                verify=self._tls,
+                timeout=httpx2.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S, pool=None),
+                limits=httpx2.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S),
+            )
 
     def _judged(self, response: "httpx2.Response") -> Answer | Failure:
         status = response.status_code
@@ -222,8 +256,8 @@ class Endpoint:
                 return answer_of(response.json())
             except (ValueError, KeyError, IndexError, TypeError, AttributeError):
                 return Failure(FAILED, f"its answer is not one of chat completions: {self._words(response)}")
-        kind = KINDS.get(status) or (FAILED if status >= 500 else None)
-        if kind is None:
+        kind = KINDS.get(status) or (FAILED if status >= 500 else DENIED)
+        if kind == DENIED and (status < 400 or status in OF_THE_USER or not self._answered):
             raise UserError(stopped(self._url, status, self._words(response)))
         return Failure(kind, f"{status}: {self._words(response)}", retry_after_s(response.headers.get("Retry-After")))
 
@@ -231,7 +265,11 @@ class Endpoint:
         return words_of(response.content, self._token)
 
     def _note(self, failure: Failure) -> None:
-        """Count requests without an answer in time. Raises UserError where there are only such."""
+        """Count requests without an answer in time. Raises UserError where there are only such, and for a long wait."""
+        if failure.kind in (BUSY, LIMITED) and (failure.wait_s or 0.0) > LONGEST_WAIT_S:
+            raise UserError(
+                f"{self._url}: {failure.message}: it asks for a wait of {failure.wait_s:.0f} s: rerun after that"
+            )
         self._hung_in_a_row += failure.kind == HUNG
         if self._hung_in_a_row >= HUNG_IN_A_ROW:
             raise UserError(
@@ -243,19 +281,38 @@ class Endpoint:
         """The answer of a row whose error it is. Raises UserError where it is the server's."""
         if failure.kind == LIMITED:
             raise UserError(f"{self._url}: {failure.message}: set a smaller batch_size, or wait; then rerun")
-        if failure.kind != REFUSED and not await self._is_up():
+        if failure.kind in (REFUSED, DENIED):
+            self._count_refusal(failure)
+        elif not await self._is_up():
             raise UserError(
                 f"{self._url} is down ({failure.message}): start the server, or set `endpoint:` to where it is; then "
                 "rerun"
             )
         return Answer("", False, 0, error=f"{failure.kind.name}: {failure.message}")
 
+    def _count_refusal(self, failure: Failure) -> None:
+        """Raises UserError where one request after the other is refused with the same words, whatever the numbers.
+
+        Once the server has answered others, only DENIED counts: a folder may hold many pictures in a row that a
+        filter of the server refuses with 400.
+        """
+        words = re.sub(r"\d+", "", failure.message)
+        self._refused_in_a_row = self._refused_in_a_row + 1 if words == self._refused else 1
+        self._refused = words
+        if self._refused_in_a_row >= REFUSED_IN_A_ROW and (failure.kind == DENIED or not self._answered):
+            raise UserError(
+                f"{self._url} refuses one request after the other ({failure.message}): check `model:`, the token and "
+                "the log of the server, or set a smaller `max_new_tokens` (describe) or `max_tokens` (structure); then "
+                "rerun"
+            )
+
     async def _is_up(self) -> bool:
         import httpx2
 
         try:
-            async with asyncio.timeout(CHECK_TIMEOUT_S), self._new_client() as client:
-                return (await client.get("models")).status_code < 500
+            with explaining(self._url):
+                async with asyncio.timeout(CHECK_TIMEOUT_S), self._new_client() as client:
+                    return (await client.get("models")).status_code < 500
         except (TimeoutError, httpx2.HTTPError):
             return False
 
@@ -286,7 +343,7 @@ class JsonEndpoint(Endpoint):
     """Conversations whose answers are JSON of one schema."""
 
     def __init__(self, url: str, model: str, schema: Mapping[str, Any]) -> None:
-        super().__init__(url, model, response_formats(schema))
+        super().__init__(url, model, response_formats(schema), (REFUSED, FAILED))  # llama_cpp.server answers 500
 
     def generate(
         self, conversations: Sequence[Sequence[Message]], gbnf: str, max_tokens: int, slots: int
@@ -323,7 +380,8 @@ def models_of(url: str) -> list[str]:
 
     secret = token()
     try:
-        response = httpx2.get(f"{url.rstrip('/')}/models", headers=headers(secret), timeout=CHECK_TIMEOUT_S)
+        with explaining(url):
+            response = httpx2.get(f"{url.rstrip('/')}/models", headers=headers(secret), timeout=CHECK_TIMEOUT_S)
     except httpx2.HTTPError as error:
         raise UserError(
             f"{url} does not answer ({reason(error)}): start the server, or set `endpoint:` to where it is"
@@ -335,6 +393,22 @@ def models_of(url: str) -> list[str]:
         return [str(each["id"]) for each in response.json()["data"]]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{url} is not an OpenAI-compatible server ({words}): check `endpoint:`") from None
+
+
+@contextlib.contextmanager
+def explaining(url: str) -> Iterator[None]:
+    """A block that connects. Raises UserError for an address, a proxy or a file of certificates that is of no use."""
+    import httpx2
+
+    try:
+        yield
+    except TimeoutError:
+        raise
+    except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
+        raise UserError(
+            f"{url} cannot be asked ({reason(error)}): check `endpoint:`, and ALL_PROXY, HTTP_PROXY, HTTPS_PROXY "
+            "and SSL_CERT_FILE of the environment"
+        ) from None
 
 
 def token() -> str:
@@ -360,29 +434,58 @@ def answer_of(content: Any) -> Answer:
     """The answer in the JSON of a response. Raises what an unexpected form of it leads to."""
     choice = content["choices"][0]
     message = choice["message"]
-    text = message.get("content") or message.get("refusal") or ""
-    if not isinstance(text, str):
-        raise TypeError
+    text = text_of(message.get("content") or message.get("refusal") or "")
+    begins = reasoning_length(text)
     return Answer(
-        without_reasoning(text),
-        choice.get("finish_reason") not in ("length", "content_filter"),
+        text[begins:].strip() if begins else text,
+        choice.get("finish_reason") in COMPLETE,
         int((content.get("usage") or {}).get("completion_tokens") or 0),
         confidence_of(choice.get("logprobs")),
     )
 
 
+def text_of(content: Any) -> str:
+    """The text of a message, which is one or comes in parts. Raises TypeError for anything else."""
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content if part["type"] == "text")
+    if not isinstance(content, str):
+        raise TypeError
+    return content
+
+
 def confidence_of(logprobs: Any) -> float | None:
-    """The mean probability of the tokens, which most servers give without the end-of-turn token."""
-    tokens = (logprobs or {}).get("content") or []
-    return sum(math.exp(min(0.0, each["logprob"])) for each in tokens) / len(tokens) if tokens else None
+    """The mean probability of the tokens, which most servers give without the end-of-turn token; None without any.
+
+    Those of reasoning are left out where their texts show which they are.
+    """
+    try:
+        tokens = (logprobs or {}).get("content") or []
+        values = [float(each["logprob"]) for each in tokens]
+        texts = [str(each.get("token") or "") for each in tokens]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    begins = reasoning_length("".join(texts))
+    starts = accumulate(map(len, texts), initial=0)
+    kept = [value for value, start in zip(values, starts, strict=False) if start >= begins]
+    if not kept or any(map(math.isnan, kept)):
+        return None
+    return sum(math.exp(min(0.0, value)) for value in kept) / len(kept)
 
 
-def without_reasoning(text: str) -> str:
-    """The text without the block that a reasoning model begins with; empty where the block has no end."""
-    _, end, after = text.rpartition("</think>")
-    if end:
-        return after.strip()
-    return "" if text.lstrip().startswith("<think>") else text
+def reasoning_length(text: str) -> int:
+    """How many characters of a text are reasoning that comes before the answer; all, where it does not end.
+
+    A server whose template opens the reasoning gives its end alone, and a blank line after it: no text of JSON holds
+    that, as a line break is escaped there.
+    """
+    for opening, closing in REASONING:
+        if text.lstrip().startswith(opening):
+            return len(text) - len(text.partition(closing)[2])
+    if not any(opening in text for opening, _ in REASONING):
+        for _, closing in REASONING:
+            if (end := text.find(f"{closing}\n\n")) >= 0:
+                return end + len(closing)
+    return 0
 
 
 def data_url(image: "Image") -> str:
@@ -399,11 +502,11 @@ def data_url(image: "Image") -> str:
 
 
 def wait_s(failures: int, wanted_s: float | None) -> float:
-    """Seconds before the next try: what the server wants, else twice as long each time; and not the same for all."""
-    exponential_s = FIRST_WAIT_S * 2.0 ** (failures - 1)
-    if wanted_s is not None:
-        return min(wanted_s, LONGEST_WAIT_S) + random.uniform(0, FIRST_WAIT_S)
-    return min(exponential_s, LONGEST_WAIT_S) * random.uniform(0.5, 1)
+    """Seconds before the next try: twice as long each time, and what the server wants; not the same for all."""
+    exponential_s = min(FIRST_WAIT_S * 2.0 ** (failures - 1), LONGEST_WAIT_S) * random.uniform(0.5, 1)
+    if wanted_s is None:
+        return exponential_s
+    return max(exponential_s, min(wanted_s, LONGEST_WAIT_S) + random.uniform(0, FIRST_WAIT_S))
 
 
 def retry_after_s(value: str | None) -> float | None:

@@ -11,15 +11,10 @@ from typing import Any, ClassVar
 
 from PIL.Image import Image
 
+from vec_pipeline.engines import REASONING
+
 Tokens = list[int]
 
-REASONING = (  # what encloses the reasoning of a model that thinks before it answers
-    ("<think>", "</think>"),  # Qwen, GLM, InternVL and most others
-    ("<|channel>", "<channel|>"),  # Gemma 4
-    ("[THINK]", "[/THINK]"),  # Mistral
-    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Cohere
-    ("◁think▷", "◁/think▷"),  # Kimi
-)
 CHANNEL = re.compile(r"(?<=<\|channel>)\w*$")  # Gemma 4 names a channel at its beginning: <|channel>thought
 FRAME = re.compile(r"</?answer>|<\|(begin|end)_of_box\|>")  # which GLM puts around what it says after reasoning
 OWN_QUESTIONS = {  # of families that answer no others, by model type and detail; empty: an image alone is captioned

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vec_pipeline import device
 from vec_pipeline.device import Device
+from vec_pipeline.engines import Answer
 from vec_pipeline.engines.endpoint import PictureEndpoint
 from vec_pipeline.prompts import PROMPTS, filled, placeholders
-from vec_pipeline.record import OF_FILE, Need, UserError, Values
+from vec_pipeline.record import OF_FILE, Interrupted, Need, UserError, Values
 from vec_pipeline.remote import RemoteStage
 
 if TYPE_CHECKING:
@@ -211,17 +212,21 @@ class Describe(RemoteStage):
 
     def run(self, model: "Model", rows: list[Values], at_once: int) -> list[Values]:
         asked = {"questions": [filled(self.prompt, row) for row in rows]} if self.placeholders else {}
-        answers = model.generate([row["image"] for row in rows], at_once, **asked)
-        return [
-            {
-                "text": answer.text.strip(),
-                "text_confidence": None if answer.confidence is None else round(answer.confidence, 4),
-                "is_truncated": not answer.is_complete,
-            }
-            if not answer.error
-            else {"error": answer.error}
-            for answer in answers
-        ]
+        try:
+            answers = model.generate([row["image"] for row in rows], at_once, **asked)
+        except Interrupted as error:
+            raise Interrupted(str(error), [answer and columns(answer) for answer in error.results]) from None
+        return [columns(answer) for answer in answers]
+
+
+def columns(answer: Answer) -> Values:
+    if answer.error:
+        return {"error": answer.error}
+    return {
+        "text": answer.text.strip(),
+        "text_confidence": None if answer.confidence is None else round(answer.confidence, 4),
+        "is_truncated": not answer.is_complete,
+    }
 
 
 def quantization_config(quantization: str, dtype: Any) -> Any:

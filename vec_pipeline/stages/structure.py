@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal
 
 from vec_pipeline import device, weights
 from vec_pipeline.device import Device
-from vec_pipeline.engines import Message, PromptSize, grammar
+from vec_pipeline.engines import Answer, Message, PromptSize, grammar
 from vec_pipeline.engines.endpoint import JsonEndpoint
 from vec_pipeline.prompts import PROMPTS
-from vec_pipeline.record import Need, UserError, Values, Worker
+from vec_pipeline.record import Interrupted, Need, UserError, Values, Worker
 from vec_pipeline.remote import RemoteStage
 
 KV_GB_PER_TOKEN = 131_072 / 1e9  # Llama 3.1 8B in f16
@@ -25,6 +25,7 @@ FEW_ROWS = 8  # that memory should hold at least, and up to which a shared conte
 RESERVE_GB = 1.0  # free memory that is left to llama.cpp's buffers and to the other models
 CONTEXT_STEP_TOKENS = 256  # llama.cpp rounds contexts up to it
 PART = re.compile(r"-\d{5}(-of-(\d{5})\.gguf)$")  # the end of a file's name, where a model has several
+FENCE = re.compile(r"\s*```\w*\s*(.*?)```\s*", re.DOTALL)  # of Markdown, around JSON of a server without a grammar
 NOT_IN_A_NAME = ("Cc", "Cs", "Zl", "Zp")  # kinds of characters: controls, halves of characters, line breaks
 
 
@@ -190,18 +191,27 @@ class Structure(RemoteStage):
         schema = self.schema()
         conversations = [self._conversation(row["text"]) for row in rows if row["text"].strip()]
         max_tokens = self.max_tokens or grammar.max_bytes(schema)
-        asked = model.generate(conversations, grammar.to_gbnf(schema), max_tokens, at_once) if conversations else []
-        answers = iter(asked)
-        empty = dict.fromkeys(self.writes, "")
-        return [self._columns(next(answers)) if row["text"].strip() else dict(empty) for row in rows]
+        try:
+            asked = model.generate(conversations, grammar.to_gbnf(schema), max_tokens, at_once) if conversations else []
+        except Interrupted as error:
+            raise Interrupted(str(error), self._results(rows, error.results)) from None
+        return self._results(rows, asked)
 
-    def _columns(self, answer: Any) -> Values:
+    def _results(self, rows: Sequence[Values], answers: Sequence[Any]) -> list[Any]:
+        """The columns of each row; None where its answer is."""
+        columns = iter([answer and self._columns(answer) for answer in answers])
+        return [next(columns) if row["text"].strip() else dict.fromkeys(self.writes, "") for row in rows]
+
+    def _columns(self, answer: Answer) -> Values:
         if answer.error:
             return {"error": answer.error}
         if not answer.is_complete:
             return {"llama_extracted": answer.text, "error": f"CutAnswer: the JSON ends after {answer.tokens} tokens"}
+        if self.is_remote and not answer.text.strip():
+            return {"llama_extracted": answer.text, "error": "EmptyAnswer: the server's answer holds no text"}
+        schema = self.schema()
         try:
-            extracted = grammar.parse(answer.text, self.schema())
+            extracted = grammar.parse(fitted_json(answer.text, schema) if self.is_remote else answer.text, schema)
         except ValueError as error:
             return {"llama_extracted": answer.text, "error": f"ValueError: {error}"}
         return {
@@ -234,6 +244,26 @@ class Structure(RemoteStage):
                 "image_text": {"type": "string", "maxLength": 400},
             },
         }
+
+
+def fitted_json(text: str, schema: Mapping[str, Any]) -> str:
+    """A server's answer as our grammar has it, as far as that changes no meaning. Raises ValueError for no JSON."""
+    fenced = FENCE.fullmatch(text)
+    try:
+        return json.dumps(fitted(json.loads(fenced[1] if fenced else text), schema))
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+
+
+def fitted(value: Any, schema: Mapping[str, Any]) -> Any:
+    """The value with its keys in order, and strings and lists cut to their bounds; the rest as it is."""
+    if isinstance(value, dict) and value.keys() == schema.get("properties", {}).keys():
+        return {name: fitted(value[name], each) for name, each in schema["properties"].items()}
+    if isinstance(value, list) and "items" in schema:
+        return [fitted(each, schema["items"]) for each in value if each != ""][: schema["maxItems"]]
+    if isinstance(value, str) and "maxLength" in schema:
+        return value[: schema["maxLength"]]
+    return value
 
 
 def distinct(keywords: list[str]) -> list[str]:
