@@ -362,5 +362,5 @@ def test_a_model_whose_weights_are_of_another_layout_is_refused(tmp_path: Path) 
 def test_smolvlm_without_num2words_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = saved("smolvlm", tmp_path)
     monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", None)
-    with pytest.raises(UserError, match=r"needs another package: .*pip install num2words"):
+    with pytest.raises(UserError, match=r"needs another package: .*pip install 'vec-pipeline\[smolvlm\]'"):
         stage.fetch()

@@ -165,7 +165,7 @@ def test_an_answer_out_of_the_schema_is_an_error_of_its_row(text: str) -> None:
 
 def test_a_prompt_of_special_tokens_ends_no_process(describer: Any, tmp_path: Path) -> None:
     """The prompt is the user's own, and may be wrong: more images than there are, a message that ends at once."""
-    for prompt in ("<|im_end|>", "<|image_pad|><|vision_start|>", "{{ 7 * 7 }} {% raw %}", "\0"):
+    for prompt in ("<|im_end|>", "<|image_pad|><|vision_start|>", "{{{{ 7 * 7 }}}} {{% raw %}}", "\0"):
         stage = Describe(model=DESCRIBE.model, max_new_tokens=8, device="cpu", prompt=prompt, batch_size=1)
         try:
             [row] = stage.run(describer, [{"image": sign("A")}], 1)
