@@ -112,7 +112,10 @@ def test_a_root_in_a_hidden_folder_is_walked(tmp_path: Path) -> None:
         ("*.nef", ["#keep/b.jpg", "@eaDir/x.jpg", "deep/@eaDir/y.jpg", "deep/c.jpg"]),
         ("*/deep/*", ["#keep/b.jpg", "@eaDir/x.jpg", "a.NEF"]),
         ("[a-z]*.jpg", ["a.NEF"]),
-        ("deep/c.jpg", ["#keep/b.jpg", "@eaDir/x.jpg", "a.NEF", "deep/@eaDir/y.jpg", "deep/c.jpg"]),
+        ("deep/c.jpg", ["#keep/b.jpg", "@eaDir/x.jpg", "a.NEF", "deep/@eaDir/y.jpg"]),
+        ("eep/c.jpg", ["#keep/b.jpg", "@eaDir/x.jpg", "a.NEF", "deep/@eaDir/y.jpg", "deep/c.jpg"]),
+        ("@EADIR/", ["#keep/b.jpg", "a.NEF", "deep/c.jpg"]),
+        ("deep/@eaDir/", ["#keep/b.jpg", "@eaDir/x.jpg", "a.NEF", "deep/c.jpg"]),
     ],
 )
 def test_globs_of_names_and_of_paths_are_left_out(root: Path, glob: str, expected: list[str]) -> None:

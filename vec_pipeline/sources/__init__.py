@@ -54,18 +54,22 @@ def source_classes(modules: tuple[str, ...] = ()) -> list[type[Source]]:
 def glob_finder(globs: Sequence[str]) -> Callable[[str, str], str]:
     """Return a function of a name and its path that returns the first glob that they match, or an empty text.
 
-    A glob with a slash is one of paths, where * stands for slashes too; any other is one of names. Case does not count.
+    A glob with a slash before its end is one of paths, where * stands for slashes too, and of their ends where it does
+    not begin with / or *; any other is one of names. Case does not count.
     """
-    any_name, any_path = (
-        re.compile("|".join(fnmatch.translate(each) for each in some) or "(?!)", re.IGNORECASE)
-        for some in ([each for each in globs if "/" not in each], [each for each in globs if "/" in each])
-    )
-    patterns = [(each, re.compile(fnmatch.translate(each), re.IGNORECASE)) for each in globs]
+    patterns = []
+    for each in globs:
+        pattern = each.rstrip("/")
+        is_of_path = "/" in pattern
+        if is_of_path and not pattern.startswith(("/", "*")):
+            pattern = f"*/{pattern}"
+        patterns.append((each, is_of_path, re.compile(fnmatch.translate(pattern), re.IGNORECASE)))
+    any_pattern = re.compile("|".join(pattern.pattern for _, _, pattern in patterns) or "(?!)", re.IGNORECASE)
 
     def find(name: str, path: str) -> str:
-        if not any_name.match(name) and not any_path.match(path):
+        if not any_pattern.match(name) and not any_pattern.match(path):  # quick, for most
             return ""
-        return next(each for each, pattern in patterns if pattern.match(path if "/" in each else name))
+        return next((each for each, is_of_path, found in patterns if found.match(path if is_of_path else name)), "")
 
     return find
 
