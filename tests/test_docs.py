@@ -242,7 +242,7 @@ NOT_RUN: dict[str, tuple[str, Check]] = {
         ".venv/bin/python benchmarks/endpoint.py --delay-ms 50 500 --in-flight 16",
         ".venv/bin/python benchmarks/structure.py",
         ".venv/bin/python benchmarks/structure.py --gpu",
-        ".venv/bin/python benchmarks/structure.py --real --rounds 1",
+        ".venv/bin/python benchmarks/structure.py --real --rounds 1 --texts 16",
         ".venv/bin/python benchmarks/overhead.py --images 100000",
         ".venv/bin/python benchmarks/load.py",
         ".venv/bin/python benchmarks/resume.py --rows 1000000",
