@@ -224,7 +224,7 @@ class Scripted:
 
 
 def said(name: str, template: str, text: str, max_new_tokens: int = 300) -> Any:
-    """What the engine makes of an output of a family, with a template in the place of its own."""
+    """What the engine makes of an output of a family, with another template instead of its own."""
     model, processor = CHAT[name]()
     processor.chat_template = template or processor.chat_template
     model.generation_config.eos_token_id = processor.tokenizer.convert_tokens_to_ids("</s>")

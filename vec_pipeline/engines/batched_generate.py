@@ -50,7 +50,7 @@ class BatchedGenerate:
     ) -> list[Answer]:
         """Answer the question about each image, in order, `slots` images at a time.
 
-        questions: one for each image, in the place of the engine's own.
+        questions: one for each image, instead of the engine's own.
         """
         asked = list(questions or [self._question] * len(images))
         prompts = {question: self._family.prompt(question) for question in set(asked)}

@@ -172,7 +172,7 @@ def _sentence(folder: Path, error: Exception) -> str:
 
 
 def check_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Raise ValueError if a tokenizer of transformers knows no letters: without its files it is made all the same."""
+    """Raise ValueError if a tokenizer of transformers knows no letters: without its files it loads, empty."""
     known = set(tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]) - {tokenizer.unk_token_id}
     if not known:
         names = " or ".join(dict.fromkeys(["tokenizer.json", *tokenizer.vocab_files_names.values()]))

@@ -33,7 +33,7 @@ CHECK_TIMEOUT_S = 10.0  # of asking which models there are
 KEEP_ALIVE_S = 3.0  # below the 5 s after which uvicorn closes a connection that is not in use
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0  # before a request is repeated
 HUNG_IN_A_ROW = 8  # requests without an answer in time, and none with one between them: the server hangs
-REFUSED_IN_A_ROW = 5  # requests with the same words, and none answered: the cause is none of the pictures
+REFUSED_IN_A_ROW = 5  # refusals with the same words, and no answer yet: the pictures are not the cause
 LOSSLESS_PX = 512 * 512  # of a picture: up to here it is sent as PNG, beyond as JPEG
 JPEG_QUALITY = 95
 COMPLETE = ("stop", "eos", "eos_token", "tool_calls", "", None)  # why an answer ends that is whole
@@ -329,7 +329,7 @@ class PictureEndpoint(Endpoint):
     def generate(self, images: Sequence["Image"], slots: int, questions: Sequence[str] | None = None) -> list[Answer]:
         """Answer the question about each image, in order, with `slots` requests in flight.
 
-        questions: one for each image, in the place of the one that is asked about all.
+        questions: one for each image, instead of the one that is asked about all.
         """
         pairs = zip(images, questions or [self._question] * len(images), strict=True)
         return self.ask([partial(self._messages, *pair) for pair in pairs], self._max_new_tokens, slots)

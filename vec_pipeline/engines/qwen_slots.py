@@ -88,7 +88,7 @@ class QwenSlots:
     def generate(self, images: Sequence[Image], slots: int, questions: Sequence[str] | None = None) -> list[Answer]:
         """Answer the question about each image, in order, with at most `slots` images in the cache at once.
 
-        questions: one for each image, in the place of the engine's own.
+        questions: one for each image, instead of the engine's own.
 
         On any exception (out of memory, for example) the cache is freed, and the next call starts from scratch.
         """

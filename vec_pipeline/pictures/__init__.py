@@ -64,7 +64,7 @@ class Picture:
 
 
 def decode(content: bytes, limits: Limits) -> Picture:
-    """Decode a file by what it holds, whatever it is called.
+    """Decode a file by its content, not by its name.
 
     Raises TooManyPixels, MissingDecoder, PIL.UnidentifiedImageError, OSError where it is cut off, and what the library
     of its format raises.
