@@ -34,6 +34,10 @@ def test_detail_chooses_the_prompt_and_its_length() -> None:
     assert (own.question(), own.max_new_tokens) == ("What?", 7)
 
 
+def test_doubled_braces_are_braces_in_a_prompt_without_names_too() -> None:
+    assert Describe(model="a/b", prompt='Answer as {{"colour": "red"}}').question() == 'Answer as {"colour": "red"}'
+
+
 def test_a_csv_made_before_detail_goes_on() -> None:
     """Its settings name the length as a number, and neither of the new options."""
     settings = stage_settings(Describe(model="a/b"))

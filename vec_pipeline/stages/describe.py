@@ -126,8 +126,10 @@ class Describe(RemoteStage):
 
     def question(self) -> str:
         """What a model is asked that answers any question: families without a chat template have tasks of their own."""
+        if self.prompt:
+            return self.prompt if self.placeholders else filled(self.prompt, {})
         prompts = PROMPTS[self.language]
-        return self.prompt or {"brief": prompts.brief, "normal": prompts.describe, "full": prompts.full}[self.detail]
+        return {"brief": prompts.brief, "normal": prompts.describe, "full": prompts.full}[self.detail]
 
     def load(self) -> "Model":
         if self.is_remote:
