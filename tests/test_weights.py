@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from tests.conftest import PROJECT
 from tests.tiny_fasttext import write_fasttext
 from vec_pipeline import device, settings, weights
-from vec_pipeline.checks import check_download_space
+from vec_pipeline.checks import check_download_space, model_files
 from vec_pipeline.commands.run import fetched
 from vec_pipeline.config import load_config
 from vec_pipeline.memory import LoadError, ModelCache
@@ -342,7 +342,11 @@ def test_what_the_hub_does_not_have_is_said_before_the_download(hub: Hub) -> Non
         weights.missing_gb("org/nothing", ("*",))
     with pytest.raises(UserError, match="the hub has no branch, tag or commit 'v9'"):
         weights.missing_gb("org/words", ("*",), "v9")
+    with pytest.raises(UserError, match=r"^org/nothing: the hub has no model of that name"):
+        model_files(EmbedWords(model="org/nothing"))
+    assert " to download, " in model_files(EmbedWords(model="org/words"))
     weights.fetch("org/words", ("model.bin",))
+    assert " in the cache, " in model_files(EmbedWords(model="org/words"))
     hub.refs = hub.commits = {}
     assert weights.missing_gb("org/words", ("model.bin",)) == 0, "what is cached will do"
 

@@ -234,8 +234,7 @@ def model_files(stage: weights.ModelStage) -> str:
         return f"{stage.model} at {stage.endpoint}"
     where = "on this machine"
     if not weights.local_path(stage.model):
-        is_cached = weights.cached_path(stage.model, stage.revision) and not stage.missing_gb
-        where = "in the cache" if is_cached else "to download"
+        where = "to download" if stage.missing_gb else "in the cache"
     if where != "to download":
         stage.check(stage.path())
     need = stage.need()
