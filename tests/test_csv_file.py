@@ -21,6 +21,7 @@ import pytest
 from tests.conftest import EXAMPLES, PROJECT, run_worker
 from tests.resaved import BOM, READABLE, UNREADABLE
 from vec_pipeline import load_annotations
+from vec_pipeline.key_set import KeySet
 from vec_pipeline.record import COLUMNS, Record, UserError
 from vec_pipeline.sinks import csv_file, csv_rows
 from vec_pipeline.sinks.csv_file import CsvFile, encode_row
@@ -131,8 +132,8 @@ def test_texts_read_back_as_they_were(path: Path, text: str) -> None:
     assert table.loc[0, [*texts, "error"]].tolist() == [text] * 7
     assert saved(path) == {text: text, "/after.jpg": ""}
     with closing(CsvFile(path)) as sink:
-        assert set(sink.keys()) == {text, "/after.jpg"}
-        assert sink.failed == {text}
+        assert sink.keys() == KeySet({text, "/after.jpg"})
+        assert sink.failed == KeySet({text})
 
 
 def test_a_nul_and_half_a_character_cost_themselves_only(path: Path) -> None:
@@ -193,7 +194,7 @@ def test_a_file_cut_at_any_byte_is_repaired_and_completed(
         path.write_bytes(whole[:cut])
         with closing(CsvFile(path)) as sink:
             kept = sum(end <= cut for end in ends)
-            assert set(sink.keys()) == set(keys[:kept])
+            assert sink.keys() == KeySet(keys[:kept])
             assert (sink.rows, len(sink.failed)) == (kept, int(kept > 1))
             assert path.read_bytes() == (whole[: ends[kept - 1]] if kept else HEADER)
             sink.write(records[kept:])
@@ -205,7 +206,7 @@ def test_looking_at_a_cut_file_leaves_it_as_it_is(path: Path) -> None:
     torn = path.read_bytes() + b'"/c.jpg'
     path.write_bytes(torn)
     contents = contents_of(path)
-    assert (contents.rows, contents.keys, contents.failed) == (2, {"/a.jpg", "/b.jpg"}, {"/b.jpg"})
+    assert (contents.rows, contents.keys, contents.failed) == (2, KeySet({"/a.jpg", "/b.jpg"}), KeySet({"/b.jpg"}))
     assert contents.error_examples == [("/b.jpg", "describe: ValueError: no")]
     assert path.read_bytes() == torn
 
@@ -215,7 +216,7 @@ def test_what_was_read_before_is_not_trusted_of_a_file_that_grew(path: Path) -> 
     known = contents_of(path)
     write(path, [finished("/b.jpg")])
     with closing(CsvFile(path, known=known)) as sink:
-        assert set(sink.keys()) == {"/a.jpg", "/b.jpg"}
+        assert sink.keys() == KeySet({"/a.jpg", "/b.jpg"})
     assert list(saved(path)) == ["/a.jpg", "/b.jpg"]
 
 
@@ -223,8 +224,8 @@ def test_a_file_with_the_line_ends_of_windows_is_continued(path: Path) -> None:
     write(path, [finished("/a.jpg"), failed("/b.jpg", "describe: ValueError: no")])
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     with closing(CsvFile(path)) as sink:
-        assert set(sink.keys()) == {"/a.jpg", "/b.jpg"}
-        assert sink.failed == {"/b.jpg"}
+        assert sink.keys() == KeySet({"/a.jpg", "/b.jpg"})
+        assert sink.failed == KeySet({"/b.jpg"})
         sink.write([finished("/c.jpg")])
     table = load_annotations(path)
     assert table["image_path"].tolist() == ["/a.jpg", "/b.jpg", "/c.jpg"]
@@ -241,7 +242,7 @@ def test_a_blank_line_at_the_end_is_harmless(path: Path) -> None:
     with path.open("ab") as file:
         file.write(b"\n")
     with closing(CsvFile(path)) as sink:
-        assert set(sink.keys()) == {"/a.jpg"}
+        assert sink.keys() == KeySet({"/a.jpg"})
         sink.write([finished("/b.jpg")])
     assert load_annotations(path)["image_path"].tolist() == ["/a.jpg", "/b.jpg"]
 
@@ -263,8 +264,8 @@ def test_a_file_that_another_program_saved_is_continued(path: Path, program: str
     write(path, records, extra_columns=("flags",))
     path.write_bytes(READABLE[program](path.read_bytes()))
     with closing(CsvFile(path, ("flags",))) as sink:
-        assert set(sink.keys()) == {record.key for record in records}
-        assert sink.failed == {"/b.jpg", "/c.jpg"}
+        assert sink.keys() == KeySet({record.key for record in records})
+        assert sink.failed == KeySet({"/b.jpg", "/c.jpg"})
         sink.write([finished("/d.jpg")])
     write(path, [finished("/b.jpg")], extra_columns=("flags",), retry_errors=True, drop=["/c.jpg"])
     sink = CsvFile(path, ("flags", "faces"), refresh=True)
@@ -436,7 +437,7 @@ def test_a_second_worker_is_kept_out_until_the_first_is_gone(path: Path) -> None
         finally:
             worker.kill()
     with closing(CsvFile(path)) as sink:
-        assert set(sink.keys()) == {"/a.jpg"}
+        assert sink.keys() == KeySet({"/a.jpg"})
 
 
 def test_a_place_without_locks_is_not_called_in_use(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,16 +488,16 @@ def some_failed(path: Path) -> None:
 def test_images_with_an_error_need_work_only_when_errors_are_retried(path: Path) -> None:
     some_failed(path)
     with closing(CsvFile(path)) as sink:
-        assert set(sink.keys()) == {"/a\n.jpg", "/b.jpg", "/c.jpg", "/d.jpg", "/e.jpg"}
+        assert sink.keys() == KeySet({"/a\n.jpg", "/b.jpg", "/c.jpg", "/d.jpg", "/e.jpg"})
     with closing(CsvFile(path, retry_errors=True)) as sink:
-        assert set(sink.keys()) == {"/b.jpg", "/d.jpg"}
+        assert sink.keys() == KeySet({"/b.jpg", "/d.jpg"})
 
 
 def test_retried_rows_are_replaced_in_place_and_new_ones_appended(path: Path, frozen_clock: None) -> None:
     some_failed(path)
     with closing(CsvFile(path, retry_errors=True)) as sink:
         sink.write([finished("/c.jpg"), finished("/f.jpg"), failed("/a\n.jpg", "describe: ValueError: again")])
-        assert sink.failed == {"/a\n.jpg", "/e.jpg"}
+        assert sink.failed == KeySet({"/a\n.jpg", "/e.jpg"})
         assert sink.rows == 6
     untouched = failed("").error
     assert list(saved(path).items()) == [
@@ -590,7 +591,7 @@ def test_dropped_rows_are_left_out_atomically_and_the_others_kept_as_they_are(pa
     some_failed(path)
     rows = {key_and_error(row)[0]: row for is_header, _, row in rows_of(path) if not is_header}
     with closing(CsvFile(path, drop=["/a\n.jpg", "/d.jpg", "/nowhere.jpg"])) as sink:
-        assert (sink.rows, set(sink.failed)) == (3, {"/c.jpg", "/e.jpg"})
+        assert (sink.rows, sink.failed) == (3, KeySet({"/c.jpg", "/e.jpg"}))
         assert [key for key, _ in sink.error_examples] == ["/c.jpg", "/e.jpg"]
         assert set(saved(path)) == rows.keys(), "nothing is dropped before all is known"
         sink.write([finished("/f.jpg")])
@@ -612,7 +613,7 @@ def test_a_refresh_replaces_rows_all_at_once_and_adds_columns(path: Path, frozen
     before = path.read_bytes()
     sink = CsvFile(path, ("flags",), refresh=True)
     try:
-        assert set(sink.keys()) == set()
+        assert sink.keys() == KeySet()
         sink.write([finished("/b.jpg"), finished("/c.jpg")])
         assert path.read_bytes() == before
         assert sink.replace_rows() == 1, "/b.jpg says what it said before"

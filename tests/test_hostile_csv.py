@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vec_pipeline import load_annotations
+from vec_pipeline.key_set import KeySet
 from vec_pipeline.record import Record, UserError
 from vec_pipeline.sinks.csv_file import CsvFile
 from vec_pipeline.sinks.csv_rows import contents_of
@@ -150,5 +151,5 @@ def test_any_text_comes_back_as_it_was(
     assert [row[0], row[1], row[10]] == expected
     assert last[0] == "/last.jpg"
     known = contents_of(path, EXTRA)
-    assert known.keys == {expected[0], "/last.jpg"}
-    assert known.failed == ({expected[0]} if expected[2] else set())
+    assert known.keys == KeySet({expected[0], "/last.jpg"})
+    assert known.failed == KeySet({expected[0]} if expected[2] else ())

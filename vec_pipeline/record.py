@@ -1,6 +1,6 @@
 """What flows through the worker, and the shapes that plug into it: stages, sources, sinks."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -57,7 +57,8 @@ class Content(Protocol):
     link: an address that a browser opens, or empty.
     """
 
-    link: str
+    @property
+    def link(self) -> str: ...
 
     def read(self) -> bytes:
         """Return the bytes. Raises OSError, or what the place they come from raises."""
@@ -66,6 +67,37 @@ class Content(Protocol):
     def identity(self) -> str:
         """Return what changes with the bytes, without reading them: size and time, an ETag, a CRC. Raises as `read`."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """What the command line and config.yaml say of sources; each uses what concerns it. config.yaml explains them.
+
+    exclude: globs of names and of paths to leave out, where the argument holds several images.
+    column: of a list or a data set, which holds the address, the path or the picture; empty: one of the usual names.
+    keep: columns of a list or a data set that come along, each NAME or NAME=AS.
+    store: the folder of pictures that were downloaded; None where they are not kept.
+    temporary: the folder of files that are needed for a moment; a run empties it. None for the system's.
+    positions: the file in which a data set notes where it can start again; None for nowhere.
+    """
+
+    exclude: tuple[str, ...] = ()
+    column: str = ""
+    keep: tuple[str, ...] = ()
+    store: Path | None = None
+    temporary: Path | None = None
+    positions: Path | None = None
+    downloads_at_once: int = 64
+    downloads_per_host: int = 32
+    download_timeout_s: float = 60.0
+    download_attempts: int = 4
+    max_download_mb: int = 100
+    contact: str = ""
+    ignore_noai: bool = False
+    allow_private: bool = True
+
+
+ContentOf = Callable[[str], Content]  # the content of a key; raises UserError, of which NotFound is one
 
 
 @dataclass(slots=True)
@@ -190,10 +222,14 @@ class Source(Protocol):
     the command line; a key of one of its records is such an argument too, and stands for that image alone. An item that
     cannot be read is a record with an error, never the end of the stream.
 
-    exclude: globs of names and of paths to leave out, where the argument holds several images.
+    exclude: globs of names and of paths to leave out, where the argument holds several images. An `__init__` that also
+        has a parameter `options` is given the SourceOptions.
 
     columns: that come with each record, and their types.
     is_stream: it can be read once only, and its length is not known before.
+    is_counted: optional, False where it can be read again, and is too long to be counted before.
+    __length_hint__: optional, about how many records there are, where that is known at once.
+    resume: optional, a method that is given the keys that need no work, before the iteration that may begin after them.
     notes: after iteration, what was left out, a line each.
     failures: after iteration, what could not be listed and why, a line each; the exit status is 1 then.
 
@@ -219,15 +255,15 @@ class Sink(Protocol):
     """Where rows go.
 
     rows: how many it holds.
-    failed: keys of the rows that have an error.
+    failed: the rows that have an error.
     error_examples: the first few of these, with their errors.
     """
 
     rows: int
-    failed: Collection[str]
+    failed: Sized
     error_examples: Sequence[tuple[str, str]]
 
-    def keys(self) -> Collection[str]:
+    def keys(self) -> Container[str]:
         """The images that need no work; `write` adds to them."""
         ...
 

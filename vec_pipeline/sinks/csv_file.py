@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import orjson
 
+from vec_pipeline.key_set import KeySet
 from vec_pipeline.record import COLUMNS, Record, UserError, beside
 from vec_pipeline.sinks.csv_rows import (
     Contents,
@@ -65,16 +66,17 @@ class CsvFile:
             self._file.close()
             self._lock.close()
             raise
-        self._dropped = contents.keys & set(drop)
+        self._dropped = contents.keys & KeySet(drop)
         self.rows = contents.rows - len(self._dropped)
         self.failed = contents.failed - self._dropped
         self.error_examples = [example for example in contents.error_examples if example[0] not in self._dropped]
-        self._replaced = set(contents.keys if refresh else contents.failed if retry_errors else ()) - self._dropped
+        replaced = contents.keys if refresh else contents.failed if retry_errors else KeySet()
+        self._replaced = replaced - self._dropped
         self._keys = contents.keys - self._replaced
         self._is_refresh = refresh
         self._new_rows = Spool(path.parent)
 
-    def keys(self) -> Collection[str]:
+    def keys(self) -> KeySet:
         """The images that need no work."""
         return self._keys
 
@@ -87,9 +89,10 @@ class CsvFile:
         """Append rows. Raises UserError on a full disk, with whole rows left."""
         rows = {record.key: encode_row(row_of(record, self.header)) for record in records}
         self._append(b"".join(row for key, row in rows.items() if key not in self._replaced))
-        for key in self._replaced.intersection(rows):
+        replaced = [key for key in rows if key in self._replaced]
+        for key in replaced:
             self._save(self._new_rows.add, key, rows[key])
-        self.rows += len(rows.keys() - self._replaced)
+        self.rows += len(rows) - len(replaced)
         self._take_note(records)
 
     def _take_note(self, records: Sequence[Record]) -> None:

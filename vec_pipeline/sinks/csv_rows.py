@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from vec_pipeline.key_set import KeySet
 from vec_pipeline.record import COLUMNS, UserError
 
 BLOCK_BYTES = 1 << 23
@@ -57,8 +58,8 @@ class Contents:
     size_bytes: int = 0
     end_bytes: int = 0
     rows: int = 0
-    keys: set[str] = field(default_factory=set)
-    failed: set[str] = field(default_factory=set)
+    keys: KeySet = field(default_factory=KeySet)
+    failed: KeySet = field(default_factory=KeySet)
     error_examples: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, row: bytes) -> None:
@@ -81,6 +82,12 @@ def contents_of(path: Path, extra_columns: Sequence[str] = ()) -> Contents:
             return read_contents(file, path, (*COLUMNS, *extra_columns))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): use another --output") from None
+
+
+def keys_in(path: Path) -> Iterator[str]:
+    """Yield the key of each row of a CSV."""
+    with path.open("rb", buffering=0) as file:
+        yield from (key_and_error(row)[0] for is_header, _, row in whole_rows(file) if not is_header)
 
 
 def refuse_all_but_a_file(path: Path) -> None:
