@@ -1,0 +1,28 @@
+"""An address of the web: one image."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from vec_pipeline.downloads.addresses import is_address
+from vec_pipeline.downloads.web import WEB_COLUMNS, web_record
+from vec_pipeline.record import Record, SourceOptions
+
+
+class Url:
+    """The record of the image at an http or https address."""
+
+    columns: Mapping[str, str] = WEB_COLUMNS
+    is_stream = False
+    is_counted = False
+
+    def __init__(self, argument: str, exclude: Sequence[str] = (), options: SourceOptions | None = None) -> None:
+        self.notes: list[str] = []
+        self.failures: list[str] = []
+        self._url = argument
+        self._options = options or SourceOptions()
+
+    @classmethod
+    def accepts(cls, argument: str) -> bool:
+        return is_address(argument)
+
+    def __iter__(self) -> Iterator[Record]:
+        yield web_record(self._url, self._options)
