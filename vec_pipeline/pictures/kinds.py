@@ -15,7 +15,8 @@ SUFFIXES = RAW_SUFFIXES | frozenset(
 OTHER_SUFFIXES = frozenset(
     ".txt .md .csv .tsv .json .jsonl .xml .xmp .html .htm .css .js .py .sh .yaml .yml .toml .ini .log .sqlite .db .npy "
     ".npz .pt .safetensors .parquet .pdf .doc .docx .xls .xlsx .ppt .pptx .zip .tar .gz .tgz .7z .rar .mp4 .mov .m4v "
-    ".avi .mkv .webm .mts .3gp .mp3 .m4a .wav .flac .ogg .exe .dll .so .pyc .thm .aae .lrcat".split()
+    ".avi .mkv .webm .mts .3gp .mp3 .m4a .wav .flac .ogg .exe .dll .so .pyc .thm .aae .lrcat .part "
+    ".crdownload .partial .filepart .download".split()
 )
 
 SIGNATURES: tuple[tuple[str, int, bytes], ...] = (  # kind, offset, bytes

@@ -9,12 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from vec_pipeline.picture_names import notes_of
 from vec_pipeline.pictures import kinds
 from vec_pipeline.record import NotFound, Record, UserError
 from vec_pipeline.sources import glob_finder
 
-MOST_KINDS = 8  # of files left out that a note names
-SUFFIX = re.compile(r"\.[a-z0-9]{1,9}")  # of others, the note gives the number only
 REPORT = ("index.html", "gallery")  # what a report's folder holds
 MARK_OF_A_PAGE, MARK_WITHIN = b'<meta name="generator" content="vec_pipeline ', 4096  # bytes
 ESCAPED_BYTE = re.compile(r"\\x[89a-f][0-9a-f]")  # how a key spells a byte that is not UTF-8
@@ -33,6 +32,11 @@ class LocalFile:
     def identity(self) -> str:
         status = os.stat(self.path)
         return f"{status.st_size} {status.st_mtime_ns}"
+
+    def size_and_time(self) -> tuple[int, float]:
+        """Bytes, and seconds since 1970 at which it was modified last. Raises OSError."""
+        status = os.stat(self.path)
+        return status.st_size, status.st_mtime
 
     @property
     def link(self) -> str:
@@ -72,11 +76,7 @@ class Folder:
     @property
     def notes(self) -> list[str]:
         """After iteration: how many files and folders were left out, by kind."""
-        named = [kind for kind, _ in self.left_out.most_common() if not kind.startswith(".") or SUFFIX.fullmatch(kind)]
-        others = self.left_out.total() - sum(self.left_out[kind] for kind in named[:MOST_KINDS])
-        parts = [f"{self.left_out[kind]:,} {kind}" for kind in named[:MOST_KINDS]]
-        parts += [f"{others:,} of other kinds"] if others else []
-        return [f"left out: {', '.join(parts)}"] if parts else []
+        return notes_of(self.left_out)
 
     def __iter__(self) -> Iterator[Record]:
         if self._found is not None:
