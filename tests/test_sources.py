@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.conftest import EXAMPLES, PROJECT, run_worker
 from vec_pipeline.commands.run import own_files
-from vec_pipeline.record import NotFound, UserError
+from vec_pipeline.record import NotFound, SourceOptions, UserError
 from vec_pipeline.sources import content_of, open_source
 from vec_pipeline.sources.folder import Folder, path_of
 
@@ -446,7 +446,7 @@ def test_a_file_whose_kind_cannot_be_told_does_not_stop_the_walk(root: Path) -> 
 def test_several_arguments_are_one_source(root: Path, tmp_path: Path) -> None:
     make(root, "a.jpg", "output/b.jpg", "closed/c.jpg")
     make(tmp_path, "single.png")
-    source = open_source([str(tmp_path / "single.png"), str(root)], exclude=["output"])
+    source = open_source([str(tmp_path / "single.png"), str(root)], options=SourceOptions(exclude=("output",)))
     keys = [record.key.removeprefix(f"{os.path.realpath(tmp_path)}/") for record in source]
     assert keys == ["single.png", "photos/a.jpg", "photos/closed/c.jpg"]
     assert source.notes == ["left out: 1 output"]

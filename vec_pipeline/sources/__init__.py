@@ -1,40 +1,62 @@
 """Where images come from: one file, one source. Which one an argument or a key belongs to is decided here alone."""
 
 import fnmatch
+import functools
 import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import islice
+from operator import length_hint
 
-from vec_pipeline.record import Content, Record, Source, UserError
+from vec_pipeline.record import Content, Record, Source, SourceOptions, UserError
 
+DEFAULT_OPTIONS = SourceOptions()
 LOCAL = "folder"  # the module that takes every argument that no other one accepts
 
 
-def open_source(arguments: Sequence[str], modules: Iterable[str] = (), exclude: Sequence[str] = ()) -> Source:
+def open_source(
+    arguments: Sequence[str], modules: Iterable[str] = (), options: SourceOptions = DEFAULT_OPTIONS
+) -> Source:
     """Make the source of some arguments of the command line, or of the key of one image.
 
     modules: that define sources beside those of this folder, as dotted paths.
-    exclude: globs of files and folders to leave out, see `glob_finder`.
 
     Raises UserError where an argument cannot be used.
     """
     classes = source_classes(tuple(modules))
-    opened = [next(cls for cls in classes if cls.accepts(each))(each, exclude) for each in arguments]
+    opened = [made(next(cls for cls in classes if cls.accepts(each)), each, options) for each in arguments]
     return opened[0] if len(opened) == 1 else Several(opened)  # type: ignore[return-value]
 
 
-def content_of(key: str, modules: Iterable[str] = ()) -> Content:
+def made(cls: type[Source], argument: str, options: SourceOptions) -> Source:
+    """A source of its class: one that is not of this package may have no use for options."""
+    has_options = "options" in inspect.signature(cls.__init__).parameters
+    return cls(argument, options.exclude, **({"options": options} if has_options else {}))
+
+
+def content_of(key: str, modules: Iterable[str] = (), options: SourceOptions = DEFAULT_OPTIONS) -> Content:
     """The bytes of one image. Raises NotFound where there is no such image, UserError where it is none."""
-    records = list(islice(open_source([key], modules), 2))
+    records = list(islice(open_source([key], modules, options), 2))
     if len(records) != 1 or "content" not in records[0].values:
         raise UserError(f"{key} is {records[0].error if len(records) == 1 else 'not one image'}: name an image")
     content: Content = records[0].values["content"]
     return content
 
 
+def is_counted(source: Source) -> bool:
+    """Whether what there is to do is counted before it is done."""
+    return not source.is_stream and getattr(source, "is_counted", True)
+
+
+def resume(source: Source, done: Container[str]) -> None:
+    """Let a source that can begin later leave out what needs no work, before it is iterated over."""
+    if begin := getattr(source, "resume", None):
+        begin(done)
+
+
+@functools.cache
 def source_classes(modules: tuple[str, ...] = ()) -> list[type[Source]]:
     """The sources there are, in the order in which they are asked. Raises UserError for a module that cannot be had."""
     own = sorted((info.name for info in pkgutil.iter_modules(__path__)), key=lambda name: (name == LOCAL, name))
@@ -81,14 +103,24 @@ class Several:
         self.sources = sources
         self.columns = {name: kind for source in sources for name, kind in source.columns.items()}
         self.is_stream = any(source.is_stream for source in sources)
+        self.is_counted = all(map(is_counted, sources))
 
     def __iter__(self) -> Iterator[Record]:
-        seen: set[str] = set()
+        from vec_pipeline.key_set import KeySet  # numpy, which `--help` does not wait for
+
+        seen = KeySet()
         for source in self.sources:
             for record in source:
                 if record.key not in seen:
                     seen.add(record.key)
                     yield record
+
+    def __length_hint__(self) -> int:
+        return sum(map(length_hint, self.sources))
+
+    def resume(self, done: Container[str]) -> None:
+        for source in self.sources:
+            resume(source, done)
 
     @property
     def notes(self) -> list[str]:
