@@ -3,14 +3,16 @@
 import argparse
 import os
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vec_pipeline.commands import ReaderGone, add_csv_argument, descriptor_of, is_stdout, is_stream, path, writing
+from vec_pipeline.commands import ReaderGone, add_csv_argument, descriptor_of, is_stdout, is_stream, writing
+from vec_pipeline.object_stores import without_login
 from vec_pipeline.record import UserError
 from vec_pipeline.terminal import plural
+from vec_pipeline.uploads import path_or_address, uploading
 
 if TYPE_CHECKING:
     from vec_pipeline.annotations import CsvReader
@@ -31,10 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=path,
+        type=path_or_address,
         metavar="PATH",
-        help="the file, - for stdout; a link is kept and its target replaced, a pipe or a device is written to; "
-        "for pgvector without --dsn, a folder for the database",
+        help="the file, - for stdout, or an address such as s3://bucket/rows.parquet; a link is kept and its target "
+        "replaced, a pipe or a device is written to; for pgvector without --dsn, a folder for the database",
     )
     parser.add_argument("--dsn", metavar="URL", help="pgvector: the server, as postgresql://user@host/database")
     parser.add_argument(
@@ -55,6 +57,8 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--to {options.to} does not take --delimiter")
     with CsvReader(options.csv) as reader:
         if options.to == "pgvector":
+            if isinstance(options.out, str):
+                raise UserError("--to pgvector needs a folder of this machine: a server runs in it")
             from vec_pipeline.commands.export import pgvector
 
             print(pgvector.export(reader, options.dsn, options.out))
@@ -68,19 +72,21 @@ def write(reader: "CsvReader", options: argparse.Namespace) -> int:
     """Write one file, and say what was written."""
     from vec_pipeline.commands.export import files
 
-    out: Path = options.out
-    refuse_output(out, reader.status(), options.to)
     writer = files.WRITERS[options.to]
     if options.delimiter:
         writer = partial(files.write_spreadsheet, delimiter=options.delimiter)
-    try:
-        with writing(out) as file:
-            written = writer(reader, file)
-    except ReaderGone:  # such as `head`, which has read enough
-        return READER_GONE
-    size = "" if is_stream(out) else f", {out.stat().st_size / 1e6:,.1f} MB"
+    is_remote = isinstance(options.out, str)
+    with uploading(options.out) if is_remote else nullcontext(options.out) as out:
+        refuse_output(out, reader.status(), options.to)
+        try:
+            with writing(out) as file:
+                written = writer(reader, file)
+        except ReaderGone:  # such as `head`, which has read enough
+            return READER_GONE
+        size = "" if is_stream(out) else f", {out.stat().st_size / 1e6:,.1f} MB"
     notes = "".join(f"; {note}" for note in written.notes)
-    said = f"{plural(written.rows, 'row')} in {'stdout' if is_stdout(out) else out}{size}{notes}"
+    where = "stdout" if is_stdout(out) else without_login(options.out) if is_remote else out
+    said = f"{plural(written.rows, 'row')} in {where}{size}{notes}"
     print(said, file=sys.stderr if is_stdout(out) else sys.stdout)
     return 0
 

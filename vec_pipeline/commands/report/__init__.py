@@ -3,15 +3,24 @@
 import argparse
 import os
 
-from vec_pipeline.commands import add_csv_argument, path
+from vec_pipeline.commands import add_csv_argument
+from vec_pipeline.object_stores import without_login
 from vec_pipeline.record import UserError
+from vec_pipeline.uploads import path_or_address, uploading_folder
 
 DEFAULT_COSINE = 0.97
+INDEX, THUMBNAILS = "index.html", "gallery/thumbnails"  # what a report's folder holds, the former once it is complete
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_csv_argument(parser)
-    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="the folder; open index.html in it")
+    parser.add_argument(
+        "--out",
+        type=path_or_address,
+        required=True,
+        metavar="DIR",
+        help="the folder, or an address such as s3://bucket/report; open index.html in it",
+    )
     parser.add_argument(
         "--duplicate-cosine",
         type=cosine,
@@ -37,7 +46,12 @@ def run(options: argparse.Namespace) -> int:
     from vec_pipeline.commands.report.report import make_report
 
     try:
-        print(make_report(options.csv, options.out, options.duplicate_cosine))
+        if not isinstance(options.out, str):
+            print(make_report(options.csv, options.out, options.duplicate_cosine))
+            return 0
+        with uploading_folder(options.out, INDEX, THUMBNAILS) as folder:
+            said = make_report(options.csv, folder, options.duplicate_cosine)
+        print(said.replace(str(folder), without_login(options.out).rstrip("/")))
     except OSError as error:
         raise UserError(
             f"{options.out} cannot be written ({error.strerror}): free some disk space, or name another folder"
