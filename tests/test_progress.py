@@ -175,3 +175,14 @@ def test_free_memory_may_be_asked_while_torch_is_being_imported(monkeypatch: pyt
     torch.__spec__._initializing = True
     monkeypatch.setitem(sys.modules, "torch", torch)
     assert device.gpu_free_gb() is None
+
+
+def test_an_estimate_is_called_one_and_is_dropped_once_it_is_exceeded(executor: Executor, clock: Clock) -> None:
+    progress = Progress(None, executor, io.StringIO(), about=2)
+    progress.count([Record("a")])
+    assert progress.line().startswith("1/about 2, ")
+    assert "left" in progress.line()
+    progress.count([Record("b"), Record("c")])
+    assert progress.line().startswith("3, ")
+    assert "left" not in progress.line()
+    progress.close()

@@ -17,7 +17,16 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from vec_pipeline.contract import check_declaration
-from vec_pipeline.record import COLUMN_TYPES, COLUMNS, OF_FILE, SOURCE_VALUES, Stage, UserError
+from vec_pipeline.record import (
+    COLUMN_TYPES,
+    COLUMNS,
+    OF_FILE,
+    SOURCE_VALUES,
+    SourceOptions,
+    Stage,
+    UserError,
+    beside,
+)
 
 LARGEST_CONFIG, LARGEST_NUMBER = 100_000, 10**12
 NAME = re.compile(r"[\w.-]+")  # of a stage or a column
@@ -48,6 +57,39 @@ class Config:
     log_level: Literal["debug", "info", "warning"] = "info"
     sources: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ("@eaDir", "#recycle", ".thumbnails")
+    store: Path | Literal["auto", "none"] = "auto"
+    downloads_at_once: int = 64
+    downloads_per_host: int = 32
+    download_timeout_s: float = 60.0
+    download_attempts: int = 4
+    max_download_mb: int = 100
+    contact: str = ""
+    ignore_noai: bool = False
+    allow_private: bool = True
+
+    @property
+    def store_path(self) -> Path | None:
+        """The folder of downloaded pictures; None where they are not kept."""
+        if isinstance(self.store, Path):
+            return self.store
+        return beside(self.output, "images") if self.store == "auto" else None
+
+    def source_options(self, column: str = "", keep: Sequence[str] = (), exclude: Sequence[str] = ()) -> SourceOptions:
+        """What sources are told: the options of the configuration, and those of the command line.
+
+        exclude: globs beside those of the configuration.
+        """
+        shared = {each.name for each in fields(SourceOptions)} & {each.name for each in fields(self)}
+        options = {name: getattr(self, name) for name in shared - {"exclude", "store"}}
+        return SourceOptions(
+            **options,
+            exclude=(*self.exclude, *exclude),
+            column=column,
+            keep=tuple(keep),
+            store=self.store_path,
+            temporary=beside(self.output, "downloads"),
+            positions=beside(self.output, "positions.json"),
+        )
 
     def extra_columns(self, of_source: Mapping[str, str]) -> dict[str, str]:
         """Columns after those of the contract, and their types: those that the source brings, then the stages'.

@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 Chunk = list[Record]
 Item = TypeVar("Item")
 READ_TOGETHER = 8  # images that a thread takes at once: the journal's marks cost more than a small image
-SYSTEMIC = re.compile(r"\S+: \w+: \[Errno (2|5|107|112|116)\]")  # ENOENT, EIO, ENOTCONN, EHOSTDOWN, ESTALE
+# ENOENT, EIO, ENOTCONN, EHOSTDOWN, ESTALE; or no network at all
+SYSTEMIC = re.compile(r"\S+: (?:NoNetwork: |\w+: \[Errno (2|5|107|112|116)\])")
 
 
 class Stopped(BaseException):

@@ -14,6 +14,7 @@ from vec_pipeline.record import Record
 from vec_pipeline.terminal import duration, plural
 
 if TYPE_CHECKING:
+    from vec_pipeline.downloads import Statistics
     from vec_pipeline.executor import Executor
 
 BAR_INTERVAL_S = 0.5
@@ -24,10 +25,20 @@ class Progress:
     """Shows done/total, speed, time left, errors, free GPU memory and the current stage until it is closed.
 
     total: images to do in this run; None where that is not known.
+    about: an estimate of it, or 0.
+    downloads: what has been fetched so far, if anything is.
     """
 
-    def __init__(self, total: int | None, executor: "Executor", stream: TextIO | None = None) -> None:
-        self.total = total
+    def __init__(
+        self,
+        total: int | None,
+        executor: "Executor",
+        stream: TextIO | None = None,
+        downloads: "Statistics | None" = None,
+        about: int = 0,
+    ) -> None:
+        self._total, self._about = total, about
+        self.downloads = downloads
         self.executor = executor
         self.stream = stream or sys.stderr
         self.done = 0
@@ -37,6 +48,12 @@ class Progress:
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._show_at_intervals, daemon=True)
         self._thread.start()
+
+    @property
+    def total(self) -> int | None:
+        """The total or its estimate, until more than that are done; None where there is neither."""
+        is_useful = self._total is None and self._about and self.done <= self._about
+        return self._about if is_useful else self._total
 
     def count(self, records: Sequence[Record]) -> None:
         """Count rows that were saved."""
@@ -52,12 +69,15 @@ class Progress:
         """One line that says where the run stands."""
         seconds = time.monotonic() - self._start_s
         speed = self.done / seconds if seconds else 0.0
-        of_total = "" if self.total is None else f"/{self.total:,}"
+        about = "about " if self._total is None else ""
+        of_total = "" if self.total is None else f"/{about}{self.total:,}"
         parts = [f"{self.done:,}{of_total}", f"{speed:.2f} images/s"]
         if speed and self.total is not None:
             parts.append(f"{duration((self.total - self.done) / speed)} left")
         if self.errors:
             parts.append(f"{self.errors.total():,} errors")
+        if self.downloads and self.downloads.line():
+            parts.append(self.downloads.line())
         if (free_gb := gpu_free_gb()) is not None:
             parts.append(f"{free_gb:.1f} GB GPU free")
         if self.executor.at_work:
@@ -71,6 +91,8 @@ class Progress:
         for name, spent in self.executor.seconds.items():
             load_s = self.executor.models.load_seconds[name]
             lines.append(f"  {name:<12} {spent - load_s:8.1f} s, and {load_s:.1f} s to load its model")
+        if self.downloads and self.downloads.line():
+            lines.append(f"  {self.downloads.line()}")
         for name, number in self.executor.retries.items():
             lines.append(f"  {number:,} x {name}: a batch failed and was tried in halves, see the log")
         lines += [f"  {number:,} x {kind}" for kind, number in self.errors.most_common()]

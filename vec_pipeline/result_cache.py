@@ -69,7 +69,7 @@ class ResultCache:
         """Those whose content is not what it was when their row was made, and those of which that is not known."""
         hashes = {hash_of(record.key): record for record in records}
         known = dict(self._select("SELECT image_path, identity FROM pictures WHERE image_path IN", list(hashes)))
-        changed = [r for name, r in hashes.items() if name in known and known[name] != identity_of(r)]
+        changed = [record for name, record in hashes.items() if name in known and has_changed(record, known[name])]
         return changed, [record for name, record in hashes.items() if name not in known]
 
     def close(self) -> None:
@@ -79,6 +79,16 @@ class ResultCache:
         for start in range(0, len(keys), QUERY_KEYS):
             some = keys[start : start + QUERY_KEYS]
             yield from self._database.read(f"{query} ({','.join('?' * len(some))})", tuple(some))
+
+
+def has_changed(record: Record, before: bytes) -> bool:
+    """Whether a record's content is another than it was; where nobody can tell without fetching it, it is not."""
+    try:
+        return hash_of([record.key, record.values["content"].identity()]) != before
+    except FileNotFoundError:
+        return True
+    except Exception:  # of any place that content comes from
+        return False
 
 
 def identity_of(record: Record) -> bytes:

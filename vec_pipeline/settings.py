@@ -22,11 +22,15 @@ class Recorded:
     columns: every column's type, by name.
     stages: by name, their options, and what else decides their results.
     sources: modules beside `vec_pipeline.sources` that its keys came from.
+    source_columns: of the columns, those that sources brought.
+    store: the folder of downloaded pictures, from the CSV's own folder on; empty where they are not kept.
     """
 
     columns: dict[str, str] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
+    source_columns: list[str] = field(default_factory=list)
+    store: str = ""
 
 
 def settings_path(csv_path: Path) -> Path:
@@ -40,7 +44,7 @@ def recorded_settings(csv_path: Path) -> Recorded:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(content.get("stages"), dict):  # of a version that recorded the stages alone
             content = {"stages": content}
-        recorded = Recorded(**{name: content[name] for name in ("columns", "stages", "sources") if name in content})
+        recorded = Recorded(**{each.name: content[each.name] for each in fields(Recorded) if each.name in content})
         if is_valid(recorded):
             return recorded
     except FileNotFoundError:
@@ -56,7 +60,8 @@ def is_valid(recorded: Recorded) -> bool:
         isinstance(recorded.columns, dict)
         and all(kind in COLUMN_TYPES for kind in recorded.columns.values())
         and all(isinstance(options, dict) for options in recorded.stages.values())
-        and isinstance(recorded.sources, list)
+        and all(isinstance(names, list) for names in (recorded.sources, recorded.source_columns))
+        and isinstance(recorded.store, str)
     )
 
 
@@ -160,8 +165,21 @@ def check_settings(csv_path: Path, stages: Sequence[Stage], header: Sequence[str
         )
 
 
+def columns_of_sources(csv_path: Path, columns: Mapping[str, str]) -> dict[str, str]:
+    """The columns, and their types, that the sources of a CSV have brought so far, and those that one brings now."""
+    recorded = recorded_settings(csv_path)
+    before = {name: recorded.columns[name] for name in recorded.source_columns if name in recorded.columns}
+    return {**before, **columns}
+
+
 def write_settings(
-    csv_path: Path, stages: Sequence[Stage], asked: Iterable[Stage], columns: Mapping[str, str], sources: Sequence[str]
+    csv_path: Path,
+    stages: Sequence[Stage],
+    asked: Iterable[Stage],
+    columns: Mapping[str, str],
+    sources: Sequence[str],
+    source_columns: Iterable[str] = (),
+    store: Path | None = None,
 ) -> None:
     """Write the settings beside the CSV, atomically. Raises UserError where there is no space left.
 
@@ -169,13 +187,21 @@ def write_settings(
     asked: the stages as they are configured.
     columns: of the CSV, and their types.
     sources: modules that its keys come from.
+    source_columns: of the columns, those that sources bring.
+    store: the folder of downloaded pictures, if they are kept.
     """
     configured = {stage.name: stage for stage in asked}
     found = {stage.name: stage_settings(configured[stage.name]) for stage in stages}
     for stage in stages:
         if stage != configured[stage.name]:
             found[stage.name]["commit"] = getattr(stage, "revision", "")
-    content = {"columns": dict(columns), "sources": list(sources), "stages": found}
+    content = {
+        "columns": dict(columns),
+        "sources": list(sources),
+        "source_columns": [name for name in source_columns if name in columns],
+        "store": os.path.relpath(store, csv_path.parent) if store else "",
+        "stages": found,
+    }
     text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
     new = settings_path(csv_path).with_suffix(".new")
     try:

@@ -31,6 +31,10 @@ class Interrupt:
         if not self._is_shielded:
             raise KeyboardInterrupt
 
+    def accept(self) -> None:
+        """It has been acted on: what follows goes on to its end."""
+        self._is_asked = False
+
     @contextmanager
     def shield(self) -> Iterator[None]:
         """A block that an interrupt waits for."""

@@ -29,6 +29,18 @@ def add_csv_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what tells which columns of a list or a data set are used."""
+    parser.add_argument("--column", default="", metavar="NAME", help="of a list or a data set: where its pictures are")
+    parser.add_argument(
+        "--keep",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="NAME,...",
+        help="further columns of a list or a data set to be kept; NAME=AS gives one another name",
+    )
+
+
 def blocks_with_bar(reader: "CsvReader", columns: Sequence[str] = (), **options: Any) -> Iterator["Block"]:
     """Yield from `reader.blocks`, with a progress bar if stderr is a terminal."""
     from tqdm import tqdm

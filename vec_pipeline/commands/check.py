@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from vec_pipeline.commands import CONFIG_HELP, path
+from vec_pipeline.commands import CONFIG_HELP, add_source_arguments, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,6 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="*", metavar="SOURCE", help="what will be annotated, for the columns it brings")
     parser.add_argument("--config", type=path, default=Path("config.yaml"), metavar="FILE", help=CONFIG_HELP)
     parser.add_argument("--output", type=path, metavar="FILE", help="the CSV (default: the configuration's `output`)")
+    add_source_arguments(parser)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="set an option, e.g. describe.batch_size=4"
     )
@@ -25,5 +26,6 @@ def run(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.set)
     config = replace(config, output=options.output or config.output)
-    columns = open_source(options.source, config.sources).columns if options.source else {}
+    wanted = config.source_options(options.column, options.keep)
+    columns = open_source(options.source, config.sources, wanted).columns if options.source else {}
     return 0 if print_all(findings(config, columns)) else 2

@@ -10,15 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vec_pipeline.commands import CONFIG_HELP, path
-from vec_pipeline.commands.run.messages import start_log, stderr_in
-from vec_pipeline.record import COLUMNS, Record, Source, Stage, UserError, beside
+from vec_pipeline.commands import CONFIG_HELP, add_source_arguments, path
+from vec_pipeline.commands.run.messages import start_log
+from vec_pipeline.commands.run.order import ORDER_HELP, order_type
+from vec_pipeline.record import COLUMNS, Source, Stage, UserError, beside
 from vec_pipeline.terminal import INTERRUPTED, Interrupt, plural, visible
 
 if TYPE_CHECKING:
     from vec_pipeline.commands.run.todo import Todo
     from vec_pipeline.config import Config
-    from vec_pipeline.progress import Progress
     from vec_pipeline.result_cache import ResultCache
     from vec_pipeline.sinks.csv_file import CsvFile
     from vec_pipeline.sinks.csv_rows import Contents
@@ -33,10 +33,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "exit status: 0 every image has a row without error; 1 some rows have an error, or a folder could not be "
         "listed; 2 unusable arguments, configuration, models or output file; 130 interrupted, finished rows are saved"
     )
-    parser.add_argument("source", nargs="+", metavar="SOURCE", help="folders, walked recursively, or images")
+    parser.add_argument(
+        "source",
+        nargs="+",
+        metavar="SOURCE",
+        help="folders, images, lists of addresses, archives, data sets, buckets: see docs/sources.md",
+    )
     parser.add_argument("--config", type=path, default=Path("config.yaml"), metavar="FILE", help=CONFIG_HELP)
     parser.add_argument("--output", type=path, metavar="FILE", help="the CSV (default: the configuration's `output`)")
     parser.add_argument("--limit", type=integer, metavar="N", help="annotate at most N images in this run")
+    add_source_arguments(parser)
+    parser.add_argument("--order", type=order_type, default="", metavar="ORDER", help=ORDER_HELP)
+    parser.add_argument("--first", action="append", default=[], metavar="GLOB", help="what matches is annotated first")
+    parser.add_argument("--watch", action="store_true", help="stay, and annotate files that arrive in the folders")
+    parser.add_argument(
+        "--mirror", default="", metavar="ADDRESS", help="copy the CSV there as it grows, such as s3://bucket/a.csv"
+    )
     parser.add_argument("--retry-errors", action="store_true", help="annotate rows with an error again")
     parser.add_argument("--refresh", action="store_true", help="update rows of other settings or changed pictures")
     parser.add_argument("--prune", action="store_true", help="drop rows of pictures that no longer exist")
@@ -55,6 +67,8 @@ def integer(text: str) -> int:
 def run(options: argparse.Namespace) -> int:
     if options.refresh and (options.retry_errors or options.limit is not None):
         raise UserError("--refresh updates all rows: leave --limit and --retry-errors out")
+    if options.watch and (options.refresh or options.dry_run):
+        raise UserError("--watch waits for new files: leave --refresh and --dry-run out")
     interrupt = Interrupt()
     try:
         return annotate(options, interrupt)
@@ -71,47 +85,61 @@ def run(options: argparse.Namespace) -> int:
 
 def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
     from vec_pipeline import checks, settings
+    from vec_pipeline.commands.run.watch import Watcher, check_folders
+    from vec_pipeline.commands.run.work import Job, mirrored, work
     from vec_pipeline.config import check_wiring, load_config
     from vec_pipeline.result_cache import ResultCache
     from vec_pipeline.sinks.csv_file import CsvFile
     from vec_pipeline.sinks.csv_rows import contents_of
-    from vec_pipeline.sources import open_source
+    from vec_pipeline.sources import content_of, open_source
 
     config = load_config(options.config, options.set)
     config = replace(config, output=options.output or config.output)
-    source = open_source(options.source, config.sources, exclude=[*config.exclude, *own_files(config.output)])
+    wanted = config.source_options(options.column, options.keep, own_files(config.output, config.store_path))
+    source = open_source(options.source, config.sources, wanted)
+    if options.watch:
+        check_folders(options.source)
     check_wiring(config.stages, source.columns)
-    columns = config.extra_columns(source.columns)
+    of_sources = settings.columns_of_sources(config.output, source.columns)
+    columns = config.extra_columns(of_sources)
     existing = contents_of(config.output, tuple(columns))
     plan = plan_refresh if options.refresh else plan_run
     stages, todo = plan(config, source, existing, columns, options)
     if options.prune:
-        todo.prune(config.sources)
+        todo.prune(config.output, lambda key: content_of(key, config.sources, wanted))
     if options.dry_run:
         found = checks.findings(config, source.columns, check_rows=not options.refresh)
         return ALL_FINE if checks.print_all(found) else UNUSABLE
     sink = CsvFile(
         config.output, columns, existing, retry_errors=options.retry_errors, refresh=options.refresh, drop=todo.gone
     )
+    watcher = Watcher(options.source, wanted.exclude, sink.keys()) if options.watch else None
     types = {name: {**COLUMNS, **columns}[name] for name in sink.header}
+
+    def record_settings() -> None:
+        modules, store = config.sources, config.store_path
+        settings.write_settings(config.output, stages, config.stages, types, modules, of_sources, store)
+
+    has_work = todo.number != 0 or options.watch
     with contextlib.ExitStack() as stack:
-        results = ResultCache(cache_path(config) if todo.number != 0 else None, settings.fingerprint)
+        mirror = stack.enter_context(mirrored(config.output, options.mirror))  # closed last: with the rows replaced
+        results = ResultCache(cache_path(config) if has_work else None, settings.fingerprint)
         stack.callback(results.close)
         stack.callback(close, sink, results, interrupt)
         if not options.refresh:
             if sink.rows:  # again: no other worker can change them now
                 settings.check_settings(config.output, config.stages, sink.header)
-            settings.write_settings(config.output, stages, config.stages, types, config.sources)
-        if todo.number != 0:
+            record_settings()
+        if has_work:
             start_log(beside(config.output, "log"), config.log_level)
             logger.info("run: %s", config)
-            work(config, stages, todo, sink, results, options, interrupt)
+            work(Job(config, stages, source, wanted, todo, sink, results, options, interrupt, mirror, watcher))
         if options.refresh:
             changed = sink.replace_rows()
-            settings.write_settings(config.output, stages, config.stages, types, config.sources)
+            record_settings()
             results.confirm_pictures()
             print(f"{plural(changed, 'row')} changed, {sink.rows - changed:,} unchanged")
-    return verdict(sink, source)
+    return verdict(sink, source, watcher.failures if watcher else [])
 
 
 Plan = tuple[tuple[Stage, ...], "Todo"]
@@ -128,11 +156,12 @@ def plan_run(
         settings.check_settings(config.output, config.stages, existing.header)
     if existing.header and (missing := [name for name in columns if name not in existing.header]):
         print(f"{config.output} has no column {', '.join(missing)}: run with --refresh to add it")
-    todo = Todo(source, existing, cache_path(config))
+    todo = Todo(source, existing, cache_path(config), compares=options.prune, may_be_empty=options.watch)
     todo.new(options.limit, options.retry_errors)
     recorded = settings.recorded_settings(config.output) if existing.rows else settings.Recorded()
     stages = settings.with_recorded_commits(config.stages_for(existing.header), recorded)
-    return stages if options.dry_run or todo.number == 0 else fetched(stages), todo
+    has_work = todo.number != 0 or options.watch
+    return fetched(stages) if has_work and not options.dry_run else stages, todo
 
 
 def plan_refresh(
@@ -143,17 +172,19 @@ def plan_refresh(
     from vec_pipeline.commands.run.todo import Todo
 
     stages = config.stages if options.dry_run else fetched(config.stages)
-    todo = Todo(source, existing, cache_path(config))
+    todo = Todo(source, existing, cache_path(config), compares=True)
     todo.refresh(settings.outdated(config.output, config.stages, stages, existing.header, columns))
     return stages, todo
 
 
-def own_files(output: Path) -> list[str]:
-    """Globs of the output and what lies beside it, which a folder of images may hold too."""
+def own_files(output: Path, store: Path | None = None) -> list[str]:
+    """Globs of the output, what lies beside it, and the store, which a folder of images may hold too."""
     output = output.parent.resolve() / output.name
     databases = [f"{name}.{ending}" for name in ("cache", "journal") for ending in ("sqlite*", "broken")]
+    endings = ("log", "lock", "settings.yaml*", "positions.json*", "images", "downloads", *databases)
     begin = glob.escape(str(beside(output, "")))
-    return [glob.escape(str(output)), *(f"{begin}{end}" for end in ("log", "lock", "settings.yaml*", *databases))]
+    others = [glob.escape(str(path)) for path in (output, store and store.resolve()) if path]
+    return [*others, *(f"{begin}{ending}" for ending in endings)]
 
 
 def cache_path(config: "Config") -> Path | None:
@@ -174,73 +205,24 @@ def fetched(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     return tuple(map(weights.resolved, stages))
 
 
-def work(
-    config: "Config",
-    stages: Sequence[Stage],
-    todo: "Todo",
-    sink: "CsvFile",
-    results: "ResultCache",
-    options: argparse.Namespace,
-    interrupt: Interrupt,
-) -> None:
-    """Make the parts, run the loop, and take the parts down again however it ends."""
-    from vec_pipeline import device, pipeline
-    from vec_pipeline.chunk_size import chunk_size
-    from vec_pipeline.crash_journal import CrashJournal
-    from vec_pipeline.executor import Executor
-    from vec_pipeline.memory import ModelCache
-    from vec_pipeline.progress import Progress
-
-    with contextlib.ExitStack() as stack:
-        terminal = stack.enter_context(stderr_in(beside(config.output, "log")))
-        journal = stack.enter_context(contextlib.closing(CrashJournal(beside(config.output, "journal.sqlite"))))
-        if options.retry_errors:
-            journal.clear(list(journal.deaths))
-        size = chunk_size(stages, config.chunk_size)
-        models = ModelCache(stages, config.model_cache_size, config.clear_threshold_gb, size.images_gb)
-        stack.callback(models.close)
-        logger.info("%s; chunks of %d images", models.summary, size.first)
-        executor = Executor(
-            stages, models, results, journal, config.read_threads, todo.source_columns, config.max_consecutive_errors
-        )
-        if executor.has_two_at_work and (todo.number is None or todo.number > size.first):
-            device.leave_half_the_cores()
-        progress = Progress(todo.number, executor, terminal)
-        stack.callback(summarise, progress)  # after the bar is closed, however the run ends
-        stack.enter_context(contextlib.closing(progress))
-
-        def save(records: Sequence[Record]) -> None:
-            with interrupt.shield():
-                sink.write(records)
-                progress.count(records)
-                results.note_pictures(records)
-                if not sink.replaces_rows:
-                    results.confirm_pictures()
-
-        groups = journal.suspects_last
-        pipeline.run(todo.records, executor, sink.keys(), save, lambda: size.next(executor), options.limit, groups)
-
-
 def close(sink: "CsvFile", results: "ResultCache", interrupt: Interrupt) -> None:
     with interrupt.shield():
         if sink.close():
             results.confirm_pictures()
 
 
-def summarise(progress: "Progress") -> None:
-    summary = progress.summary()
-    print(summary)
-    logger.info("%s", summary)
-
-
-def verdict(sink: "CsvFile", source: Source) -> int:
+def verdict(sink: "CsvFile", source: Source, of_watch: Sequence[str]) -> int:
     """Say what the file holds now, and what could not be listed; return the exit status."""
+    from vec_pipeline.sources import is_counted
+
     print(f"{sink.path} holds {plural(sink.rows, 'row')}, {len(sink.failed):,} of them with an error")
     for key, error in sink.error_examples:
         print(f"  {visible(key)}: {visible(error)}")
     if sink.failed:
         print(f"  --retry-errors annotates them again; see {beside(sink.path, 'log')}")
-    if source.failures:
-        print(f"{plural(len(source.failures), 'folder or file')} could not be listed:")
-        print(*(f"  {visible(failure)}" for failure in source.failures[:3]), sep="\n")
-    return SOME_ERRORS if sink.failed or source.failures else ALL_FINE
+    if not is_counted(source):  # else it was said before
+        print(*map(visible, source.notes), sep="\n", end="\n" if source.notes else "")
+    if failures := list(dict.fromkeys([*source.failures, *of_watch])):
+        print(f"{plural(len(failures), 'folder or file')} could not be listed:")
+        print(*(f"  {visible(failure)}" for failure in failures[:3]), sep="\n")
+    return SOME_ERRORS if sink.failed or failures else ALL_FINE

@@ -1,15 +1,17 @@
 """Compares the source with the rows that are there: what is new, what has changed, what has gone."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from operator import length_hint
 from pathlib import Path
 
+from vec_pipeline.key_set import KeySet
 from vec_pipeline.pipeline import chunks
-from vec_pipeline.record import NotFound, Record, Source, UserError
+from vec_pipeline.record import Content, NotFound, Record, Source, UserError
 from vec_pipeline.result_cache import ResultCache
 from vec_pipeline.settings import fingerprint
-from vec_pipeline.sinks.csv_rows import Contents
-from vec_pipeline.sources import content_of
+from vec_pipeline.sinks.csv_rows import Contents, keys_in
+from vec_pipeline.sources import is_counted
 from vec_pipeline.terminal import plural, visible
 
 COMPARED_TOGETHER = 256  # pictures
@@ -20,28 +22,35 @@ class Todo:
 
     records: to go through; those that have a row are skipped.
     source_columns: that come with them, and their types.
-    number: how many are annotated in this run; None if the source is a stream, whose length is not known.
+    number: how many are annotated in this run; None where that is not known before.
+    about: the same as an estimate, where there is one for what is not counted; else 0.
     gone: keys of the rows to drop.
+
+    compares: whether to go through a source that is too long to be counted, which --refresh and --prune need.
+    may_be_empty: whether more will come.
 
     Raises UserError where the source holds no image.
     """
 
-    def __init__(self, source: Source, existing: Contents, cache_path: Path | None) -> None:
+    def __init__(
+        self, source: Source, existing: Contents, cache_path: Path | None, *, compares: bool, may_be_empty: bool = False
+    ) -> None:
         self.records: Iterable[Record] = source
         self.source_columns = source.columns
         self.number: int | None = None
+        self.about = 0
         self.gone: list[str] = []
         self._source = source
         self._existing = existing
         self._found = 0
-        self._present: set[str] = set()  # keys of rows whose pictures are in the source
-        self._changed: set[str] = set()  # of those, the ones whose pictures have changed since
-        self._unknown: set[str] = set()  # and those of which that is not known
-        if not source.is_stream:
+        self._present = KeySet()  # rows whose pictures are in the source
+        self._changed = KeySet()  # of those, the ones whose pictures have changed since
+        self._unknown = KeySet()  # and those of which that is not known
+        if is_counted(source) or (compares and not source.is_stream):
             self._compare(cache_path if cache_path and cache_path.exists() else None)
             for note in source.notes:
                 print(visible(note))
-            if not self._found:
+            if not self._found and not may_be_empty:
                 reasons = "".join(f"; {visible(failure)}" for failure in source.failures[:3])
                 raise UserError(f"no image found{reasons}: name other files or folders")
 
@@ -57,8 +66,14 @@ class Todo:
 
     def new(self, limit: int | None, retry_errors: bool) -> None:
         """Images without a row, and those whose row has an error if these are retried."""
-        if self._source.is_stream:
-            print("the source is read as a stream: how many images it holds is not known before its end")
+        if not is_counted(self._source):
+            hint = length_hint(self._source)
+            done = self._existing.rows - (len(self._existing.failed) if retry_errors else 0)
+            self.about = min(max(hint - done, 0), hint if limit is None else limit)
+            number = (
+                f"about {plural(hint, 'image')}" if hint else "how many images it holds is not known before its end"
+            )
+            print(f"the source is read as a stream: {number}", flush=True)
             return
         left = self._found - len(self._present)
         if retry_errors:
@@ -92,17 +107,17 @@ class Todo:
             if number:
                 print(f"{plural(number, 'row')} {what}", flush=True)
 
-    def prune(self, source_modules: Sequence[str]) -> None:
-        """Rows whose pictures are not in the source and do not exist any more."""
-        missing = sorted(self._existing.keys - self._present)
-        self.gone = [key for key in missing if is_gone(key, source_modules)]
+    def prune(self, csv_path: Path, content_of: Callable[[str], Content]) -> None:
+        """Rows of the CSV whose pictures are not in the source and do not exist any more."""
+        missing = (key for key in keys_in(csv_path) if key not in self._present) if self._existing.rows else ()
+        self.gone = sorted(key for key in missing if is_gone(key, content_of))
         print(f"{plural(len(self.gone), 'row')} to drop: the pictures no longer exist")
 
 
-def is_gone(key: str, source_modules: Sequence[str]) -> bool:
+def is_gone(key: str, content_of: Callable[[str], Content]) -> bool:
     """Whether there is no such picture; one that cannot be reached may still exist."""
     try:
-        content_of(key, source_modules).identity()
+        content_of(key).identity()
     except (NotFound, FileNotFoundError, NotADirectoryError):
         return True
     except Exception:  # of any place that content comes from

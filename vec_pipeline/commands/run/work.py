@@ -1,0 +1,135 @@
+"""Makes the parts of a run, runs the loop over what there is to do, and takes the parts down again however it ends."""
+
+import argparse
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vec_pipeline import device, pipeline
+from vec_pipeline.chunk_size import chunk_size
+from vec_pipeline.commands.run.messages import stderr_in
+from vec_pipeline.commands.run.order import ordered
+from vec_pipeline.commands.run.todo import Todo
+from vec_pipeline.commands.run.watch import Watcher
+from vec_pipeline.config import Config
+from vec_pipeline.crash_journal import CrashJournal
+from vec_pipeline.downloads import Downloads
+from vec_pipeline.executor import Executor
+from vec_pipeline.memory import ModelCache
+from vec_pipeline.progress import Progress
+from vec_pipeline.record import Record, Source, SourceOptions, Stage, beside
+from vec_pipeline.result_cache import ResultCache
+from vec_pipeline.sinks.csv_file import CsvFile
+from vec_pipeline.sources import resume
+from vec_pipeline.terminal import Interrupt
+from vec_pipeline.uploads import Mirror
+
+logger = logging.getLogger("vec_pipeline")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done, planned by `commands.run`; `stages` are those of `config` with their weights at hand."""
+
+    config: Config
+    stages: Sequence[Stage]
+    source: Source
+    source_options: SourceOptions
+    todo: Todo
+    sink: CsvFile
+    results: ResultCache
+    options: argparse.Namespace
+    interrupt: Interrupt
+    mirror: Mirror | None
+    watcher: Watcher | None
+
+    def records(self) -> Iterable[Record]:
+        """What there is to go through, in the order that was asked for."""
+        done, options = self.sink.keys(), self.options
+        resume(self.source, done)
+        order = options.order or ("priority" if getattr(self.source, "has_priority", False) else "")
+        if not order and not options.first:
+            return self.todo.records
+        return ordered((record for record in self.todo.records if record.key not in done), order, options.first)
+
+
+def work(job: Job) -> None:
+    config, options, sink = job.config, job.options, job.sink
+    with contextlib.ExitStack() as stack:
+        terminal = stack.enter_context(stderr_in(beside(config.output, "log")))
+        journal = stack.enter_context(contextlib.closing(CrashJournal(beside(config.output, "journal.sqlite"))))
+        if options.retry_errors:
+            journal.clear(list(journal.deaths))
+        size = chunk_size(job.stages, config.chunk_size)
+        models = ModelCache(job.stages, config.model_cache_size, config.clear_threshold_gb, size.images_gb)
+        stack.callback(models.close)
+        logger.info("%s; chunks of %d images", models.summary, size.first)
+        columns, most = job.todo.source_columns, config.max_consecutive_errors
+        executor = Executor(job.stages, models, job.results, journal, config.read_threads, columns, most)
+        total = None if job.watcher else job.todo.number
+        if executor.has_two_at_work and (total is None or total > size.first):
+            device.leave_half_the_cores()
+        downloads = stack.enter_context(
+            contextlib.closing(Downloads(job.source_options, beside(config.output, "downloads")))
+        )
+        progress = Progress(total, executor, terminal, downloads.statistics, about=job.todo.about)
+        stack.callback(summarise, progress)  # after the bar is closed, however the run ends
+        stack.enter_context(contextlib.closing(progress))
+
+        def save(records: Sequence[Record]) -> None:
+            with job.interrupt.shield():
+                sink.write(records)
+                progress.count(records)
+                job.results.note_pictures(records)
+                if not sink.replaces_rows:
+                    job.results.confirm_pictures()
+            if job.mirror:
+                job.mirror.note_checkpoint()
+
+        def at_once() -> int:
+            """Images of the next chunk: where a download is waited for, the models take what is there by then."""
+            wanted = size.next(executor)
+            return min(wanted, max(1, downloads.ready())) if downloads.is_active and models.holds_all else wanted
+
+        records, done = job.records(), sink.keys()
+        pipeline.run(records, executor, done, save, at_once, options.limit, downloads.ahead, journal.suspects_last)
+        if watcher := job.watcher:
+            limit = None if options.limit is None else options.limit - progress.done
+            with watching(watcher, job.interrupt):
+                pipeline.run(watcher, executor, done, save, lambda: min(size.first, max(1, watcher.ready())), limit)
+
+
+@contextlib.contextmanager
+def mirrored(csv_path: Path, address: str) -> Iterator[Mirror | None]:
+    """What copies a CSV to an address, if one is given. A failure is said at the end, and fails nothing."""
+    if not address:
+        yield None
+        return
+    mirror = Mirror(csv_path, address)
+    try:
+        yield mirror
+    finally:
+        mirror.close()
+        print(*mirror.failures, sep="\n", end="\n" if mirror.failures else "")
+
+
+@contextlib.contextmanager
+def watching(watcher: Watcher, interrupt: Interrupt) -> Iterator[None]:
+    """A block that a signal ends: that is how a watch ends, and no interruption."""
+    print("watching for new files: Ctrl-C or SIGTERM ends it", flush=True)
+    try:
+        yield
+    except KeyboardInterrupt:
+        interrupt.accept()
+        print("\nwatching has ended", flush=True)
+    finally:
+        watcher.stop()
+        print(*watcher.notes, sep="\n", end="\n" if watcher.notes else "")
+
+
+def summarise(progress: Progress) -> None:
+    summary = progress.summary()
+    print(summary)
+    logger.info("%s", summary)
