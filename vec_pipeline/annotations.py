@@ -14,8 +14,8 @@ import numpy as np
 import orjson
 
 from vec_pipeline.device import free_cores
-from vec_pipeline.record import COLUMNS, UserError
-from vec_pipeline.settings import column_types
+from vec_pipeline.record import COLUMNS, ContentOf, SourceOptions, UserError
+from vec_pipeline.settings import column_types, recorded_settings
 from vec_pipeline.sinks.csv_rows import (
     RESTORE,
     Offsets,
@@ -27,6 +27,7 @@ from vec_pipeline.sinks.csv_rows import (
     refuse_saved_elsewhere,
     row_blocks,
 )
+from vec_pipeline.sources import content_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +52,17 @@ class Block:
     table: "pa.Table"
     starts: Offsets
     ends: Offsets
+
+
+def content_reader(csv_path: Path, *others: Path) -> ContentOf:
+    """What finds the pictures of a CSV's keys: in the sources and in the store that it was made with.
+
+    others: CSVs whose sources may have the same keys.
+    """
+    store = recorded_settings(csv_path).store
+    options = SourceOptions(store=csv_path.parent / store if store else None)
+    modules = dict.fromkeys(name for path in (csv_path, *others) for name in recorded_settings(path).sources)
+    return lambda key: content_of(key, modules, options)
 
 
 def load_annotations(path: str | Path = "output/annotations.csv", vectors: bool = True) -> "pd.DataFrame":

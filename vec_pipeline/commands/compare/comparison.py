@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vec_pipeline.annotations import CsvReader
+from vec_pipeline.annotations import CsvReader, content_reader
 from vec_pipeline.commands.compare import figures, site
 from vec_pipeline.commands.compare.differences import compared
 from vec_pipeline.commands.compare.variants import Variant, named, variants_of
@@ -14,7 +14,6 @@ from vec_pipeline.commands.compare.worker import Meter, run_worker
 from vec_pipeline.commands.report.thumbnails import short_hash
 from vec_pipeline.commands.run import ALL_FINE, SOME_ERRORS
 from vec_pipeline.record import UserError, Values
-from vec_pipeline.settings import recorded_settings
 from vec_pipeline.terminal import INTERRUPTED, plural
 
 FACTS = {"categories": "Category", "keywords": "Keywords", "image_text": "Text on the image"}
@@ -84,8 +83,7 @@ def write(variants: Sequence[Variant], out: Path, limit: int) -> Found:
         "votes": votes,
         "pictures": [{name: each[name] for name in ("id", "image_path", "disagreement")} for each in pictures],
     }
-    sources = [module for variant in variants for module in recorded_settings(variant.csv).sources]
-    site.publish(out, written, pictures, sources)
+    site.publish(out, written, pictures, content_reader(*(variant.csv for variant in variants)))
     return written
 
 

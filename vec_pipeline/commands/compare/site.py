@@ -11,7 +11,7 @@ from vec_pipeline.commands import is_stream, writing
 from vec_pipeline.commands.compare.figures import table_of
 from vec_pipeline.commands.report import site as report_site
 from vec_pipeline.commands.report.thumbnails import Thumbnails
-from vec_pipeline.record import UserError
+from vec_pipeline.record import ContentOf, UserError
 
 PAGE = Path(__file__).parent / "page"
 GENERATOR = "vec_pipeline compare"
@@ -48,13 +48,13 @@ def write(out: Path, found: Found) -> None:
     put(out / "compare.json", text)
 
 
-def publish(out: Path, found: Found, pictures: Sequence[Found], sources: Sequence[str]) -> None:
+def publish(out: Path, found: Found, pictures: Sequence[Found], content_of: ContentOf) -> None:
     """Write compare.json and the page.
 
-    pictures: with their answers, which compare.json does not hold. sources: modules that their keys came from.
+    pictures: with their answers, which compare.json does not hold. content_of: finds the picture of a key.
     """
     gallery = out / "gallery"
-    with closing(Thumbnails(gallery / "thumbnails", sources)) as thumbnails:
+    with closing(Thumbnails(gallery / "thumbnails", content_of)) as thumbnails:
         shown = thumbnails.of(picture["image_path"] for picture in pictures)
         thumbnails.remove_unused()
     data = {

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vec_pipeline.annotations import CsvReader
+from vec_pipeline.annotations import CsvReader, content_reader
 from vec_pipeline.commands.report import similarity
 from vec_pipeline.commands.report.rows import read_rows
 from vec_pipeline.commands.report.site import Site
 from vec_pipeline.commands.report.summary import SCORES, Summary, stage_seconds
 from vec_pipeline.commands.report.thumbnails import Picture, Thumbnails
 from vec_pipeline.record import UserError, Values, beside
-from vec_pipeline.settings import recorded_settings
 from vec_pipeline.terminal import plural
 
 ROWS_PER_PIECE = 1_000
@@ -34,9 +33,8 @@ def make_report(csv_path: Path, folder: Path, duplicate_cosine: float) -> str:
     start_s = time.monotonic()
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(CsvReader(csv_path))
-        sources = recorded_settings(csv_path).sources
         site = Site(folder)
-        thumbnails = stack.enter_context(contextlib.closing(Thumbnails(site.thumbnails, sources)))
+        thumbnails = stack.enter_context(contextlib.closing(Thumbnails(site.thumbnails, content_reader(csv_path))))
         summary, vectors = write_rows(reader, site, thumbnails)
         plan = plan_of(vectors, duplicate_cosine)
         site.write("data-map.js", "addMap", plan)

@@ -1,14 +1,13 @@
 """Small upright pictures for the gallery, made in threads and made once."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from vec_pipeline.device import free_cores
-from vec_pipeline.record import Content
-from vec_pipeline.sources import content_of
+from vec_pipeline.record import Content, ContentOf
 from vec_pipeline.stages.open_image import OpenImage, open_image
 
 SIDE_PX = 192
@@ -27,13 +26,13 @@ class Thumbnails:
 
     So a second report makes only those of new or changed images, and keeps the old one of an image that is gone.
 
-    sources: modules of the sources that the keys came from.
+    content_of: finds the picture of a key.
     """
 
-    def __init__(self, folder: Path, sources: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, content_of: ContentOf) -> None:
         self.folder = folder
         self.made = 0
-        self._sources = sources
+        self._content_of = content_of
         self._used: set[str] = set()
         self._pool = ThreadPoolExecutor(free_cores(), thread_name_prefix="thumbnail")
         OpenImage().load()  # HEIC, and Pillow's warnings
@@ -60,7 +59,7 @@ class Thumbnails:
         name = short_hash(key)
         folder = self.folder / name[:2]
         try:
-            content = content_of(key, self._sources)
+            content = self._content_of(key)
             thumbnail = folder / f"{name}-{short_hash(content.identity())}.webp"
         except Exception:  # the image is gone, or the place it comes from does not answer
             old = max(folder.glob(f"{name}*.webp"), key=lambda path: path.stat().st_mtime_ns, default=None)

@@ -7,10 +7,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from vec_pipeline.annotations import content_reader
 from vec_pipeline.commands import writing
-from vec_pipeline.record import Content, NotFound, UserError
-from vec_pipeline.settings import recorded_settings
-from vec_pipeline.sources import content_of
+from vec_pipeline.record import Content, ContentOf, NotFound, UserError
 from vec_pipeline.stages.open_image import OpenImage, open_image
 
 THUMBNAIL_PX = 320
@@ -43,16 +42,16 @@ def write_page(path: Path, title: str, found: Sequence[Mapping[str, Any]], csv_p
     csv_path: of the rows that were found, whose keys its sources can read.
     """
     OpenImage().load()  # readers of rarer formats
-    sources = recorded_settings(csv_path).sources
-    items = "\n".join(item(row, sources) for row in found)
+    content_of = content_reader(csv_path)
+    items = "\n".join(item(row, content_of) for row in found)
     with writing(path) as file:
         file.write(PAGE.format(title=escape(title), items=items).encode(errors="backslashreplace"))
 
 
-def item(row: Mapping[str, Any], sources: Sequence[str]) -> str:
+def item(row: Mapping[str, Any], content_of: ContentOf) -> str:
     description = escape(row["description"])
     try:
-        content = content_of(row["image_path"], sources)
+        content = content_of(row["image_path"])
         shown = picture(content, description)
         link = content.link
     except UserError as error:

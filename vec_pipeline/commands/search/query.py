@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from vec_pipeline.annotations import content_reader
 from vec_pipeline.config import build_stage, stage_class
 from vec_pipeline.record import Stage, UserError
 from vec_pipeline.settings import recorded_settings, settings_path
-from vec_pipeline.sources import content_of
 from vec_pipeline.stages.embed_image import EmbedImage
 from vec_pipeline.stages.embed_text import EmbedText
 
@@ -40,7 +40,7 @@ def image_query(csv_path: Path, argument: str) -> Vector:
     argument: a path, or whatever else a source of the CSV accepts for one image. Raises UserError where it cannot be
     read.
     """
-    content = content_of(argument, recorded_settings(csv_path).sources)
+    content = content_reader(csv_path)(argument)
     stage, own_name = maker_of(csv_path, "image_vector")
     opener, image = maker_of(csv_path, stage.read.get("image", "image"))
     try:
