@@ -30,8 +30,8 @@ run: .venv/run  ## annotate: make run IMAGES=~/photos CONFIG=config.yaml ARGS="-
 test: .venv/dev  ## run the tests
 	.venv/bin/pytest $(ARGS)
 
-test-long: .venv/dev  ## run the tests of a real language model on all 50 texts instead of a sample: some minutes
-	VEC_ALL_TEXTS=1 .venv/bin/pytest tests/test_real_models.py $(ARGS)
+test-long: .venv/dev  ## run in full what the tests sample: 50 texts of a real language model, 2,000 URLs with kills
+	VEC_ALL_TEXTS=1 VEC_ALL_URLS=1 .venv/bin/pytest tests/test_real_models.py tests/test_url_promises.py $(ARGS)
 
 check: .venv/dev  ## check style and types: ruff, mypy
 	.venv/bin/ruff check .
