@@ -221,6 +221,21 @@ NOT_RUN: dict[str, tuple[str, Check]] = {
         parser_takes,
     ),
     "vec-pipeline check --config remote.yaml": ("needs a server", parser_takes),
+    **dict.fromkeys(
+        (
+            "vec-pipeline run urls.csv --keep title",
+            "vec-pipeline run 'hf://google-research-datasets/conceptual_captions?split=train'"
+            " --keep caption --limit 1000",
+            "vec-pipeline run s3://bucket/photos/",
+            "vec-pipeline run sftp://host/photos/",
+            "vec-pipeline export --to parquet --out s3://bucket/rows.parquet",
+            "vec-pipeline report --out s3://bucket/report",
+            "vec-pipeline run urls.txt --mirror s3://bucket/annotations.csv",
+        ),
+        ("needs a server; tests of the sources have servers of their own", parser_takes),
+    ),
+    "vec-pipeline run 'shards/{000..099}.tar'": ("needs a hundred shards", parser_takes),
+    "vec-pipeline run ~/photos --watch": ("does not end", parser_takes),
     "VEC_ENDPOINT_TOKEN=... vec-pipeline run ~/photos --config remote.yaml": ("needs a server", parser_takes),
     **servers(
         "transformers serve --host 127.0.0.1 --port 8000 Qwen/Qwen2.5-VL-7B-Instruct",
@@ -248,6 +263,8 @@ NOT_RUN: dict[str, tuple[str, Check]] = {
         ".venv/bin/python benchmarks/resume.py --rows 1000000",
         ".venv/bin/python benchmarks/search.py",
         ".venv/bin/python benchmarks/gallery.py",
+        ".venv/bin/python benchmarks/downloads.py --rounds 5",
+        ".venv/bin/python benchmarks/lists.py",
     ),
 }
 
