@@ -27,8 +27,8 @@ help:  ## list the targets
 run: .venv/run  ## annotate: make run IMAGES=~/photos CONFIG=config.yaml ARGS="--limit 100"
 	.venv/bin/python run.py "$(IMAGES)" --config "$(CONFIG)"$(DEMO_OUTPUT) $(ARGS)
 
-test: .venv/dev  ## run the tests
-	.venv/bin/pytest $(ARGS)
+test: .venv/dev  ## run the tests, two files at a time
+	.venv/bin/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-long: .venv/dev  ## run in full what the tests sample: 50 texts of a real language model, 2,000 URLs with kills
 	VEC_ALL_TEXTS=1 VEC_ALL_URLS=1 .venv/bin/pytest tests/test_real_models.py tests/test_url_promises.py $(ARGS)
