@@ -2,36 +2,47 @@
 
     .venv/bin/python benchmarks/trust.py --number 1500
 
-Runs the bundled models as a user would and prints the tables of docs/trust.md. A description is right if it says word
-for word what the picture was drawn from; for some difficult pictures none can be right.
+Runs the bundled models and read_text as a user would and prints the tables of docs/trust.md. A description is right if
+it says word for word what the picture was drawn from; for some difficult pictures none can be right.
 """
 
 import argparse
 import contextlib
 import random
 import re
+import string
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from demo_accuracy import annotate  # which also puts the project on the path
+from demo_accuracy import PROJECT  # which also puts the project on the path
 from PIL import Image, ImageFilter
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from models.demo.draw import SHARE_OF_SIZE, SIZES_PX
 from models.demo.drawing import RGB_OF_BACKGROUND, RGB_OF_COLOUR, Pen, draw, noisy, tinted, varied
-from models.demo.scenes import BACKGROUNDS, CATEGORIES, COLOURS, PLACES, Scene, random_scene
+from models.demo.scenes import BACKGROUNDS, CATEGORIES, COLOURS, LEXICON, PLACES, Scene, random_scene
 from models.demo.vector_training import paraphrase
+from vec_pipeline import load_annotations
 from vec_pipeline.stages.embed_image import EmbedImage
-from vec_pipeline.stages.flag import words
+from vec_pipeline.stages.flag import Flag, invented_share, words
 from vec_pipeline.stages.structure import Structure
 
 SCALE = 4  # pictures are four times as large as the models see them
 FALSE_ALARMS = (0.01, 0.05, 0.1)
-FLAGS = ("low_confidence", "low_clip_score", "blank_image", "truncated", "repetitive", "text_mismatch")
+OCR_FLAGS = ("ocr_missing", "ocr_invented")
+FLAGS = ("low_confidence", "low_clip_score", "blank_image", "truncated", "repetitive", "text_mismatch", *OCR_FLAGS)
+WORD = re.compile(r"The text reads (.*?)\.")  # in a description of the bundled models
 
 
 class Case(NamedTuple):
@@ -135,10 +146,14 @@ HARD_KINDS: dict[str, Callable[[random.Random], Case]] = {
 
 
 class Results(NamedTuple):
-    """One entry per picture. suspicion: by signal, high where there is doubt; flags: by name, whether it is raised."""
+    """One entry per picture. suspicion: by signal, high where there is doubt; flags: by name, whether it is raised.
+
+    has_wrong_word: the printed word is misread, missing or invented; NaN where no description can be right.
+    """
 
     kinds: np.ndarray[Any, Any]
     is_wrong: np.ndarray[Any, Any]
+    has_wrong_word: np.ndarray[Any, Any]
     suspicion: dict[str, np.ndarray[Any, Any]]
     flags: dict[str, np.ndarray[Any, Any]]
 
@@ -155,6 +170,8 @@ def main() -> None:
     print(f"{len(cases)} pictures in {seconds:.0f} s with loading, {results.is_wrong.mean():.0%} described wrongly\n")
     print_mismatches(random.Random(options.seed), options.number // 5)
     print_kinds(results)
+    print_words(results)
+    print_changed_words(cases, rows, random.Random(options.seed))
     print_thresholds(results)
     print_signals(results)
 
@@ -171,20 +188,42 @@ def draw_cases(folder: Path, number: int, rng: random.Random) -> dict[str, Case]
     return cases
 
 
+def annotate(folder: Path) -> tuple[dict[str, dict[str, Any]], float]:
+    """Run configs/demo.yaml with read_text; return the rows by file name, and the seconds it took."""
+    config, output = folder / "config.yaml", folder / "annotations.csv"
+    demo = (PROJECT / "configs" / "demo.yaml").read_text(encoding="utf-8")
+    config.write_text(demo.replace("  - use: flag\n", "  - use: read_text\n  - use: flag\n"), encoding="utf-8")
+    command = [sys.executable, PROJECT / "run.py", folder / "scenes", "--config", config, "--output", output]
+    start_s = time.monotonic()
+    subprocess.run(command, check=True, cwd=PROJECT, stdout=sys.stderr)
+    seconds = time.monotonic() - start_s
+    return {Path(row["image_path"]).name: row for row in load_annotations(output).to_dict("records")}, seconds
+
+
 def judge(cases: dict[str, Case], rows: dict[str, dict[str, Any]]) -> Results:
     texts = [str(rows[name]["text"]) for name in cases]
     raised = [set(str(rows[name]["flags"]).split()) for name in cases]
+    shares = [(Flag().missing_share(rows[name]), invented_share(rows[name])) for name in cases]
     suspicion = {
         "text_confidence": -np.array([float(rows[name]["text_confidence"]) for name in cases]),
         "clip_score": -np.array([float(rows[name]["clip_score"]) for name in cases]),
         **other_clip_scores(texts, np.stack([rows[name]["image_vector"] for name in cases])),
+        "words missing or invented, by read_text": np.array([max(pair) for pair in shares]),
     }
+    said = zip(texts, cases.values(), strict=True)
+    wrong_words = [word_of(text) != word_of(case.truth) if case.truth else np.nan for text, case in said]
     return Results(
         np.array([name.split("-")[0].replace("_", " ") for name in cases]),
         np.array([text != case.truth for text, case in zip(texts, cases.values(), strict=True)]),
+        np.array(wrong_words, float),
         suspicion,
         {flag: np.array([flag in words for words in raised]) for flag in FLAGS},
     )
+
+
+def word_of(text: str) -> str:
+    """The printed word that a description names; empty for none."""
+    return found[1] if (found := WORD.search(text)) else ""
 
 
 def other_clip_scores(texts: list[str], images: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
@@ -236,6 +275,62 @@ def print_kinds(results: Results) -> None:
     print()
 
 
+def print_words(results: Results) -> None:
+    """How many of the words that the model got wrong carry a flag of read_text, and any flag."""
+    by_ocr = np.any([results.flags[name] for name in OCR_FLAGS], axis=0)
+    by_any = np.any([results.flags[name] for name in FLAGS if name != "blank_image"], axis=0)
+    print("| pictures | word wrong | of these flagged by read_text | by any flag | word right | flagged by read_text |")
+    print(f"|{'---|' * 6}")
+    for kind in ("as drawn", "blurred", "grainy", "upside down", "blank", "all"):
+        chosen = (results.kinds == kind) | (kind == "all")
+        wrong, right = chosen & (results.has_wrong_word == 1), chosen & (results.has_wrong_word == 0)
+        caught = [f"{raised[wrong].mean():.0%}" if wrong.any() else "" for raised in (by_ocr, by_any)]
+        print(f"| {kind} | {wrong.sum()} | {' | '.join(caught)} | {right.sum()} | {by_ocr[right].mean():.1%} |")
+    flagged = by_any[~results.is_wrong & ~np.isnan(results.has_wrong_word)].mean()
+    print(f"\nany flag but blank_image: {flagged:.1%} of the right descriptions\n")
+
+
+def print_changed_words(cases: dict[str, Case], rows: dict[str, dict[str, Any]], rng: random.Random) -> None:
+    """What the flags of read_text say of right descriptions in which the word is changed, left out or invented."""
+    outcomes: dict[str, list[tuple[bool, bool]]] = {}
+    for name, case in cases.items():
+        if not name.startswith("as_drawn"):
+            continue
+        word = word_of(case.truth)
+        for change, new in changed_words(word, rng).items():
+            text = case.truth if change == "right" else with_word(case.truth, new)
+            row = {**rows[name], "text": text, "image_text": new}
+            flags = Flag().missing_share(row) > Flag.ocr_missing, invented_share(row) > Flag.ocr_invented
+            outcomes.setdefault(change, []).append(flags)
+    print(f"| the description's word | number | {' | '.join(OCR_FLAGS)} | either |\n|{'---|' * 5}")
+    for change, flags in outcomes.items():
+        shares = [*np.mean(flags, axis=0), np.any(flags, axis=1).mean()]
+        print(f"| {change} | {len(flags)} | {' | '.join(f'{share:.1%}' for share in shares)} |")
+    print()
+
+
+def changed_words(word: str, rng: random.Random) -> dict[str, str]:
+    """Words that a description might name instead, by what is wrong with them."""
+    if not word:
+        return {"right": "", "invented": rng.choice(LEXICON)}
+    place = rng.randrange(len(word))
+    letter = rng.choice(string.ascii_uppercase.replace(word[place], ""))
+    return {
+        "right": word,
+        "one letter wrong": word[:place] + letter + word[place + 1 :],
+        "one letter lost": word[:place] + word[place + 1 :],
+        "one letter too many": word[:place] + letter + word[place:],
+        "another word": rng.choice([other for other in LEXICON if other != word]),
+        "missing": "",
+    }
+
+
+def with_word(text: str, word: str) -> str:
+    """A description that names another word, or none."""
+    sentence = text.split(". ")[0].removesuffix(", no text.")
+    return f"{sentence}. The text reads {word}." if word else f"{sentence}. There is no text."
+
+
 def print_thresholds(results: Results) -> None:
     """What a threshold would catch that raises a false alarm for so many of the right descriptions."""
     print("| column | right ones flagged | threshold | wrong ones caught |\n|---|---|---|---|")
@@ -258,8 +353,28 @@ def print_signals(results: Results) -> None:
     for name in FLAGS:
         if name not in flag_of.values():
             print(f"| {name} | {aucs(results, results.flags[name])} | {shares(results, results.flags[name])} |")
+    print(f"| all three, by a logistic model that never saw the kind | {aucs(results, together(results))} |  |  |")
     any_flag = np.any([results.flags[name] for name in FLAGS if name != "blank_image"], axis=0)
     print(f"| any flag but blank_image | {aucs(results, any_flag)} | {shares(results, any_flag)} |")
+
+
+def together(results: Results) -> np.ndarray[Any, Any]:
+    """One figure of confidence, clip_score and read_text, for each kind by a model that never saw that kind."""
+    confidence = -results.suspicion["text_confidence"]
+    signals = np.stack(
+        [
+            -np.log(1.0001 - confidence),
+            results.suspicion["clip_score"],
+            results.suspicion["words missing or invented, by read_text"],
+        ],
+        axis=1,
+    )
+    model = make_pipeline(StandardScaler(), LogisticRegression())
+    suspicion = cross_val_predict(model, signals, results.is_wrong, cv=10, method="predict_proba")[:, 1]  # as drawn
+    for kind in HARD_KINDS:
+        own = results.kinds == kind
+        suspicion[own] = model.fit(signals[~own], results.is_wrong[~own]).predict_proba(signals[own])[:, 1]
+    return suspicion
 
 
 def aucs(results: Results, suspicion: np.ndarray[Any, Any]) -> str:

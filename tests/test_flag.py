@@ -18,6 +18,7 @@ from vec_pipeline.prompts import PROMPTS
 from vec_pipeline.record import Values
 from vec_pipeline.stages.flag import Flag, pixel_variance, repeated_share
 from vec_pipeline.stages.open_image import OpenImage
+from vec_pipeline.stages.read_text import ReadText
 
 TEXT = 'A red car on a white background, at the left. The text reads "SALE".'
 
@@ -58,12 +59,14 @@ def test_flags_are_in_a_fixed_order_separated_by_spaces() -> None:
         "clip_score": 0.1,
         "image_text": "STOP",
         "is_truncated": True,
+        **seen(("OPEN", 0.99)),
         "pixels_lowered": True,
         "is_cut": True,
         "has_pages": True,
     }
-    every_flag = "low_confidence low_clip_score blank_image truncated repetitive text_mismatch pixels_lowered"
-    assert Flag().run(None, [row], 1) == [{"flags": f"{every_flag} truncated_image pages"}]
+    every_flag = "low_confidence low_clip_score blank_image truncated repetitive text_mismatch"
+    more = "ocr_missing ocr_invented pixels_lowered truncated_image pages"
+    assert Flag().run(None, [row], 1) == [{"flags": f"{every_flag} {more}"}]
 
 
 def test_a_batch_gives_one_result_per_row_in_order() -> None:
@@ -192,6 +195,86 @@ def test_text_on_the_image_may_be_written_otherwise(image_text: str, text: str) 
 @pytest.mark.parametrize("image_text", ["SALES", "SAL", "SALE NOW", "OPEN"])
 def test_invented_text_is_a_mismatch(image_text: str) -> None:
     assert flags(image_text=image_text) == ["text_mismatch"]
+
+
+# --- against the text that read_text saw
+
+
+def seen(*lines: tuple[str, float], scripts: tuple[str, ...] = ("LATIN",)) -> Values:
+    """What read_text gives for lines of text and their confidence."""
+    boxes = [{"text": text, "confidence": sure, "box": [[0, 0], [9, 0], [9, 5], [0, 5]]} for text, sure in lines]
+    return {"ocr_boxes": boxes, "ocr_scripts": list(scripts)}
+
+
+@pytest.mark.parametrize(
+    ("lines", "text", "image_text", "expected"),
+    [
+        ([("SALE", 0.99)], TEXT, "SALE", []),
+        ([("SALF", 0.99)], TEXT, "SALE", ["ocr_missing", "ocr_invented"]),
+        ([("SALES", 0.99)], TEXT, "SALE", ["ocr_missing", "ocr_invented"]),
+        ([("SALE", 0.99), ("OPEN", 0.99)], TEXT, "SALE", ["ocr_missing"]),
+        ([("SALE", 0.99), ("OPEN", 0.89)], TEXT, "SALE", []),  # not clear enough to be missed
+        ([("SALE", 0.61)], TEXT, "SALE", []),
+        ([], TEXT, "SALE", ["ocr_invented"]),
+        ([("C", 0.99)], "A moon. There is no text.", "", []),  # a shape, perhaps
+        ([("OPEN", 0.99)], "A moon. There is no text.", "", ["ocr_missing"]),
+        ([("ÉL", 0.99)], "A moon. There is no text.", "", ["ocr_missing"]),
+        ([], "A moon. There is no text.", "", []),
+        ([("Sa1e", 0.99)], TEXT, "SALE", []),
+        ([("CAFÉ 0RO", 0.99)], "A sign. The text reads Cafe Oro.", "Cafe Oro", []),
+        ([("THEMARKERS", 0.99)], "It says THE MARKERS.", "THE MARKERS", []),  # a space that is not seen
+        ([("古古", 0.99)], "A tree. There is no text.", "", []),  # no spaces part its words
+        ([("SALA 1ª", 0.99)], "It says SALB 1ª.", "SALB 1ª", ["ocr_missing", "ocr_invented"]),  # ª is Latin
+        ([("segmen-", 0.99), ("tation", 0.99)], "It says: segmentation.", "segmentation", []),
+    ],
+)
+def test_text_is_compared_with_what_was_read_on_the_picture(
+    lines: list[tuple[str, float]], text: str, image_text: str, expected: list[str]
+) -> None:
+    assert flags(text=text, image_text=image_text, **seen(*lines)) == expected
+
+
+def test_without_read_text_nothing_is_missing_or_invented() -> None:
+    assert flags(ocr_boxes=None) == []
+    assert {"ocr_boxes", "ocr_scripts"} <= {*Flag.optional} & {*ReadText.writes, *ReadText.intermediates}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A sign that says “SALE”, by a car.", []),
+        ("A sign that says 'OPEN', by a driver's car.", ["ocr_missing", "ocr_invented"]),
+        ("A sign, sale: it's the driver's.", []),
+        ('Two signs: "SALE" and «OPEN».', ["ocr_invented"]),
+    ],
+)
+def test_quoted_words_are_claimed_where_no_stage_extracts_them(text: str, expected: list[str]) -> None:
+    assert flags(text=text, image_text=None, **seen(("SALE", 0.99))) == expected
+
+
+def test_letters_that_the_recogniser_lacks_raise_no_flag() -> None:
+    """It returns Latin letters that look like Cyrillic ones."""
+    russian = {"text": "Знак с надписью «СТОП», машина.", "image_text": "СТОП"}
+    assert flags(**russian, **seen(("CTON", 0.95))) == []
+    assert flags(**russian, **seen(("CTON", 0.95), scripts=("CYRILLIC", "LATIN"))) == ["ocr_missing", "ocr_invented"]
+    assert flags(**russian, **seen(("CTOП", 0.95), scripts=("CYRILLIC", "LATIN"))) == [], "its C is Latin"
+    mixed = {"text": "Надпись СТОП OPEN.", "image_text": "СТОП OPEN"}
+    assert flags(**mixed, **seen(("SALE", 0.95))) == ["ocr_invented"], "OPEN is in letters that it has"
+
+
+def test_text_without_spaces_raises_no_flag() -> None:
+    parking = {"text": "A sign: 停车场.", "image_text": "停车场"}
+    assert flags(**parking, **seen(("停车塲处", 0.99), scripts=("CJK", "LATIN"))) == []
+
+
+def test_shares_of_words_are_options() -> None:
+    page = " ".join(f"word{number}" for number in range(10, 20))
+    one_wrong = {"text": page.replace("word19", "else"), "image_text": page.replace("word19", "else")}
+    assert flags(**one_wrong, **seen((page, 0.99))) == []
+    strict = Flag(ocr_missing=0.05, ocr_invented=0.05)
+    assert flags(strict, **one_wrong, **seen((page, 0.99))) == ["ocr_missing", "ocr_invented"]
+    assert flags(Flag(clear_text=0.995), text="A car.", image_text="", **seen(("OPEN", 0.99))) == []
+    assert flags(Flag(clear_text=0.99), text="A car.", image_text="", **seen(("OPEN", 0.99))) == ["ocr_missing"]
 
 
 def test_pixels_lowered() -> None:

@@ -47,15 +47,16 @@ MAY_IMPORT = {  # a package stands for each of its modules; what is missing here
     "sinks": {"key_set", "record", "sinks"},
     "annotations": {"record", "sinks", "device", "settings", "sources"},
 }
-FOR_TYPES_ONLY = {
+FOR_TYPES_ONLY = {  # within `if TYPE_CHECKING:`
     ("chunk_size", "executor"),
     ("progress", "downloads"),
     ("progress", "executor"),
-}  # within `if TYPE_CHECKING:`
+}
 ENTRIES = {"run", "vec_pipeline.__main__"}
 HEAVY = {
     *("torch", "numpy", "transformers", "pandas", "PIL", "llama_cpp", "gensim", "open_clip", "sentence_transformers"),
     *("pyarrow", "psycopg", "pgserver", "aiohttp", "fsspec", "datasets", "watchfiles"),
+    *("rapidocr", "cv2", "onnxruntime"),
 }
 
 

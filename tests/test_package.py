@@ -130,7 +130,7 @@ def test_a_python_without_the_libraries_is_told_what_to_do(tmp_path: Path) -> No
     """`python3 run.py` with the system's Python: `-S` hides what is installed."""
     run = run_program(tmp_path, sys.executable, "-S", PROJECT / "run.py", EXAMPLES)
     assert run.returncode == UNUSABLE
-    missing = f"PIL, accelerate, gensim and {len(LIBRARIES) - 3} more"
+    missing = f"PIL, accelerate, aiohttp and {len(LIBRARIES) - 3} more"
     assert run.stderr == (
         f"run.py: {sys.executable} has no {missing}: run `make venv` in the project's folder and use .venv/bin/python, "
         "or install with `pip install .`\n"

@@ -19,7 +19,7 @@ PACKAGE_FOLDER = Path(__file__).resolve().parent
 LIBRARIES = (  # modules of the dependencies that pyproject.toml names
     "PIL accelerate aiohttp fsspec gensim httpx2 huggingface_hub jinja2 llama_cpp numpy open_clip orjson pandas "
     "pillow_heif psutil pyarrow safetensors scipy sentence_transformers sklearn torch torchvision tqdm transformers "
-    "watchfiles yaml"
+    "watchfiles yaml yarl"
 ).split()
 
 

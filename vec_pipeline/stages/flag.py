@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar
@@ -10,11 +10,17 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from vec_pipeline.engines.text_lines import scripts_of
 from vec_pipeline.record import Stage, Values
 
 THUMBNAIL_PX = 32  # averages the noise of a camera away, and leaves a line of print its contrast
 STRETCH = 16  # characters; prose seldom repeats so many, a loop does nothing else
 WORD = re.compile(r"[^\W_]+")
+QUOTED = re.compile(r"""“([^”]{1,200})”|«([^»]{1,200})»|"([^"]{1,200})"|(?<!\w)'([^']{1,200})'(?!\w)""")
+ALIKE = str.maketrans("01авекмнорстухі", "olabekmhopctyxi")  # what a text recogniser, or a model, takes for another
+UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")  # Chinese and Japanese, which do not part words
+LONGEST_RUN = 4  # words that may be written as one, as where an end of line parts a word
+SHORTEST = 2  # letters of a word that counts: one alone may be a shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +31,9 @@ class Flag(Stage):
     low_clip_score: clip_score, a cosine, is below it; what is low differs between CLIPs.
     blank_image: the variance of the pixels, of 0 to 255 in a thumbnail, is below it.
     repetitive: the share of the text that it has said before is above it.
+    ocr_missing: the share of the clear words on the picture, by read_text, that the text lacks is above it.
+    ocr_invented: the share of the words that the text says are on the picture, and read_text did not see, is above it.
+    clear_text: the probability from which a line of read_text is clear.
     truncated_image: the file is cut off or damaged, and a part of the pixels is missing.
     pages: the image is the first of several pages or frames.
     """
@@ -39,6 +48,8 @@ class Flag(Stage):
         "pixels_lowered",
         "is_cut",
         "has_pages",
+        "ocr_boxes",
+        "ocr_scripts",
     )
     writes: ClassVar[Mapping[str, str]] = {"flags": "text"}
 
@@ -46,6 +57,9 @@ class Flag(Stage):
     low_clip_score: float = 0.2
     blank_image: float = 10.0
     repetitive: float = 0.3
+    ocr_missing: float = 0.1
+    ocr_invented: float = 0.1
+    clear_text: float = 0.9
     batch_size: int = 64
 
     def run(self, model: Any, rows: list[Values], at_once: int) -> list[Values]:
@@ -61,10 +75,65 @@ class Flag(Stage):
             "truncated": row.get("is_truncated") is True,
             "repetitive": repeated_share(text_of(row, "text")) > self.repetitive,
             "text_mismatch": not words(text_of(row, "image_text")) <= words(text_of(row, "text")),
+            "ocr_missing": self.missing_share(row) > self.ocr_missing,
+            "ocr_invented": invented_share(row) > self.ocr_invented,
             "pixels_lowered": row.get("pixels_lowered") is True,
             "truncated_image": row.get("is_cut") is True,
             "pages": row.get("has_pages") is True,
         }
+
+    def missing_share(self, row: Values) -> float:
+        """Share of the clear words on the picture that the text lacks; 0 where it may write them in unknown letters."""
+        said = text_of(row, "text")
+        clear = [word for text, confidence in lines_of(row) if confidence >= self.clear_text for word in plain(text)]
+        return 0.0 if is_unreadable(said, row) else unmatched_share(clear, plain(said))
+
+
+def invented_share(row: Values) -> float:
+    """Share of the words that the text says are on the picture, and that are not; words in unknown letters aside."""
+    if not isinstance(row.get("ocr_boxes"), list):
+        return 0.0
+    claimed = row.get("image_text")
+    if not isinstance(claimed, str):
+        claimed = " ".join("".join(groups) for groups in QUOTED.findall(text_of(row, "text")))
+    readable = [word for word in WORD.findall(claimed) if not is_unreadable(word, row)]
+    return unmatched_share(plain(" ".join(readable)), plain(" ".join(text for text, _ in lines_of(row))))
+
+
+def lines_of(row: Values) -> list[tuple[str, float]]:
+    """What read_text saw, line by line, and the probability of each; empty where it did not run."""
+    boxes = row.get("ocr_boxes")
+    return [(box["text"], box["confidence"]) for box in boxes] if isinstance(boxes, list) else []
+
+
+def is_unreadable(text: str, row: Values) -> bool:
+    """Whether a text has letters of a script that the text recogniser lacks: it returns others that look like them."""
+    known = row.get("ocr_scripts")
+    return isinstance(known, list) and not set(scripts_of(unicodedata.normalize("NFKD", text))) <= set(known)
+
+
+def plain(text: str) -> list[str]:
+    """The words of a text in order, without accents, and with one letter for all that look like it.
+
+    Text without spaces between its words has none that could be compared.
+    """
+    letters = "".join(each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each))
+    return WORD.findall(UNSPACED.sub(" ", letters).casefold().translate(ALIKE))
+
+
+def unmatched_share(words: Sequence[str], others: Sequence[str]) -> float:
+    """Share of the words, shorter ones aside, that are not among others; several in a row may be written as one."""
+    known = {run for _, run in runs(others)}
+    matched = {index for indices, run in runs(words) if run in known for index in indices}
+    counted = [index for index, word in enumerate(words) if len(word) >= SHORTEST]
+    return sum(index not in matched for index in counted) / len(counted) if counted else 0.0
+
+
+def runs(words: Sequence[str]) -> Iterator[tuple[range, str]]:
+    """Every word, and every few words in a row as one; with their indices."""
+    for start in range(len(words)):
+        for end in range(start + 1, min(start + LONGEST_RUN, len(words)) + 1):
+            yield range(start, end), "".join(words[start:end])
 
 
 def is_below(value: object, threshold: float) -> bool:
