@@ -672,3 +672,13 @@ def test_importing_the_source_loads_no_library() -> None:
     assert (
         run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(PROJECT)!r})\n{program}"]).stdout == "set()\n"
     )
+
+
+def test_a_folder_of_the_name_of_a_data_set_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library would take it, and its rows would have the keys of the hub's."""
+    (tmp_path / "owner" / "set").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"is also a folder here: write hf://\./owner/set"):
+        DataSet("hf://owner/set?split=train")

@@ -343,7 +343,12 @@ def test_mistakes_in_columns_are_named(tmp_path: Path, header: str, options: Row
     ("name", "text", "options", "message"),
     [
         ("a.tsv", "http://host/1\ttitle\n", {}, "a.tsv has no column with a usual name"),
-        ("a.txt", H, {"keep": ("title",)}, "a.txt has no header, so there is no 'title' to keep: add a header"),
+        (
+            "a.txt",
+            H,
+            {"keep": ("title",)},
+            "a.txt has no header, so there is no 'title' to keep: add a header, or",
+        ),
         ("a.jsonl", "[1]\n[2]\n", {}, "a.jsonl holds no JSON object in its first lines: give an object a line"),
         ("a.jsonl", '{"url": ""}', {"keep": ("title",)}, "a.jsonl has no column 'title' (there are: url)"),
         ("a.txt", "\n \n", {}, "a.txt is empty: name a list of pictures"),
@@ -410,20 +415,20 @@ def test_a_column_of_priorities(tmp_path: Path, name: str) -> None:
     source = ListFile(str(tmp_path / name))
     assert source.has_priority
     assert "priority" not in source.columns
-    assert [record.values["priority"] for record in source] == [2.5, 0.0, -1.0]
+    assert [record.values["priority"] for record in source] == [2.5, None, -1.0]
     source = ListFile(str(tmp_path / name), options=SourceOptions(keep=("priority=rank",)))
     assert source.columns["rank"] == "number"
-    assert [record.values.get("rank") for record in source] == [2.5, None if name == "a.parquet" else 0.0, -1.0]
-    assert [record.values["priority"] for record in source] == [2.5, 0.0, -1.0]
+    assert [record.values.get("rank") for record in source] == [2.5, None, -1.0]
+    assert [record.values["priority"] for record in source] == [2.5, None, -1.0]
     source = ListFile(str(tmp_path / name), options=SourceOptions(keep=("priority",)))
     assert source.columns["priority"] == "number"
-    assert [record.values["priority"] for record in source] == [2.5, 0.0, -1.0]
+    assert [record.values["priority"] for record in source] == [2.5, None, -1.0]
 
 
 @pytest.mark.parametrize("value", ["high", "nan", "inf", ""])
-def test_a_priority_that_is_no_number_is_0(tmp_path: Path, value: str) -> None:
+def test_a_priority_that_is_no_number_is_none(tmp_path: Path, value: str) -> None:
     (record,) = records_of(tmp_path / "a.csv", f"url,priority\nhttp://host/1,{value}\n")
-    assert record.values["priority"] == 0.0
+    assert record.values["priority"] is None
 
 
 def test_types_of_parquet(tmp_path: Path) -> None:
@@ -1130,3 +1135,33 @@ def test_a_list_through_a_pipe(tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "a.csv")
     assert list(rows.index) == sorted(map(str, PICTURES))
     assert list(rows["title"]) == [Path(key).stem for key in rows.index]
+
+
+@pytest.mark.parametrize("address", ["ftp://127.0.0.1/a.jpg", "webhdfs://127.0.0.1/a.jpg", "sftp://127.0.0.1/a.jpg"])
+def test_hosts_of_any_kind_are_refused_where_private_addresses_are(address: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(f"{address}\ns3://bucket/a.jpg\n")
+    refused, other = ListFile(str(tmp_path / "a.txt"), options=SourceOptions(allow_private=False))
+    assert refused.error.startswith("source: PermissionError: ") and "allow_private" in refused.error
+    assert other.error == ""
+    with pytest.raises(UserError, match="allow_private"):
+        open_source([address], options=SourceOptions(allow_private=False))
+
+
+@pytest.mark.parametrize("address", ["dask://127.0.0.1/a.jpg", "asynclocal:///etc/hostname", "local:///etc/hostname"])
+def test_an_address_that_nothing_opens_is_an_error_of_its_row(address: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(f"{address}\nhttp://host/a.jpg\n")
+    odd, fine = ListFile(str(tmp_path / "a.txt"))
+    assert odd.error.endswith(":// is not known")
+    assert fine.error == ""
+
+
+def test_priorities_count_beside_other_sources(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("url,priority\nhttp://host/1,1\nhttp://host/2,2\n")
+    assert open_source([str(tmp_path / "a.csv"), "http://host/3"]).has_priority  # type: ignore[attr-defined]
+    assert not open_source(["http://host/3", "http://host/4"]).has_priority  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["urls.txt", "a/photos.csv?x=1", "b.parquet"])
+def test_a_list_at_a_web_address_is_no_picture(name: str) -> None:
+    with pytest.raises(UserError, match="is a list at a web address: download it, or pipe it into `run -`"):
+        open_source([f"https://host/{name}"])

@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,3 +165,49 @@ def test_the_length_of_a_stream_is_an_estimate(tmp_path: Path, photos: Path, ser
     assert run.returncode == 0, run.stderr
     expected = "the source is read as a stream: " + ("about 5 images" if first == "urls" else "")
     assert expected in run.stdout
+
+
+def test_rows_are_written_while_a_slow_picture_is_waited_for(tmp_path: Path, server: HttpServer) -> None:
+    """The first chunk too is cut to what has arrived."""
+    urls = [server.url(f"/ok/{number}.png") for number in range(20)]
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    listed = lines(tmp_path / "urls.txt", server.url("/hang/1.png"), *urls)
+    arguments = ["run", listed, "--config", tmp_path / "config.yaml", "--output", tmp_path / "a.csv"]
+    with subprocess.Popen([sys.executable, "-m", "vec_pipeline", *map(str, arguments)], cwd=PROJECT) as process:
+        end_s = time.monotonic() + 60
+        found = 0
+        while found < 20 and time.monotonic() < end_s:
+            time.sleep(0.2)
+            found = max(0, (tmp_path / "a.csv").read_bytes().count(b"\n") - 1) if (tmp_path / "a.csv").exists() else 0
+        process.kill()
+    assert found == 20
+
+
+def test_a_list_that_names_a_picture_twice_has_no_new_ones(tmp_path: Path, server: HttpServer) -> None:
+    url = server.url("/ok/1.png")
+    listed = lines(tmp_path / "urls.txt", url, url, url)
+    assert annotate(tmp_path, listed).returncode == 0
+    refreshed = annotate(tmp_path, listed, "--refresh", "--set", "open_image.max_size_px=100")
+    assert "1 row to update" in refreshed.stdout
+    assert "new images" not in refreshed.stdout
+    assert server.requests["/ok/1.png"] == 1
+
+
+def test_a_shard_that_was_missing_once_can_be_pruned(tmp_path: Path) -> None:
+    shards = str(tmp_path / "{0..1}.tar")
+    with tarfile.open(tmp_path / "1.tar", "w") as tar:
+        for path in sorted(EXAMPLES.glob("*.png"))[:2]:
+            tar.add(path, path.name)
+    assert annotate(tmp_path, shards).returncode == 1
+    shutil.copy(tmp_path / "1.tar", tmp_path / "0.tar")
+    run = annotate(tmp_path, shards, "--prune")
+    assert run.returncode == 0, run.stdout
+    assert "1 row to drop" in run.stdout
+    assert len(load_annotations(tmp_path / "a.csv")) == 4
+
+
+def test_no_image_at_all_is_said_of_a_stream_too(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("url,title\n")
+    run = annotate(tmp_path, tmp_path / "list.csv")
+    assert run.returncode == 2
+    assert "no image found" in run.stderr

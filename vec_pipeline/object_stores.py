@@ -9,6 +9,7 @@ from typing import Any
 from vec_pipeline.record import NotFound, UserError
 
 ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://([^/]*@)?(.*)", re.IGNORECASE | re.DOTALL)
+LATER_LOGINS = re.compile(r"(?<=::)([a-z][a-z0-9+.-]*://)[^/]*@", re.IGNORECASE)  # of an address that holds another
 LOCAL = "file"
 LOGIN_IS_A_CONTAINER = ("abfs", "abfss", "az", "adl")  # abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/
 LIBRARIES = {
@@ -18,6 +19,7 @@ LIBRARIES = {
     **dict.fromkeys(("sftp", "ssh"), "sshfs"),
 }
 OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")  # an object is there once it has been put as a whole
+HOSTS = ("sftp", "ssh", "ftp", "smb", "webdav", "webhdfs", "hdfs")  # whose addresses name any host there is
 CONNECTIONS = ("sftp", "ssh", "ftp", "smb")  # one connection for all requests: when it breaks, a new one is needed
 # sshfs would accept any host key, wait for a host without end, and fail at a name that is not UTF-8.
 SSH = {
@@ -58,6 +60,17 @@ def scheme_of(address: str) -> str:
     return found[1].lower() if found else LOCAL
 
 
+def is_known(scheme: str) -> bool:
+    """Whether addresses of it can be opened, once the library is there that it needs."""
+    return scheme in LIBRARIES or scheme in HOSTS or scheme == "memory"
+
+
+def check_host(address: str, *, allow_private: bool) -> None:
+    """Raise PermissionError where an address could lead to a private network, and must not."""
+    if not allow_private and scheme_of(address) not in OBJECT_STORES:
+        raise PermissionError(f"{scheme_of(address)}:// may lead to a private address: set allow_private to read it")
+
+
 def login_of(address: str) -> str:
     """The `user:password@` of an address, or an empty text."""
     found = ADDRESS.match(address)
@@ -66,7 +79,7 @@ def login_of(address: str) -> str:
 
 def without_login(address: str) -> str:
     """An address as it may be shown and saved."""
-    return address.replace(login_of(address), "", 1)
+    return LATER_LOGINS.sub(r"\1", address.replace(login_of(address), "", 1))
 
 
 def opened(address: str) -> tuple[Any, str]:
@@ -80,6 +93,7 @@ def opened(address: str) -> tuple[Any, str]:
     from fsspec.config import conf
 
     scheme = scheme_of(address)
+    address = f"{scheme}://{address.partition('://')[2]}" if is_address(address) else address
     try:
         cls = fsspec.get_filesystem_class(scheme)
     except ImportError:

@@ -45,7 +45,7 @@ def left_to_do(records: Iterable[Record], done: Container[str], taken: set[str])
 
 
 def chunks(records: Iterable[Record], size: ChunkSize) -> Iterator[Chunk]:
-    """Cut a stream into lists of `size()` records, the last one shorter."""
+    """Cut a stream into lists of `size()` records, the last one shorter. The size is asked when the first is there."""
     iterator = iter(records)
-    while chunk := list(islice(iterator, size())):
-        yield chunk
+    for first in iterator:
+        yield [first, *islice(iterator, size() - 1)]

@@ -75,7 +75,7 @@ class Progress:
         if speed and self.total is not None:
             parts.append(f"{duration((self.total - self.done) / speed)} left")
         if self.errors:
-            parts.append(f"{self.errors.total():,} errors")
+            parts.append(plural(self.errors.total(), "error"))
         if self.downloads and self.downloads.line():
             parts.append(self.downloads.line())
         if (free_gb := gpu_free_gb()) is not None:

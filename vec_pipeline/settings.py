@@ -47,7 +47,7 @@ def recorded_settings(csv_path: Path) -> Recorded:
         recorded = Recorded(**{each.name: content[each.name] for each in fields(Recorded) if each.name in content})
         if is_valid(recorded):
             return recorded
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return Recorded()
     except (OSError, yaml.YAMLError, ValueError, RecursionError, AttributeError):
         pass

@@ -176,12 +176,14 @@ class Mirror:
         with self._changed:
             self._note()
 
-    def close(self) -> None:
-        """Copy the last state, and wait for it."""
+    def close(self, wait_s: float | None = None) -> None:
+        """Copy the last state, and wait for it: `wait_s`, or as long as the store takes to answer or to give up."""
         with self._changed:
             self._note()
             self._is_closing = True
-        self._thread.join()
+        self._thread.join(wait_s)
+        if self._thread.is_alive():
+            self.failures = ["the mirror is not up to date: the last copy was not finished in time"]
 
     def _note(self) -> None:
         if self._waiting:

@@ -1,6 +1,7 @@
 """Addresses of the web: as they are sent, and as keys, which hold no credentials."""
 
 import re
+from hashlib import sha1
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
@@ -12,13 +13,20 @@ HOST = re.compile(r"(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d*)?", re.IGNORECASE)
 UNQUOTED = "!#$%&'()*+,-./:;=?@[]_~|^"  # what is sent as it stands, beside letters and digits; % begins an escape
 PARAMETER = re.compile(r"(?<=[?&;#])([^=?&;#]+)=([^&;#]*)")
 SIGNED = re.compile(r"[?&;]signature=", re.IGNORECASE)
-# Names of parameters whose values are credentials, or change whenever an address is signed again.
+# Names of parameters that change whenever an address is signed again.
 SIGNING = ("x-amz-", "x-goog-", "x-oss-")  # how they begin
-SECRETS = frozenset(
-    "signature awsaccesskeyid googleaccessid ossaccesskeyid key-pair-id sig access_token accesstoken auth_token "
-    "oauth_token oauth_signature token api_key api-key apikey x-api-key client_secret secret password passwd".split()
+SIGNATURES = frozenset(
+    "signature awsaccesskeyid googleaccessid ossaccesskeyid key-pair-id sig oauth_signature hdnts hdnea q-ak "
+    "q-signature q-sign-time q-key-time".split()
 )
 BESIDE_A_SIGNATURE = frozenset("expires policy".split())
+# Names of parameters whose values are credentials, and may tell one picture from another.
+SECRETS = frozenset(
+    "access_token accesstoken auth auth_key authkey auth_token oauth_token id_token session_token sessiontoken jwt "
+    "token key api_key api-key apikey x-api-key subscription-key ocp-apim-subscription-key client_secret secret sign "
+    "password passwd".split()
+)
+HIDDEN = re.compile(r"~[0-9a-f]{8}")  # what stands for the value of one
 
 
 def is_address(text: str) -> bool:
@@ -26,7 +34,7 @@ def is_address(text: str) -> bool:
 
 
 def key_of(url: str) -> str:
-    """The address without space around it, user, password and the values of parameters that sign it.
+    """The address without space around it, user and password. Values that sign it are left out, other secrets hashed.
 
     The rest stays byte for byte. The key of a key is the key itself.
     """
@@ -35,14 +43,30 @@ def key_of(url: str) -> str:
         return url
     rest = url[found.end(2) :]
     if "=" in rest:
-        names = SECRETS | BESIDE_A_SIGNATURE if SIGNED.search(rest) else SECRETS
+        names = SIGNATURES | BESIDE_A_SIGNATURE if SIGNED.search(rest) else SIGNATURES
         rest = PARAMETER.sub(lambda pair: without_secret(pair, names), rest)
     return f"{found[1]}://{found[2].rpartition('@')[2]}{rest}"
 
 
-def without_secret(parameter: re.Match[str], names: frozenset[str]) -> str:
-    name = unquote(parameter[1]).lower()
-    return f"{parameter[1]}=" if name in names or name.startswith(SIGNING) else parameter[0]
+def without_secret(parameter: re.Match[str], signatures: frozenset[str]) -> str:
+    """A parameter as a key has it."""
+    name, value = unquote(parameter[1]).lower(), parameter[2]
+    if name in signatures or name.startswith(SIGNING):
+        return f"{parameter[1]}="
+    if value and not HIDDEN.fullmatch(value) and (name in SECRETS or holds_secret(unquote(value))):
+        data = value.encode("utf-8", "surrogateescape")
+        return f"{parameter[1]}=~{sha1(data, usedforsecurity=False).hexdigest()[:8]}"
+    return parameter[0]
+
+
+def holds_secret(value: str) -> bool:
+    """Whether a value is an address of its own that has a secret."""
+    if not is_address(value):
+        return False
+    names = (unquote(found[1]).lower() for found in PARAMETER.finditer(value))
+    return "@" in value[8:].partition("/")[0] or any(
+        name in SECRETS or name in SIGNATURES or name.startswith(SIGNING) for name in names
+    )
 
 
 def to_send(url: str) -> "URL":

@@ -42,7 +42,9 @@ CONNECT_S = 10.0
 READ_S = 20.0  # without a byte
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0  # before a request is repeated
 LONGEST_PAUSE_S = 120.0  # that a server may ask for
+REFUSALS_PER_ATTEMPT = 3  # that a server with enough to do may send, while it answers others
 OK, TOO_MANY_REQUESTS, SERVER_ERROR = 200, 429, 500  # statuses; of the last kind are all from there on
+PASSING = (408, 425, TOO_MANY_REQUESTS)  # Request Timeout, Too Early
 REFUSALS = (TOO_MANY_REQUESTS, 503)  # of servers that have enough to do
 STATUSES = frozenset(HTTPStatus)
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -125,11 +127,13 @@ class Client:
     async def _repeated(self, attempt: Callable[[], Awaitable[Fetched]], host: Host) -> Fetched:
         """Try until it succeeds, or fails for good."""
         failures, answered = 0, host.answered
+        refusals_left = REFUSALS_PER_ATTEMPT * self._options.download_attempts
         while True:
             try:
                 fetched = await attempt()
             except DownloadError as error:
-                if isinstance(error, RefusedError) and host.answered != answered:
+                refusals_left -= isinstance(error, RefusedError)
+                if isinstance(error, RefusedError) and host.answered != answered and refusals_left > 0:
                     failures, answered = 0, host.answered  # it answers others: it is our turn some time
                 failures += 1
                 if not error.may_pass:
@@ -212,7 +216,7 @@ class Client:
             return DownloadError(f"HTTP{status}", f"{phrase}: the server asks to come back in {pause_s:,.0f} s")
         if pause_s is not None:
             self._slots.pause(host, pause_s)
-        may_pass = status == TOO_MANY_REQUESTS or status >= SERVER_ERROR
+        may_pass = status in PASSING or status >= SERVER_ERROR
         is_refusal = status == TOO_MANY_REQUESTS or pause_s is not None
         return (RefusedError if is_refusal else DownloadError)(f"HTTP{status}", phrase, may_pass=may_pass)
 

@@ -80,7 +80,7 @@ def failure_of(error: Exception, received: int = 0) -> DownloadError:
         case aiohttp.ClientHttpProxyError():
             return DownloadError("ConnectionFailed", f"the proxy answered {error.status}", may_pass=True)
         case aiohttp.ClientResponseError():
-            return DownloadError("ConnectionFailed", "the answer is not HTTP", may_pass=True)
+            return DownloadError("ConnectionFailed", "the answer is not valid HTTP", may_pass=True)
     if received:
         return DownloadError("Truncated", f"the connection ended after {received:,} bytes", may_pass=True)
     if isinstance(error, OSError):

@@ -18,6 +18,7 @@ OF_ANY_BYTES = frozenset(  # types that say nothing; those of pictures begin wit
     "application/octet-stream binary/octet-stream application/binary application/x-binary application/download "
     "application/x-download application/force-download".split()
 )
+OTHER_FILES = (b"{", b"[", b"%PDF", b"PK\x03\x04", b"Rar!", b"\xff\xfe", b"\xfe\xff", b"<?xml", b"ID3", b"\x7fELF")
 ONE_PIXEL_BYTES = 4096  # no picture of one pixel is larger
 PLACEHOLDER = re.compile(
     r"(?<![a-z])(?:no[-_]?(?:image|photo|picture|pic|img|thumb(?:nail)?)|place[-_]?holder|not[-_]?found|image[-_]?removed|"
@@ -45,6 +46,8 @@ def is_picture(head: bytes, content_type: str, *, is_whole: bool) -> bool:
         return False
     if not head:
         raise DownloadError("NotAnImage", "the server sent an empty file")
+    if head.startswith(OTHER_FILES):
+        raise DownloadError("NotAnImage", "the server sent a text or a document")
     if content_type and content_type not in OF_ANY_BYTES and not content_type.startswith("image/"):
         raise DownloadError("NotAnImage", f"the server sent {ascii(content_type[:60])[1:-1]}")
     return True

@@ -39,8 +39,6 @@ class Store:
         """Raises UserError where the folder cannot be written."""
         self._folder = folder
         with saving(folder):
-            (folder / PARTIAL).mkdir(parents=True, exist_ok=True)
-            remove_left_over(folder / PARTIAL)
             self._partial, self._lock = locked_folder(folder / PARTIAL)
 
     def incoming(self) -> Incoming:
@@ -61,6 +59,9 @@ class Store:
     def close(self) -> None:
         shutil.rmtree(self._partial, ignore_errors=True)
         os.close(self._lock)
+        for folder in (self._partial.parent, self._folder):
+            with suppress(OSError):  # another process receives, or something is stored
+                folder.rmdir()
 
 
 def stored(folder: Path | None, key: str) -> StoredFile | None:
@@ -89,9 +90,17 @@ def path_in(folder: Path, key: str) -> str:
 
 
 def locked_folder(parent: Path) -> tuple[Path, int]:
-    """Make a folder; return it and a descriptor that locks it as long as this process has it open."""
+    """Make a folder; return it and a descriptor that locks it as long as this process has it open.
+
+    Those of processes that have ended are removed.
+    """
     while True:
-        folder = Path(tempfile.mkdtemp(dir=parent))
+        parent.mkdir(parents=True, exist_ok=True)
+        remove_left_over(parent)
+        try:
+            folder = Path(tempfile.mkdtemp(dir=parent))
+        except FileNotFoundError:  # another process has ended and removed the parent
+            continue
         descriptor = os.open(folder, os.O_RDONLY)
         with suppress(OSError):  # some network drives have no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -81,7 +81,8 @@ def open_table(address: str, options: SourceOptions) -> Table:
     if suffix == ".tsv" or has_header(lines.first, suffix, options.column):
         return CsvTable(lines, options, suffix)
     if options.keep:
-        raise UserError(f"{shown(address)} has no header, so there is no {options.keep[0]!r} to keep: add a header")
+        what = f"has no header, so there is no {options.keep[0]!r} to keep"
+        raise UserError(f"{shown(address)} {what}: add a header, or name the column of its addresses with --column")
     return PlainTable(lines)
 
 

@@ -221,10 +221,10 @@ def clean(text: str) -> str:
     return data.decode("utf-8", "backslashreplace").replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
-def priority_of(value: object) -> float:
-    """Higher comes first; what is no number is 0."""
+def priority_of(value: object) -> float | None:
+    """Higher comes first; None for what is no number, which comes last."""
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
-        return 0.0
-    return number if math.isfinite(number) else 0.0
+        return None
+    return number if math.isfinite(number) else None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import islice
 from operator import length_hint
 
-from vec_pipeline.record import Content, Record, Source, SourceOptions, UserError
+from vec_pipeline.record import Content, NotFound, Record, Source, SourceOptions, UserError
 
 DEFAULT_OPTIONS = SourceOptions()
 LOCAL = "folder"  # the module that takes every argument that no other one accepts
@@ -39,8 +39,10 @@ def made(cls: type[Source], argument: str, options: SourceOptions) -> Source:
 def content_of(key: str, modules: Iterable[str] = (), options: SourceOptions = DEFAULT_OPTIONS) -> Content:
     """The bytes of one image. Raises NotFound where there is no such image, UserError where it is none."""
     records = list(islice(open_source([key], modules, options), 2))
+    if len(records) > 1:  # a shard that could not be read before, say
+        raise NotFound(f"{key} is not one image: name an image")
     if len(records) != 1 or "content" not in records[0].values:
-        raise UserError(f"{key} is {records[0].error if len(records) == 1 else 'not one image'}: name an image")
+        raise UserError(f"{key} is {records[0].error if records else 'not one image'}: name an image")
     content: Content = records[0].values["content"]
     return content
 
@@ -121,6 +123,10 @@ class Several:
     def resume(self, done: Container[str]) -> None:
         for source in self.sources:
             resume(source, done)
+
+    @property
+    def has_priority(self) -> bool:
+        return any(getattr(source, "has_priority", False) for source in self.sources)
 
     @property
     def notes(self) -> list[str]:

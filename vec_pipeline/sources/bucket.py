@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vec_pipeline.downloads import DownloadError, Fetched
 from vec_pipeline.object_stores import (
+    check_host,
     disconnect,
     explained,
     is_address,
@@ -139,6 +140,7 @@ class Bucket:
         self._has_report: dict[str, bool] = {}  # by the folder of an index.html
         self.failures: list[str] = []
         try:
+            check_host(address, allow_private=options.allow_private)
             self._filesystem, self._path = opened(address)
             self._info: Info = self._filesystem.info(self._path)
         except Exception as error:  # of any library

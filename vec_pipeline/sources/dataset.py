@@ -28,8 +28,9 @@ SCHEME = "hf://"
 PARAMETERS = ("split", "name", "revision", "column")  # in the order in which keys have them
 HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 BYTES_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes")
-ON_THE_HUB = re.compile(r"(?:zip://[^:]*::)?hf://")  # what a row of the hub may name, so that it reads no local file
-IN_AN_ARCHIVE = re.compile(r"zip://[^:]*::/")
+# What a row may name of the hub, and of a local set's archives: nothing else, and no address within the address.
+ON_THE_HUB = re.compile(r"(?:zip://[^:]*::)?hf://(?:(?!::).)*")
+IN_AN_ARCHIVE = re.compile(r"zip://[^:]*::/(?:(?!::).)*")
 NUMBER = re.compile(r"u?int\d+|float\d+")  # types of the library
 POSITIONS_EVERY_S = 5.0
 LONGEST_ERROR = 300  # characters: some of the library's print whole schemas
@@ -57,7 +58,7 @@ class Address:
 
 def parsed(argument: str) -> tuple[Address, str]:
     """The address of an argument or a key, and what a key has behind its #. Raises UserError."""
-    address, _, place = argument.removeprefix(SCHEME).partition("#")
+    address, _, place = argument[len(SCHEME) :].partition("#")
     path, _, query = address.partition("?")
     path = unquote(path, errors="surrogateescape")
     given = dict(parse_qsl(query, keep_blank_values=True))
@@ -71,6 +72,8 @@ def parsed(argument: str) -> tuple[Address, str]:
             raise NotFound(f"{argument} is not a folder: name a data set of the hub, or a folder that holds one")
     elif not HUB_NAME.fullmatch(path):
         raise UserError(f"{argument} is not the name of a data set: write hf://OWNER/NAME or hf://./FOLDER")
+    elif os.path.isdir(path):  # which the library would take for it, under the keys of the other
+        raise UserError(f"{argument} is also a folder here: write hf://./{path}, or run elsewhere for the hub's")
     return Address(path, **given), place
 
 
@@ -146,7 +149,7 @@ class DataSet:
 
     @classmethod
     def accepts(cls, argument: str) -> bool:
-        return argument.startswith(SCHEME)
+        return argument.lower().startswith(SCHEME)
 
     @property
     def columns(self) -> Mapping[str, str]:
@@ -436,7 +439,7 @@ def content_of_bytes(data: bytes, folder: Path | None) -> Content:
 
 def content_at(path: str, address: Address) -> Content:
     """The content of a row that has a path alone. Raises ValueError where it must not be opened."""
-    if (IN_AN_ARCHIVE if address.is_local else ON_THE_HUB).match(path):
+    if (IN_AN_ARCHIVE if address.is_local else ON_THE_HUB).fullmatch(path):
         return FileInSet(path)
     if not address.is_local or "://" in path:
         raise ValueError(f"the row holds no picture, and its path {path[:200]!r} is not of the data set")

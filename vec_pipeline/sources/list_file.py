@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 from typing import Any
 from urllib.parse import unquote
@@ -15,7 +15,7 @@ from vec_pipeline.downloads.addresses import is_address as is_web_address
 from vec_pipeline.downloads.web import WEB_COLUMNS, web_record
 from vec_pipeline.lists import COMPRESSED_SUFFIXES, STDIN, SUFFIXES, Entry, Table, open_table, suffix_of
 from vec_pipeline.lists.files import identity, open_list, reason, shown
-from vec_pipeline.object_stores import is_address, login_of, scheme_of, without_login
+from vec_pipeline.object_stores import check_host, is_address, is_known, login_of, scheme_of, without_login
 from vec_pipeline.pictures import kinds
 from vec_pipeline.record import NotFound, Record, SourceOptions, UserError
 from vec_pipeline.sources import DEFAULT_OPTIONS, made, source_classes
@@ -147,6 +147,10 @@ class ListFile:
         if cls is Bucket:  # without a request for each entry before it is fetched
             if not is_known(scheme_of(address)):
                 return failed(key, ValueError(f"{scheme_of(address)}:// is not known"))
+            try:
+                check_host(address, allow_private=self._options.allow_private)
+            except PermissionError as error:
+                return failed(key, error)
             login = login_of(address)
             content = RemoteFile(without_login(address), self._options.max_download_mb, login=login)
             return Record(key, {"content": content})
@@ -218,14 +222,6 @@ def is_other_file(argument: str) -> bool:
     with suppress(UserError, OSError), open_list(path) as file:
         return bool(kinds.kind_of(file.read(kinds.HEAD_BYTES)))
     return False
-
-
-@cache
-def is_known(scheme: str) -> bool:
-    """Whether fsspec knows it, even if the library that it needs is missing."""
-    from fsspec import available_protocols
-
-    return scheme in available_protocols()
 
 
 def of_file(path: str) -> Record:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from vec_pipeline.downloads.addresses import is_address
+from vec_pipeline.downloads.addresses import is_address, key_of
 from vec_pipeline.downloads.web import WEB_COLUMNS, web_record
-from vec_pipeline.record import Record, SourceOptions
+from vec_pipeline.lists import suffix_of
+from vec_pipeline.record import Record, SourceOptions, UserError
 
 
 class Url:
@@ -15,6 +16,8 @@ class Url:
     is_counted = False
 
     def __init__(self, argument: str, exclude: Sequence[str] = (), options: SourceOptions | None = None) -> None:
+        if suffix_of(argument.partition("?")[0]):
+            raise UserError(f"{key_of(argument)} is a list at a web address: download it, or pipe it into `run -`")
         self.notes: list[str] = []
         self.failures: list[str] = []
         self._url = argument

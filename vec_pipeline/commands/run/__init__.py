@@ -139,7 +139,8 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
             record_settings()
             results.confirm_pictures()
             print(f"{plural(changed, 'row')} changed, {sink.rows - changed:,} unchanged")
-    return verdict(sink, source, watcher.failures if watcher else [])
+    may_be_empty = options.limit == 0 or options.watch
+    return verdict(sink, source, watcher.failures if watcher else [], may_be_empty=may_be_empty)
 
 
 Plan = tuple[tuple[Stage, ...], "Todo"]
@@ -211,10 +212,16 @@ def close(sink: "CsvFile", results: "ResultCache", interrupt: Interrupt) -> None
             results.confirm_pictures()
 
 
-def verdict(sink: "CsvFile", source: Source, of_watch: Sequence[str]) -> int:
-    """Say what the file holds now, and what could not be listed; return the exit status."""
+def verdict(sink: "CsvFile", source: Source, of_watch: Sequence[str], *, may_be_empty: bool) -> int:
+    """Say what the file holds now, and what could not be listed; return the exit status.
+
+    Raises UserError where a source that was not counted held no image.
+    """
     from vec_pipeline.sources import is_counted
 
+    if not (sink.rows or may_be_empty or is_counted(source)):
+        reasons = "".join(f"; {visible(failure)}" for failure in source.failures[:3])
+        raise UserError(f"no image found{reasons}: name other sources")
     print(f"{sink.path} holds {plural(sink.rows, 'row')}, {len(sink.failed):,} of them with an error")
     for key, error in sink.error_examples:
         print(f"  {visible(key)}: {visible(error)}")

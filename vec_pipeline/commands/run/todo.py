@@ -55,8 +55,12 @@ class Todo:
                 raise UserError(f"no image found{reasons}: name other files or folders")
 
     def _compare(self, cache_path: Path | None) -> None:
+        found = KeySet()  # a list may name a picture twice; a folder does not
         with closing(ResultCache(cache_path, fingerprint)) as results:
             for records in chunks(self._source, lambda: COMPARED_TOGETHER):
+                if not is_counted(self._source):
+                    records = list({each.key: each for each in records if each.key not in found}.values())
+                    found.update(record.key for record in records)
                 self._found += len(records)
                 old = [record for record in records if record.key in self._existing.keys]
                 self._present.update(record.key for record in old)
@@ -74,6 +78,9 @@ class Todo:
                 f"about {plural(hint, 'image')}" if hint else "how many images it holds is not known before its end"
             )
             print(f"the source is read as a stream: {number}", flush=True)
+            if retry_errors and len(self._existing.failed):
+                failed = plural(len(self._existing.failed), "row")
+                print(f"{failed} with an error: those that the source still names are annotated again", flush=True)
             return
         left = self._found - len(self._present)
         if retry_errors:

@@ -26,6 +26,8 @@ from vec_pipeline.sources import resume
 from vec_pipeline.terminal import Interrupt
 from vec_pipeline.uploads import Mirror
 
+INTERRUPTED_MIRROR_S = 10.0  # for the last copy of a CSV whose run was interrupted
+
 logger = logging.getLogger("vec_pipeline")
 
 
@@ -91,14 +93,14 @@ def work(job: Job) -> None:
         def at_once() -> int:
             """Images of the next chunk: where a download is waited for, the models take what is there by then."""
             wanted = size.next(executor)
-            return min(wanted, max(1, downloads.ready())) if downloads.is_active and models.holds_all else wanted
+            return min(wanted, 1 + downloads.ready()) if downloads.is_active and models.holds_all else wanted
 
         records, done = job.records(), sink.keys()
         pipeline.run(records, executor, done, save, at_once, options.limit, downloads.ahead, journal.suspects_last)
         if watcher := job.watcher:
             limit = None if options.limit is None else options.limit - progress.done
             with watching(watcher, job.interrupt):
-                pipeline.run(watcher, executor, done, save, lambda: min(size.first, max(1, watcher.ready())), limit)
+                pipeline.run(watcher, executor, done, save, lambda: min(size.first, 1 + watcher.ready()), limit)
 
 
 @contextlib.contextmanager
@@ -108,10 +110,12 @@ def mirrored(csv_path: Path, address: str) -> Iterator[Mirror | None]:
         yield None
         return
     mirror = Mirror(csv_path, address)
+    wait_s: float | None = INTERRUPTED_MIRROR_S
     try:
         yield mirror
+        wait_s = None
     finally:
-        mirror.close()
+        mirror.close(wait_s)
         print(*mirror.failures, sep="\n", end="\n" if mirror.failures else "")
 
 
