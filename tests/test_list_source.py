@@ -82,11 +82,11 @@ def write_table(path: Path, rows: Sequence[Row], compression: str = "") -> None:
 # Formats
 
 
-@pytest.mark.parametrize("compression", ["", "gz", "zst"])
-@pytest.mark.parametrize("kind", ["txt", "csv", "tsv", "jsonl", "ndjson", "parquet"])
+COMPRESSED = [(kind, how) for kind in ("txt", "csv", "tsv", "jsonl", "ndjson") for how in ("", "gz", "zst")]
+
+
+@pytest.mark.parametrize(("kind", "compression"), [*COMPRESSED, ("parquet", ""), ("parquet", "gz")])
 def test_each_format_gives_the_same_records(tmp_path: Path, kind: str, compression: str) -> None:
-    if (kind, compression) == ("parquet", "zst"):
-        pytest.skip("Parquet is compressed within")
     path = tmp_path / ".".join(filter(None, ["list", kind, compression]))
     rows = [{"url": f"http://host/{number}", "title": f'a "title",\n{number}'} for number in range(3)]
     write_table(path, rows, compression)
