@@ -211,3 +211,11 @@ def test_no_image_at_all_is_said_of_a_stream_too(tmp_path: Path) -> None:
     run = annotate(tmp_path, tmp_path / "list.csv")
     assert run.returncode == 2
     assert "no image found" in run.stderr
+
+
+def test_a_folder_of_parquet_files_is_told_to_be_named_as_a_data_set(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.parquet").touch()
+    run = annotate(tmp_path, tmp_path / "set")
+    assert run.returncode == 2
+    assert "no image found: write hf:// before the folder if it holds a data set" in run.stderr

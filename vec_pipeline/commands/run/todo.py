@@ -52,7 +52,11 @@ class Todo:
                 print(visible(note))
             if not self._found and not may_be_empty:
                 reasons = "".join(f"; {visible(failure)}" for failure in source.failures[:3])
-                raise UserError(f"no image found{reasons}: name other files or folders")
+                is_set = any(".parquet" in note for note in source.notes)
+                remedy = (
+                    "write hf:// before the folder if it holds a data set" if is_set else "name other files or folders"
+                )
+                raise UserError(f"no image found{reasons}: {remedy}")
 
     def _compare(self, cache_path: Path | None) -> None:
         found = KeySet()  # a list may name a picture twice; a folder does not
