@@ -2,7 +2,16 @@
 
 import argparse
 
-from models.demo import train_clip, train_llama, train_sentences, train_vision_language, train_words
+from models.demo import (
+    tower,
+    train_clip,
+    train_dino,
+    train_llama,
+    train_people,
+    train_sentences,
+    train_vision_language,
+    train_words,
+)
 
 MINUTES = (  # on two CPU cores, each training by itself
     (train_words, 2.0),
@@ -10,6 +19,9 @@ MINUTES = (  # on two CPU cores, each training by itself
     (train_llama, 60.0),
     (train_clip, 40.0),
     (train_vision_language, 90.0),
+    (tower, 6.7),
+    (train_dino, 8.0),
+    (train_people, 3.0),
 )
 
 
