@@ -249,6 +249,7 @@ NOT_RUN: dict[str, tuple[str, Check]] = {
     ),
     **benchmarks(
         ".venv/bin/python -m benchmarks.mutants",
+        ".venv/bin/python benchmarks/ocr.py --number 300 --page page.png",
         ".venv/bin/python benchmarks/trust.py --number 900",
         ".venv/bin/python benchmarks/pipeline.py",
         ".venv/bin/python benchmarks/describe.py",
