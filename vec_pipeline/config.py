@@ -22,6 +22,7 @@ from vec_pipeline.record import (
     COLUMNS,
     OF_FILE,
     SOURCE_VALUES,
+    DownloadOptions,
     SourceOptions,
     Stage,
     UserError,
@@ -43,7 +44,7 @@ class ConfigError(UserError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(DownloadOptions):
     """The worker's own options. Those of the stages are the fields of the stages."""
 
     stages: tuple[Stage, ...]
@@ -58,14 +59,6 @@ class Config:
     sources: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ("@eaDir", "#recycle", ".thumbnails")
     store: Path | Literal["auto", "none"] = "auto"
-    downloads_at_once: int = 64
-    downloads_per_host: int = 32
-    download_timeout_s: float = 60.0
-    download_attempts: int = 4
-    max_download_mb: int = 100
-    contact: str = ""
-    ignore_noai: bool = False
-    allow_private: bool = True
 
     @property
     def store_path(self) -> Path | None:
@@ -79,10 +72,8 @@ class Config:
 
         exclude: globs beside those of the configuration.
         """
-        shared = {each.name for each in fields(SourceOptions)} & {each.name for each in fields(self)}
-        options = {name: getattr(self, name) for name in shared - {"exclude", "store"}}
         return SourceOptions(
-            **options,
+            **{each.name: getattr(self, each.name) for each in fields(DownloadOptions)},
             exclude=(*self.exclude, *exclude),
             column=column,
             keep=tuple(keep),

@@ -70,8 +70,22 @@ class Content(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceOptions:
-    """What the command line and config.yaml say of sources; each uses what concerns it. config.yaml explains them.
+class DownloadOptions:
+    """How pictures are downloaded; config.yaml explains each."""
+
+    downloads_at_once: int = 64
+    downloads_per_host: int = 32
+    download_timeout_s: float = 60.0
+    download_attempts: int = 4
+    max_download_mb: int = 100
+    contact: str = ""
+    ignore_noai: bool = False
+    allow_private: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions(DownloadOptions):
+    """What the command line and config.yaml say of sources; each uses what concerns it.
 
     exclude: globs of names and of paths to leave out, where the argument holds several images.
     column: of a list or a data set, which holds the address, the path or the picture; empty: one of the usual names.
@@ -87,14 +101,6 @@ class SourceOptions:
     store: Path | None = None
     temporary: Path | None = None
     positions: Path | None = None
-    downloads_at_once: int = 64
-    downloads_per_host: int = 32
-    download_timeout_s: float = 60.0
-    download_attempts: int = 4
-    max_download_mb: int = 100
-    contact: str = ""
-    ignore_noai: bool = False
-    allow_private: bool = True
 
 
 ContentOf = Callable[[str], Content]  # the content of a key; raises UserError, of which NotFound is one
@@ -228,6 +234,7 @@ class Source(Protocol):
     columns: that come with each record, and their types.
     is_stream: it can be read once only, and its length is not known before.
     is_counted: optional, False where it can be read again, and is too long to be counted before.
+    has_priority: optional, whether its records have the value `priority`, a number that is higher for what comes first.
     __length_hint__: optional, about how many records there are, where that is known at once.
     resume: optional, a method that is given the keys that need no work, before the iteration that may begin after them.
     notes: after iteration, what was left out, a line each.
