@@ -13,6 +13,7 @@ from operator import length_hint
 from vec_pipeline.record import Content, NotFound, Record, Source, SourceOptions, UserError
 
 DEFAULT_OPTIONS = SourceOptions()
+UNKNOWN = -1  # length of a source
 LOCAL = "folder"  # the module that takes every argument that no other one accepts
 
 
@@ -118,7 +119,8 @@ class Several:
                     yield record
 
     def __length_hint__(self) -> int:
-        return sum(map(length_hint, self.sources))
+        hints = [length_hint(source, UNKNOWN) for source in self.sources]
+        return NotImplemented if UNKNOWN in hints else sum(hints)
 
     def resume(self, done: Container[str]) -> None:
         for source in self.sources:
