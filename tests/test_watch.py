@@ -400,7 +400,7 @@ def test_more_than_is_remembered_at_a_time(
 
 
 def test_a_walk_waits_while_many_files_settle(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It goes on where it was, instead of beginning again for each few files."""
+    """It resumes where it stopped, rather than starting from scratch after every few files."""
     monkeypatch.setattr(watch, "MOST_WAITING", 7)
     monkeypatch.setattr(watchfiles, "watch", nothing_reported)
     walks = []

@@ -29,7 +29,7 @@ class DownloadError(Exception):
     """Why the content of one record cannot be had. The message names no address: it may hold a password.
 
     kind: Timeout, TooLarge, HTTP404 and the like: the statistics count by it.
-    values: columns to add to the record all the same, such as http_status.
+    values: columns to add to the record in spite of the failure, such as http_status.
     may_pass: another try may succeed.
     """
 

@@ -46,7 +46,7 @@ class Table(Protocol):
     def entries(self) -> Iterator[Entry]: ...
 
     def entry(self, number: int) -> Entry | None:
-        """One of them; None where there is none of that number."""
+        """The entry with a number, or None if there is no such entry."""
         ...
 
     def length(self) -> int | None:

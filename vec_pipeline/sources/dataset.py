@@ -126,8 +126,8 @@ class Opened:
 class DataSet:
     """A record per row. The key names the file of the data set, the row group in it, and the row in that.
 
-    So a file that cannot be read today changes no other key. What cannot be read of a row group is one record with an
-    error, and the next group goes on. Rows with an address in the place of a picture are those of a list of addresses.
+    So a file that cannot be read today changes no other key. A row group that cannot be read to its end is one record
+    with an error, and the next group is read. A row that holds the URL of a picture is treated as an entry of a list.
     """
 
     is_stream = False
@@ -424,7 +424,7 @@ def as_column(value: Any, feature: Any) -> Any:
     if kind == "vector" and None in value:
         raise ValueError("a list of numbers has a gap")
     if kind == "json":
-        return json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)  # NaN is none of JSON's
+        return json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)  # JSON has no NaN
     return str(value) if kind == "text" else value
 
 

@@ -311,7 +311,7 @@ def value_of(data: bytes, column: str) -> Any:
     if column != "metadata":
         return data.decode("utf-8-sig", "replace").strip()
     try:
-        found = json.loads(data.decode("utf-8-sig"), parse_constant=lambda _: None)  # NaN is none of JSON's
+        found = json.loads(data.decode("utf-8-sig"), parse_constant=lambda _: None)  # JSON has no NaN
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(found, dict):
