@@ -300,7 +300,7 @@ def test_splits(tmp_path: Path) -> None:
         ("?token=1", {}, "has no parameter 'token': it takes split, name, revision, column"),
         ("", {"column": "imge"}, r"has no column 'imge' \(did you mean 'image'\?\)"),
         ("", {"column": "label"}, "the column 'label' of .* holds neither pictures nor addresses"),
-        ("", {"keep": ("titel",)}, r"--keep: .* has no column 'titel' \(did you mean 'title'\?\)"),
+        ("", {"keep": ("titel",)}, r"has no column 'titel' \(did you mean 'title'\?\): correct --keep"),
         ("", {"keep": ("image",)}, "--keep: the column 'image' of .* holds files"),
         ("", {"keep": ("raw",)}, "--keep: the column 'raw' of .* holds files"),
     ],

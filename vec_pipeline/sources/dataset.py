@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -16,7 +15,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
-from vec_pipeline.lists.columns import ADDRESS_NAMES
+from vec_pipeline.lists.columns import ADDRESS_NAMES, kept_columns, similar
 from vec_pipeline.record import Content, NotFound, Record, SourceOptions, UserError, Values
 from vec_pipeline.sources.folder import LocalFile, key_of
 
@@ -287,7 +286,7 @@ def opened(address: Address, keep: tuple[str, ...]) -> Opened:
     except Exception as error:  # whatever the library, the network and the formats raise
         raise UserError(f"{address} cannot be loaded: {first_line(error)}") from None
     address = replace(address, split=split)
-    column, kept = picture_column(features, address), kept_columns(features, keep, address)
+    column, kept = picture_column(features, address), columns_to_keep(features, keep, address)
     names = list(dict.fromkeys([column, *kept]))
     if hasattr(builder.config, "columns"):  # of Parquet, no others are read
         builder.config.columns = names
@@ -347,7 +346,7 @@ def picture_column(features: Mapping[str, Any], address: Address) -> str:
     """The column that has the pictures or their addresses. Raises UserError."""
     if wanted := address.column:
         if wanted not in features:
-            raise UserError(f"{address} has no column {wanted!r}{nearest(wanted, features)}")
+            raise UserError(f"{address} has no column {wanted!r}{similar(wanted, list(features))}")
         if not (is_picture(features[wanted]) or is_text(features[wanted]) or is_bytes(features[wanted])):
             raise UserError(
                 f"the column {wanted!r} of {address} holds neither pictures nor addresses: name another one"
@@ -364,20 +363,13 @@ def picture_column(features: Mapping[str, Any], address: Address) -> str:
     return found[0]
 
 
-def kept_columns(features: Mapping[str, Any], keep: Sequence[str], address: Address) -> dict[str, str]:
+def columns_to_keep(features: Mapping[str, Any], keep: Sequence[str], address: Address) -> dict[str, str]:
     """Columns of the data set -> names in the CSV, of texts such as title or title=caption. Raises UserError."""
-    kept = {name: own or name for name, _, own in (each.partition("=") for each in keep)}
+    kept = kept_columns(keep, list(features), str(address))
     for name in kept:
-        if name not in features:
-            raise UserError(f"--keep: {address} has no column {name!r}{nearest(name, features)}")
         if is_bytes(features[name]) or hasattr(inner(features[name]), "decode"):  # pictures, sounds, films
             raise UserError(f"--keep: the column {name!r} of {address} holds files: keep texts and numbers")
     return kept
-
-
-def nearest(name: str, valid: Mapping[str, Any]) -> str:
-    matches = get_close_matches(name, valid, 1)
-    return f" (did you mean '{matches[0]}'?)" if matches else f" (there are: {', '.join(valid)})"
 
 
 def inner(feature: Any) -> Any:
