@@ -1,13 +1,13 @@
 """Compares the source with the rows that are there: what is new, what has changed, what has gone."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from operator import length_hint
 from pathlib import Path
 
 from vec_pipeline.key_set import KeySet
 from vec_pipeline.pipeline import chunks
-from vec_pipeline.record import Content, NotFound, Record, Source, UserError
+from vec_pipeline.record import ContentOf, NotFound, Record, Source, UserError
 from vec_pipeline.result_cache import ResultCache
 from vec_pipeline.settings import fingerprint
 from vec_pipeline.sinks.csv_rows import Contents, keys_in
@@ -118,14 +118,14 @@ class Todo:
             if number:
                 print(f"{plural(number, 'row')} {what}", flush=True)
 
-    def prune(self, csv_path: Path, content_of: Callable[[str], Content]) -> None:
+    def prune(self, csv_path: Path, content_of: ContentOf) -> None:
         """Rows of the CSV whose pictures are not in the source and do not exist any more."""
         missing = (key for key in keys_in(csv_path) if key not in self._present) if self._existing.rows else ()
         self.gone = sorted(key for key in missing if is_gone(key, content_of))
         print(f"{plural(len(self.gone), 'row')} to drop: the pictures no longer exist")
 
 
-def is_gone(key: str, content_of: Callable[[str], Content]) -> bool:
+def is_gone(key: str, content_of: ContentOf) -> bool:
     """Whether there is no such picture; one that cannot be reached may still exist."""
     try:
         content_of(key).identity()
