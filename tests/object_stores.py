@@ -19,6 +19,7 @@ import fsspec
 import pytest
 import s3fs
 from botocore.config import Config
+from fsspec.registry import _registry
 
 START_S = 60.0  # until a server must answer
 LOGIN = {"AWS_ACCESS_KEY_ID": "writer", "AWS_SECRET_ACCESS_KEY": "not-a-secret", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -133,6 +134,12 @@ def seaweedfs(folder: Path) -> Iterator[S3]:
         process.kill()
         process.wait(10)
         log.close()
+
+
+def hide(library: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a library of fsspec missing, even where an earlier test has used it."""
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(_registry, scheme, raising=False)
 
 
 def free_ports(number: int) -> list[int]:

@@ -15,7 +15,7 @@ import fsspec
 import pytest
 
 from tests.conftest import EXAMPLES, PROJECT, Run
-from tests.object_stores import S3, Sftp, first, memory, s3, s3_server, seaweedfs, sftp  # noqa: F401 (fixtures)
+from tests.object_stores import S3, Sftp, first, hide, memory, s3, s3_server, seaweedfs, sftp  # noqa: F401 (fixtures)
 from vec_pipeline import load_annotations
 from vec_pipeline.downloads import Downloads
 from vec_pipeline.object_stores import opened, without_login
@@ -238,8 +238,7 @@ def test_no_server_is_an_error_in_bounded_time(s3: S3, monkeypatch: pytest.Monke
 
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
-    fsspec.registry.get("gs")
+    hide("gcsfs", "gs", monkeypatch)
     with pytest.raises(UserError, match=r"^gs:// needs gcsfs: pip install 'vec-pipeline\[remote\]'$"):
         open_source(["gs://bucket/x"])
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import PROJECT
-from tests.object_stores import S3, Sftp, memory, s3, s3_server, sftp  # noqa: F401 (fixtures)
+from tests.object_stores import S3, Sftp, hide, memory, s3, s3_server, sftp  # noqa: F401 (fixtures)
 from tests.rows import failed, finished, write
 from vec_pipeline import uploads
 from vec_pipeline.__main__ import main
@@ -133,7 +133,7 @@ def test_a_database_is_no_object(path: Path, capsys: pytest.CaptureFixture[str])
 def test_a_missing_library_is_named(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "adlfs", None)
+    hide("adlfs", "az", monkeypatch)
     assert export(path, "csv", "az://container/x.csv") == 2
     assert "az:// needs adlfs: pip install 'vec-pipeline[remote]'" in capsys.readouterr().err
 
