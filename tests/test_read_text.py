@@ -25,8 +25,8 @@ from vec_pipeline import load_annotations, weights
 from vec_pipeline.engines import rapid_text, tesseract
 from vec_pipeline.engines.rapid_text import RapidReader, memory_errors, pieces_of
 from vec_pipeline.engines.text_lines import Line, TextReader, cuts, rows_of, scripts_of, tiles
+from vec_pipeline.pictures import full_size
 from vec_pipeline.record import UserError, Values
-from vec_pipeline.stages import read_text
 from vec_pipeline.stages.read_text import INSTALL, ReadText
 
 FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")  # with Cyrillic letters
@@ -233,7 +233,7 @@ def test_too_little_memory_for_a_picture_is_told_apart(
     def decode(*arguments: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(read_text, "decode", decode)
+    monkeypatch.setattr(full_size, "decode", decode)
     with pytest.raises(MemoryError):
         read(stage, reader, THREE_LINES)
 

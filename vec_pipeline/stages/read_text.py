@@ -2,40 +2,27 @@
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import sqrt
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from vec_pipeline import weights
 from vec_pipeline.engines import tesseract
 from vec_pipeline.engines.text_lines import Line, TextReader, is_long, rows_of
-from vec_pipeline.pictures import SNIFFED_BYTES, Limits, decode, pillow
-from vec_pipeline.pictures.kinds import GZIP, kind_of
-from vec_pipeline.pictures.pixels import reduced, resized
-from vec_pipeline.record import Content, Need, Stage, UserError, Values
+from vec_pipeline.pictures.full_size import Opened, open_all
+from vec_pipeline.record import Need, Stage, UserError, Values
 
 INSTALL = "pip install 'vec-pipeline[ocr]'"
 RECOGNISERS = {"en": "", "ru": "PaddlePaddle/eslav_PP-OCRv5_mobile_rec_onnx"}  # empty: the one in rapidocr's wheel
 RECOGNISER_FILES = ("inference.onnx", "inference.yml")
 TESSERACT_LANGUAGES = {"en": "eng", "ru": "rus+eng"}
 SHARPER = 2  # lines are found in pictures of `ocr_size_px`, and read in pictures so many times as large
-LARGEST_PX = 1 << 20  # of what no head of a file tells the size of
 SURE = 0.997  # probability from which one letter alone is text; below it, it is a shape
 HOST_GB = {"rapidocr": 0.6, "tesseract": 0.2}  # measured with 16 pictures at once
-ON_ITS_SIDE = tuple(pillow.TURNS[orientation] for orientation in (5, 6, 7, 8))
-BY_HEAD = ("JPEG", "PNG", "GIF", "WEBP", "JPEG2000", "PPM")  # kinds whose size Pillow tells before it decodes them
-
-
-class Opened(NamedTuple):
-    """Pixels of RGB to read, and the width and height of the picture as it is seen, in pixels of its file."""
-
-    pixels: Any
-    size: tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +94,8 @@ class ReadText(Stage):
         return RapidReader(self._recogniser(is_offline=True), self.ocr_size_px)
 
     def run(self, model: TextReader, rows: list[Values], at_once: int) -> list[Values]:
-        pictures = [self._opened(row["content"]) for row in rows]
-        found = iter(model.read([each.pixels for each in pictures if isinstance(each, Opened)]))
+        pictures = open_all([row["content"] for row in rows], self._side_px, self.max_megapixels)
+        found = iter(model.read([np.asarray(each.image) for each in pictures if isinstance(each, Opened)]))
         return [
             {"error": each} if isinstance(each, str) else self._values(next(found), each, model.scripts)
             for each in pictures
@@ -131,18 +118,11 @@ class ReadText(Stage):
                 f"{error}, or set {self.name}.engine: tesseract, after apt-get install tesseract-ocr-rus"
             ) from None
 
-    def _opened(self, content: Content) -> Opened | str:
-        """The picture, or why it cannot be opened: if that were raised, the others would be read twice."""
-        try:
-            return opened(content.read(), SHARPER * self.ocr_size_px, self.max_megapixels)
-        except MemoryError:
-            raise
-        except Exception as error:  # of any place that content comes from, and of any decoder
-            return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+    def _side_px(self, size: tuple[int, int]) -> int:
+        return longest_px(size, SHARPER * self.ocr_size_px)
 
     def _values(self, lines: Sequence[Line], picture: Opened, scripts: Sequence[str]) -> Values:
-        height, width = picture.pixels.shape[:2]
-        scale = np.array(picture.size) / (width, height)
+        scale = np.array(picture.size) / picture.image.size
         rows = rows_of([line for line in lines if is_text(line, self.min_confidence)])
         kept = [line for row in rows for line in row]
         letters = sum(len(line.text) for line in kept)
@@ -160,29 +140,6 @@ class ReadText(Stage):
             "ocr_confidence": round(confidence, 4) if kept else None,
             "ocr_scripts": list(scripts),
         }
-
-
-def opened(content: bytes, side_px: int, megapixels: int) -> Opened:
-    """Decode a picture and reduce its longest side to `side_px`, or as far as it has that many pixels squared.
-
-    Raises as `pictures.decode` does.
-    """
-    kind = "SVG" if content.startswith(GZIP) else kind_of(content[:SNIFFED_BYTES])
-    if kind == "SVG":  # which has no pixels of its own
-        image = decode(content, Limits(side_px, megapixels)).image
-        return Opened(np.asarray(image), image.size)
-    size = size_in_head(content, Limits(side_px, megapixels)) if kind in BY_HEAD else None
-    image = decode(content, Limits(longest_px(size, side_px) if size else LARGEST_PX, megapixels)).image
-    size = size or image.size
-    return Opened(np.asarray(resized(image, reduced(image.size, longest_px(size, side_px)))), size)
-
-
-def size_in_head(content: bytes, limits: Limits) -> tuple[int, int] | None:
-    """Width and height of a picture as it is seen; None where only its decoder can tell, or why there is none."""
-    with suppress(Exception):  # of a damaged head
-        image, (width, height) = pillow.opened(content, limits)
-        return (height, width) if pillow.turn_upright(image) in ON_ITS_SIDE else (width, height)
-    return None
 
 
 def longest_px(size: tuple[int, int], side_px: int) -> int:
