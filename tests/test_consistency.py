@@ -24,7 +24,7 @@ stages:
 - {use: embed_text, model: models/demo/sentences}
 - {use: embed_image, model: models/demo/clip}
 - {use: structure, model: models/demo/llama/llama.gguf, batch_size: 4}
-- {use: flag, low_confidence: 0.98, low_clip_score: 0.4}
+- {use: flag, low_confidence: 0.98, low_clip_score: 0.33}
 """
 PICTURES = ["orange-cup-XZWH.png", "pink-square-to-the-left-of-blue-flower.png", "purple-tree-FLUTE.png"]
 COLUMNS = ["text", "description", "categories", "keywords", "image_text", "clip_score"]

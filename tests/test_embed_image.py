@@ -42,7 +42,7 @@ def scores(clip: Clip, rows: list[Values]) -> list[float]:
 
 def test_the_right_caption_scores_above_every_other(clip: Clip, examples: list[Values]) -> None:
     right = scores(clip, examples)
-    assert min(right) > 0.4
+    assert min(right) > 0.33
     for shift in range(1, len(examples), 4):  # each picture with the caption of another
         captions = [row["text"] for row in examples[shift:] + examples[:shift]]
         wrong = scores(clip, [{**row, "text": text} for row, text in zip(examples, captions, strict=True)])

@@ -5,6 +5,7 @@ import argparse
 from models.demo import (
     tower,
     train_clip,
+    train_clip_kinds,
     train_dino,
     train_llama,
     train_people,
@@ -21,6 +22,7 @@ MINUTES = (  # on two CPU cores, each training by itself
     (train_vision_language, 90.0),
     (tower, 6.7),
     (train_dino, 8.0),
+    (train_clip_kinds, 9.0),
     (train_people, 3.0),
 )
 
