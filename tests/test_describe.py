@@ -14,6 +14,7 @@ from tests.conftest import EXAMPLES, PROJECT
 from vec_pipeline import device
 from vec_pipeline.engines.batched_generate import BatchedGenerate
 from vec_pipeline.engines.qwen_slots import QwenSlots
+from vec_pipeline.memory import ModelCache
 from vec_pipeline.record import UserError, Values
 from vec_pipeline.stages.describe import Describe
 
@@ -59,6 +60,28 @@ def test_both_engines_say_the_same(by_slots: list[Values], rows: list[Values]) -
     for slots, generate in zip(by_slots, by_generate, strict=True):
         assert slots["text"] == generate["text"]
         assert slots["text_confidence"] == pytest.approx(generate["text_confidence"], abs=2e-4)
+
+
+@pytest.mark.parametrize("engine", ["slots", "generate"])
+def test_stages_with_other_questions_share_one_model(
+    rows: list[Values], by_slots: list[Values], engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = []
+    weights = Describe._load_weights
+    monkeypatch.setattr(Describe, "_load_weights", lambda stage: loads.append(stage.name) or weights(stage))
+    whole = dataclasses.replace(STAGE, engine=engine)
+    word = dataclasses.replace(whole, name="word", prompt="What text is in the image?", max_new_tokens=7)
+    models = ModelCache([whole, word], 5, 0.0)
+    found = {}
+    for stage in (whole, word, whole):
+        with models.use(stage) as model:
+            assert stage.auto_batch_size(model, 0.0) > 0
+            found[stage] = stage.run(model, rows, 4)
+    models.close()
+    assert loads == ["describe"]
+    assert [values["text"] for values in found[whole]] == [values["text"] for values in by_slots]
+    assert [values["text"] for values in found[word]] == [values["text"] for values in described(word, rows)]
+    assert found[word] != found[whole]
 
 
 @pytest.mark.parametrize("engine", ["slots", "generate"])

@@ -5,7 +5,9 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -126,6 +128,37 @@ def test_stages_of_equal_options_share_a_model_whatever_they_are_called(journal:
     cache = cache_of(one, other)
     assert load(cache, one) is load(cache, other)
     assert journal.loads == ["embed_text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked(EmbedText):
+    """A stage whose model answers any question."""
+
+    call_options: ClassVar[tuple[str, ...]] = ("question",)
+    question: str = ""
+
+    def need(self) -> Need:
+        return Need(host_gb=1.0, rows_gb=float(len(self.question)))
+
+
+def test_stages_that_differ_in_what_they_ask_share_a_model(journal: Journal, free_gb: dict[str, float]) -> None:
+    short, long = Asked(question="a", journal=journal), Asked(question="abcde", journal=journal)
+    other = EmbedText(journal=journal)
+    free_gb["host"] = 7.0
+    assert cache_of(short, long).holds_all, "one model, and the rows of the one that needs most of them"
+    free_gb["host"] = 6.9
+    assert not cache_of(long, short).holds_all
+    free_gb["host"] = 9.0
+    cache = cache_of(short, long, other)
+    assert cache.reserved_gb(other) == 6.0
+    model = load(cache, long)
+    assert load(cache, short) is model
+    assert cache.reserved_gb(other) == 0.0
+    load(cache, other)
+    with cache.use(short):
+        assert cache.keep_only(short) and not cache.keep_only(long)
+    assert load(cache, long) is model
+    assert journal.loads == ["embed_text", "embed_text"]
 
 
 def test_what_torch_keeps_for_later_is_freed_before_a_model_is_evicted(

@@ -45,8 +45,8 @@ class Failure:
 class ModelCache:
     """The models in memory, least recently used first, and their only owner. Threads may share it.
 
-    A model in use stays. Where two threads need models that do not fit together, one waits for the other to finish its
-    stage; where all fit, neither ever waits.
+    Stages that are `loaded_as` the same share one model. A model in use stays. Where two threads need models that do
+    not fit together, one waits for the other to finish its stage; where all fit, neither ever waits.
 
     stages: all that will be used.
     capacity: models held at most.
@@ -62,7 +62,7 @@ class ModelCache:
         self.capacity = capacity
         self.clear_threshold_gb = clear_threshold_gb
         self.load_seconds: defaultdict[str, float] = defaultdict(float)  # by stage name
-        self._needs = {stage: stage.need() for stage in stages if stage.worker != "reader"}
+        self._needs = largest_needs(stage for stage in stages if stage.worker != "reader")
         self._models: OrderedDict[Stage, Any] = OrderedDict()
         self._in_use: set[Stage] = set()
         self._reserved_for: Stage | None = None  # memory ran out for it: no other may begin
@@ -90,6 +90,7 @@ class ModelCache:
     @contextlib.contextmanager
     def use(self, stage: Stage) -> Iterator[Any]:
         """The stage's model, loaded if need be; no other thread can use or evict it meanwhile. Raises LoadError."""
+        stage = stage.loaded_as
         with self._changed:
             self._changed.wait_for(lambda: self._reserved_for in (None, stage) and stage not in self._in_use)
             try:
@@ -111,7 +112,7 @@ class ModelCache:
 
         Return whether that freed anything: not where there was no other, or another stage has asked before.
         """
-        has_evicted = False
+        stage, has_evicted = stage.loaded_as, False
         with self._changed:
             if self._reserved_for not in (None, stage):
                 return False
@@ -125,6 +126,7 @@ class ModelCache:
         """Memory of the stage's kind to be left to models that are not loaded yet, where all are to stay loaded."""
         if not self.holds_all:
             return 0.0
+        stage = stage.loaded_as
         on_gpu = bool(self._needs[stage].gpu_gb)
         others = [need for other, need in self._needs.items() if other not in self._models and other != stage]
         return sum((need.gpu_gb or need.host_gb) + need.rows_gb for need in others if bool(need.gpu_gb) == on_gpu)
@@ -228,6 +230,16 @@ class ModelCache:
         release()
         gpu_gb, host_gb = (device.gpu_free_gb() or 0.0) - before_gpu_gb, device.host_free_gb() - before_host_gb
         logger.info("evicted %s: %.2f GB GPU, %.2f GB host freed", stage.name, gpu_gb, max(host_gb, 0.0))
+
+
+def largest_needs(stages: Iterable[Stage]) -> dict[Stage, Need]:
+    """What each model needs, with the rows of the stage that needs most of those that share it."""
+    needs: dict[Stage, Need] = {}
+    for stage in stages:
+        need, key = stage.need(), stage.loaded_as
+        if key not in needs or need.rows_gb > needs[key].rows_gb:
+            needs[key] = need
+    return needs
 
 
 def close_model(model: Any) -> None:

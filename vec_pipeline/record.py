@@ -1,7 +1,8 @@
 """What flows through the worker, and the shapes that plug into it: stages, sources, sinks."""
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -136,8 +137,9 @@ class Stage:
     """One step of the annotation.
 
     A subclass is a frozen dataclass whose fields are its options in config.yaml, so it can be a key and hold no model.
-    It raises freely and knows nothing of memory, retries or files. Two stages with equal options share one model and,
-    for equal inputs, results, whatever they are called and whichever columns they read and write.
+    It raises freely and knows nothing of memory, retries or files. Two stages with equal options share results for
+    equal inputs, whatever they are called and whichever columns they read and write. Two that differ in `call_options`
+    alone share one model.
 
     name: in messages, settings and `--set`; that of the module if it is empty.
     read, write: the names in the record of what the stage calls by other names, such as {"text": "title"}.
@@ -150,6 +152,7 @@ class Stage:
     writes: ClassVar[Mapping[str, str]] = {}  # columns, and their types: COLUMN_TYPES
     intermediates: ClassVar[Mapping[str, str]] = {}  # values for later stages, never saved; also of type image
     speed_options: ClassVar[tuple[str, ...]] = ("batch_size", "device")  # they change speed and memory, not results
+    call_options: ClassVar[tuple[str, ...]] = ()  # that `run` alone uses: what `load` returns fits any value of them
     version: ClassVar[int] = 1  # raised whenever the stage's code changes what it returns
     worker: ClassVar[Worker] = "local"  # where it runs: in the reading threads, in this process, in a child process
     refills: ClassVar[bool] = False  # `run` wants several times `at_once` rows: a finished row is replaced by the next
@@ -166,6 +169,12 @@ class Stage:
     def is_remote(self) -> bool:
         """Whether a server has the model: what `load` returns takes no memory, and no model makes way for it."""
         return False
+
+    @cached_property
+    def loaded_as(self) -> "Stage":
+        """Equal for stages that share one model: this stage with the defaults of its `call_options`."""
+        defaults = {each.name: each.default for each in fields(self) if each.name in self.call_options}
+        return replace(self, **defaults) if defaults else self
 
     def fetch(self) -> None:
         """Make sure the weights are on this machine; download them if need be. Raises UserError where that fails."""

@@ -21,6 +21,7 @@ _PATCHES_PER_TOKEN = 4
 class BatchedGenerate:
     """One model and one question, asked of many images in left-padded batches.
 
+    kind: its model type.
     model: any that AutoModelForImageTextToText loads; it is set to greedy decoding.
     processor: the model's own; its tokenizer is set to pad left.
     max_new_tokens: of one answer, including its reasoning and the end-of-turn token.
@@ -37,12 +38,19 @@ class BatchedGenerate:
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         set_greedy(model)
         self._model = model
+        self.kind: str = model.config.model_type
         self._tokenizer = tokenizer
-        self._question = question
-        self._max_new_tokens = max_new_tokens
         self._family = family_of(model, processor, system_prompt)
         self._ends = self._family.ends(model)
-        self._prompt_tokens, self._patches = self._measure()
+        self._question: str | None = None
+        self.set_question(question, max_new_tokens)
+
+    def set_question(self, question: str, max_new_tokens: int) -> None:
+        """Ask this from now on. Raises ValueError as the constructor does."""
+        self._max_new_tokens = max_new_tokens
+        if question != self._question:
+            self._prompt_tokens, self._patches = self._measure(question)
+            self._question = question
 
     @torch.inference_mode()
     def generate(
@@ -52,7 +60,7 @@ class BatchedGenerate:
 
         questions: one for each image, instead of the engine's own.
         """
-        asked = list(questions or [self._question] * len(images))
+        asked = list(questions or [self._question or ""] * len(images))
         prompts = {question: self._family.prompt(question) for question in set(asked)}
         answers: dict[int, Answer] = {}
         for batch in self._batches(images, [prompts[question] for question in asked], slots):
@@ -68,13 +76,13 @@ class BatchedGenerate:
         """Estimate the memory for one more image of 384 x 384 pixels at once, without the weights."""
         return bytes_per_row(self._model, self._max_new_tokens, 1, self._prompt_tokens, self._patches)
 
-    def _measure(self) -> tuple[int, int]:
+    def _measure(self, question: str) -> tuple[int, int]:
         """Tokens of a prompt, and patches that the vision tower sees, for an image of SAMPLE_PX: many in tiling models.
 
         Raises ValueError where the prompt holds no image, as that of a language model's template.
         """
         image = Image.new("RGB", (SAMPLE_PX, SAMPLE_PX))
-        inputs = self._family.inputs([self._family.prompt(self._question)], [image])
+        inputs = self._family.inputs([self._family.prompt(question)], [image])
         marker = getattr(self._model.config, "image_token_id", None)
         if marker is not None and marker not in inputs["input_ids"]:
             raise ValueError("its chat template puts no image into the prompt")

@@ -322,9 +322,12 @@ class PictureEndpoint(Endpoint):
 
     def __init__(self, url: str, model: str, question: str, max_new_tokens: int, system_prompt: str = "") -> None:
         super().__init__(url, model, WITH_LOGPROBS)
-        self._question = question
         self._system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-        self._max_new_tokens = max_new_tokens
+        self.set_question(question, max_new_tokens)
+
+    def set_question(self, question: str, max_new_tokens: int) -> None:
+        """Ask this from now on."""
+        self._question, self._max_new_tokens = question, max_new_tokens
 
     def generate(self, images: Sequence["Image"], slots: int, questions: Sequence[str] | None = None) -> list[Answer]:
         """Answer the question about each image, in order, with `slots` requests in flight.

@@ -63,6 +63,8 @@ class _Waiting(NamedTuple):
 class QwenSlots:
     """One model, and a question asked of many images at once.
 
+    kind: its model type.
+
     model: Qwen2VLForConditionalGeneration, or that of Qwen2.5-VL or Qwen3-VL, that `supports` accepts.
     processor: the model's own; images are prepared as by its PIL backend.
     max_new_tokens: of one answer, including the end-of-turn token.
@@ -72,17 +74,27 @@ class QwenSlots:
     """
 
     def __init__(self, model: Any, processor: Any, question: str, max_new_tokens: int, system_prompt: str = "") -> None:
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {max_new_tokens}: it must be 1 or more")
         self._model = model
+        self.kind: str = model.config.model_type
         self._processor, self._tokenizer = processor, processor.tokenizer
-        self._max_new_tokens = max_new_tokens
         self._system_prompt = system_prompt
-        self._prompt = self._prompt_of(question)
         self._merge: int = processor.image_processor.merge_size
         self._reader = ImageReader(processor.image_processor, model.device)
         self._tower = VisionTower(model.model.visual)
         self._slots: _Slots | None = None  # kept for the next call
+        self._asked = ("", 0)
+        self.set_question(question, max_new_tokens)
+
+    def set_question(self, question: str, max_new_tokens: int) -> None:
+        """Ask this from now on. The cache is freed where answers may have another length."""
+        if self._asked == (question, max_new_tokens):
+            return
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}: it must be 1 or more")
+        self._prompt = self._prompt_of(question)
+        if max_new_tokens != self._asked[1]:
+            self.close()
+        self._max_new_tokens, self._asked = max_new_tokens, (question, max_new_tokens)
 
     @torch.inference_mode()
     def generate(self, images: Sequence[Image], slots: int, questions: Sequence[str] | None = None) -> list[Answer]:

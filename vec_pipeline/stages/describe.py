@@ -49,6 +49,7 @@ class Describe(RemoteStage):
     writes: ClassVar[Mapping[str, str]] = {"text": "text", "text_confidence": "number"}
     intermediates: ClassVar[Mapping[str, str]] = {"is_truncated": "json"}
     speed_options: ClassVar[tuple[str, ...]] = (*RemoteStage.speed_options, "engine", "trust_remote_code")
+    call_options: ClassVar[tuple[str, ...]] = ("prompt", "detail", "language", "max_new_tokens")
     local_options: ClassVar[tuple[str, ...]] = (*RemoteStage.local_options, "quantization", "trust_remote_code")
     refills: ClassVar[bool] = True
     required: ClassVar[str] = "config.json"
@@ -135,7 +136,6 @@ class Describe(RemoteStage):
         if self.is_remote:
             return PictureEndpoint(self.endpoint, self.model, self.question(), self.most_tokens, self.system_prompt)
         from vec_pipeline.engines.batched_generate import BatchedGenerate
-        from vec_pipeline.engines.families import own_question
         from vec_pipeline.engines.qwen_slots import QwenSlots, supports
 
         model, processor = self._load_weights()
@@ -144,12 +144,26 @@ class Describe(RemoteStage):
             raise self._without_slots(kind)
         if self.engine != "generate" and supports(model):
             return QwenSlots(model, processor, self.question(), self.most_tokens, self.system_prompt)
-        own = None if self.prompt else own_question(kind, self.detail, self.language)
-        question = self.question() if own is None else own
         try:
-            return BatchedGenerate(model, processor, question, self.most_tokens, self.system_prompt)
+            return BatchedGenerate(model, processor, self._question_for(kind), self.most_tokens, self.system_prompt)
         except ValueError as error:
             raise UserError(f"{self.name}: {self.model}: {error}") from None
+
+    def _question_for(self, kind: str) -> str:
+        """What a model of this type is asked."""
+        from vec_pipeline.engines.families import own_question
+
+        own = None if self.prompt else own_question(kind, self.detail, self.language)
+        return self.question() if own is None else own
+
+    def _asked(self, model: Any) -> Any:
+        """The model with this stage's question: another stage may have asked it another one."""
+        question = self.question() if self.is_remote else self._question_for(model.kind)
+        try:
+            model.set_question(question, self.most_tokens)
+        except ValueError as error:
+            raise UserError(f"{self.name}: {self.model}: {error}") from None
+        return model
 
     def _computes_in_bf16(self, where: str) -> bool:
         """Whether the CPU is asked to compute in 16 bits, and can."""
@@ -208,14 +222,14 @@ class Describe(RemoteStage):
         """As many images at once as the model has slots for, or as free memory holds, up to where more gain nothing."""
         if self.is_remote:
             return super().auto_batch_size(model, reserved_gb)
-        size_bytes = model.bytes_per_slot()
+        size_bytes = self._asked(model).bytes_per_slot()
         where = device.resolve(self.device)
         return max(int(model.slots), device.rows_that_fit(where, size_bytes, SHARE_OF_FREE, MOST_AT_ONCE, reserved_gb))
 
     def run(self, model: "Model", rows: list[Values], at_once: int) -> list[Values]:
         asked = {"questions": [filled(self.prompt, row) for row in rows]} if self.placeholders else {}
         try:
-            answers = model.generate([row["image"] for row in rows], at_once, **asked)
+            answers = self._asked(model).generate([row["image"] for row in rows], at_once, **asked)
         except Interrupted as error:
             raise Interrupted(str(error), [answer and columns(answer) for answer in error.results]) from None
         return [columns(answer) for answer in answers]
