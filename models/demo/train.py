@@ -6,6 +6,7 @@ from models.demo import (
     tower,
     train_clip,
     train_clip_kinds,
+    train_detector,
     train_dino,
     train_llama,
     train_people,
@@ -24,6 +25,7 @@ MINUTES = (  # on two CPU cores, each training by itself
     (train_dino, 8.0),
     (train_clip_kinds, 9.0),
     (train_people, 3.0),
+    (train_detector, 30.0),
 )
 
 
