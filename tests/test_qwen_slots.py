@@ -220,6 +220,24 @@ def test_an_engine_is_reused_and_its_cache_fits(
     assert engine.slots == 0
 
 
+def test_another_question_with_shorter_answers_uses_the_same_cache(
+    model: Any, processor: Any, images: list[Image.Image], expected: list[Answer]
+) -> None:
+    engine = QwenSlots(model, processor, QUESTION, MAX_NEW_TOKENS)
+    assert_equal(engine.generate(images, 4), expected)
+    first = engine._slots
+    engine.set_question("What is red?", 2)
+    assert_equal(engine.generate(images, 4), QwenSlots(model, processor, "What is red?", 2).generate(images, 4))
+    assert engine._slots is first
+    engine.set_question(QUESTION, MAX_NEW_TOKENS)
+    assert_equal(engine.generate(images, 4), expected)
+    assert engine._slots is first
+    engine.set_question(QUESTION, 2 * MAX_NEW_TOKENS)
+    longer = QwenSlots(model, processor, QUESTION, 2 * MAX_NEW_TOKENS)
+    assert_equal(engine.generate(images, 4), longer.generate(images, 4))
+    assert engine._slots is not first
+
+
 def test_reasoning_is_left_out_as_in_batches(
     model: Any, processor: Any, images: list[Image.Image], expected: list[Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,19 +82,16 @@ class QwenSlots:
         self._reader = ImageReader(processor.image_processor, model.device)
         self._tower = VisionTower(model.model.visual)
         self._slots: _Slots | None = None  # kept for the next call
-        self._asked = ("", 0)
+        self._question: str | None = None
         self.set_question(question, max_new_tokens)
 
     def set_question(self, question: str, max_new_tokens: int) -> None:
-        """Ask this from now on. The cache is freed where answers may have another length."""
-        if self._asked == (question, max_new_tokens):
-            return
+        """Ask this from now on."""
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}: it must be 1 or more")
-        self._prompt = self._prompt_of(question)
-        if max_new_tokens != self._asked[1]:
-            self.close()
-        self._max_new_tokens, self._asked = max_new_tokens, (question, max_new_tokens)
+        if question != self._question:
+            self._prompt, self._question = self._prompt_of(question), question
+        self._max_new_tokens = max_new_tokens
 
     @torch.inference_mode()
     def generate(self, images: Sequence[Image], slots: int, questions: Sequence[str] | None = None) -> list[Answer]:
@@ -157,9 +154,11 @@ class QwenSlots:
     def _slots_of(self, slots: int, prompt_tokens: int) -> "_Slots":
         """A cache of at least that size: that of the last call if it is large enough."""
         length = -(-(prompt_tokens + self._max_new_tokens) // _LENGTH_STEP) * _LENGTH_STEP
-        if self._slots is None or self._slots.slots < slots or self._slots.length < length:
+        wanted = (slots, length, self._max_new_tokens)
+        if self._slots is None or any(map(int.__lt__, self._slots.size, wanted)):
             self.close()  # first, because the two must not be in memory at the same time
-            self._slots = _Slots(self._model, slots, length, self._max_new_tokens)
+            self._slots = _Slots(self._model, *wanted)
+        self._slots.limit.fill_(self._max_new_tokens)
         return self._slots
 
     def _groups(self, queue: Iterator[_Waiting], size: int) -> Iterator["_Group"]:
@@ -215,14 +214,15 @@ class _Group(NamedTuple):
 class _Slots:
     """The key-value cache, and the decoder that works on its rows.
 
-    slots: number of rows. length: of each row, in tokens, a multiple of 64.
+    slots: number of rows. length: of each row, in tokens, a multiple of 64. max_new_tokens: that answers have room for.
+    size: all three. limit: the tokens that answers may have now.
     """
 
     def __init__(self, model: Any, slots: int, length: int, max_new_tokens: int) -> None:
-        self.slots, self.length = slots, length
+        self.slots, self.length, self.size = slots, length, (slots, length, max_new_tokens)
         self._model, self._decoder = model, model.model.language_model
-        self._max_new_tokens = max_new_tokens
         device, text = model.device, model.config.text_config
+        self.limit = torch.full((), max_new_tokens, device=device)  # a tensor: a graph keeps numbers as they were
         self._head_size: int = self._decoder.layers[0].self_attn.head_dim
         rotary, is_interleaved = self._decoder.rotary_emb, model.config.model_type in _INTERLEAVED
         self._inverse_frequencies: Tensor = rotary.inv_freq.float()
@@ -367,7 +367,7 @@ class _Slots:
         self._probabilities[rows].scatter_(1, count[:, None], (best - logits.logsumexp(-1)).exp()[:, None])
         self._token[rows] = token
         count += is_running
-        is_running &= (token[:, None] != self._ends).all(-1) & (count < self._max_new_tokens)
+        is_running &= (token[:, None] != self._ends).all(-1) & (count < self.limit)
 
 
 def tokens_around_image(prompt: str, tokenizer: Any, image_token: int) -> tuple[Tokens, Tokens]:
