@@ -502,7 +502,7 @@ def test_a_missing_package_of_a_tokenizer_is_named(tmp_path: Path, monkeypatch: 
     folder = write_nllb(tmp_path)
     (folder / "source.spm").touch()
     monkeypatch.setattr(translation, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"^translate: .* needs another package: pip install sentencepiece$"):
+    with pytest.raises(UserError, match=r"^translate: .* needs sentencepiece: pip install 'vec-pipeline\[translate\]'$"):
         Translate(model=str(folder), to="ru").fetch()
 
 

@@ -230,7 +230,7 @@ def check_translator(folder: Path, language: str, to: str, *, allow_pickle: bool
         raise ValueError(f"{folder} is a {config.model_type} model, which does not translate: give {TRANSLATOR}")
     checkpoint.check_weights(folder, allow_pickle=allow_pickle)
     if any(folder.glob("*.spm")) and not find_spec("sentencepiece"):
-        raise ValueError(f"{folder} needs another package: pip install sentencepiece")
+        raise ValueError(f"{folder} needs sentencepiece: pip install 'vec-pipeline[translate]'")
     with checkpoint.reading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder)
     checkpoint.check_tokenizer(tokenizer, folder)
