@@ -32,7 +32,7 @@ from vec_pipeline.stages.translate import Translate, has_words, is_other_languag
 DEMO = PROJECT / "models/demo/translation"
 has_demo = pytest.mark.skipif(not DEMO.is_dir(), reason="models/demo/translation is not trained")
 has_sentencepiece = pytest.mark.skipif(
-    importlib.util.find_spec("sentencepiece") is None, reason="Marian's tokenizer needs pip install sentencepiece"
+    importlib.util.find_spec("sentencepiece") is None, reason="Marian's tokenizer needs sentencepiece"
 )
 
 
@@ -502,7 +502,7 @@ def test_a_missing_package_of_a_tokenizer_is_named(tmp_path: Path, monkeypatch: 
     folder = write_nllb(tmp_path)
     (folder / "source.spm").touch()
     monkeypatch.setattr(translation, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"^translate: .* needs sentencepiece: pip install 'vec-pipeline\[translate\]'$"):
+    with pytest.raises(UserError, match=r"^translate: .* needs sentencepiece: pip install 'vec-pipeline\[translate\]'"):
         Translate(model=str(folder), to="ru").fetch()
 
 
