@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -632,6 +633,55 @@ def changed(folder: Path, to: Path, **config: Any) -> Path:
     content = json.loads((to / "config.json").read_text())
     (to / "config.json").write_text(json.dumps(content | config))
     return to
+
+
+def with_weights(folder: Path, keep: Callable[[str], bool]) -> Path:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if keep(name)}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_weights_that_would_be_random_numbers_are_refused(folder_of: Folders, tmp_path: Path) -> None:
+    good = folder_of(rt_detr_v2)
+    blind = with_weights(changed(good, tmp_path / "blind"), lambda name: "backbone" not in name)
+    assert re.search(r"lacks \S*backbone\S* and \d+ more of the weights that its config.json tells of", refusal(blind))
+    headless = with_weights(changed(good, tmp_path / "headless"), lambda name: "class_embed" not in name)
+    assert "of the weights that its config.json tells of: give an object detector" in refusal(headless)
+    seven = {"id2label": {str(number): f"label {number}" for number in range(7)}}
+    assert "of the weights that its config.json tells of" in refusal(changed(good, tmp_path / "seven", **seven))
+
+
+def test_nobody_is_asked_to_run_a_models_code(
+    folder_of: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the user was asked"))
+    maps = {
+        "AutoConfig": "conf.RfConfig",
+        "AutoImageProcessor": "conf.RfProcessor",
+        "AutoProcessor": "conf.RfProcessor",
+    }
+    folder = changed(folder_of(rt_detr_v2), tmp_path / "own", model_type="rf-detr-x", auto_map=maps)
+    (folder / "conf.py").write_text("open('ran', 'w')\n")
+    assert "runs Python files of its own" in refusal(folder)
+
+
+def test_a_backbone_that_is_a_name_is_not_asked_of_the_hub(folder_of: Folders, tmp_path: Path) -> None:
+    names = {"use_timm_backbone": True, "backbone": "resnet18", "use_pretrained_backbone": False}
+    shape = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    config = transformers.DetrConfig(**names, **shape, **HEADS, num_queries=12, **NAMES)
+    transformers.DetrForObjectDetection(config).save_pretrained(tmp_path)
+    transformers.DetrImageProcessor(size=EDGES).save_pretrained(tmp_path)
+    stage = Detect(model=str(tmp_path), device="cpu", min_score=0.0)
+    expected = detect(stage, stage.load(), noise(80, 60))
+    content = json.loads((tmp_path / "config.json").read_text())
+    for options in (None, {"in_chans": 3, "out_indices": [1, 2, 3, 4]}):  # as transformers 4 wrote it
+        saved = {**content, **names, "backbone_config": None, "backbone_kwargs": options}
+        (tmp_path / "config.json").write_text(json.dumps(saved))
+        stage.fetch()
+        assert detect(stage, stage.load(), noise(80, 60)) == expected
 
 
 def test_damaged_and_foreign_folders_are_refused(folder_of: Folders, tmp_path: Path) -> None:

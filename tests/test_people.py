@@ -678,3 +678,10 @@ def test_people_that_the_bundled_detector_finds_are_counted_and_described(tmp_pa
 def away(true: Labelled, box: Sequence[float]) -> float:
     """How far the edges of a box are from those of the true one, in pixels together."""
     return sum(abs(a - b) for a, b in zip(true.box, box, strict=True))
+
+
+@pytest.mark.parametrize(("option", "revision"), [("model", "revision"), ("gender_model", "gender_revision")])
+def test_a_model_that_is_off_has_no_revision(option: str, revision: str) -> None:
+    options: dict[str, Any] = {option: "", revision: "main"}
+    with pytest.raises(ValueError, match=f"^{revision}: {option} is empty, and has no revision: remove it$"):
+        People(**options)

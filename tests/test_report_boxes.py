@@ -67,6 +67,17 @@ def test_a_box_that_is_there_twice_has_the_traits_of_one_person(tmp_path: Path) 
     assert [(each[0], len(each)) for each in objects] == [("person", 7), ("", 7)]
 
 
+def test_people_are_told_apart_by_scores_that_look_alike(tmp_path: Path) -> None:
+    box = CAR["box"]
+    people = [{**TRAITS, "score": score, "box": box} for score in (0.9014, 0.9011)]
+    objects = [{"label": label, "score": score, "box": box} for label, score in (
+        ("rider", 0.9013), ("person", 0.9014), ("person", 0.9011))]  # fmt: skip
+    make_report(boxed_csv(tmp_path / "a.csv", boxed("/a", objects=objects, people=people)), tmp_path / "site")
+    (drawn,) = rows_of(tmp_path / "site")["objects"]
+    assert [(each[0], each[1], len(each)) for each in drawn] == [
+        ("rider", 0.901, 6), ("person", 0.901, 7), ("person", 0.901, 7)]  # fmt: skip
+
+
 def test_labels_are_counted_by_images_and_by_objects(tmp_path: Path) -> None:
     records = [boxed("/a", objects=[CAR] * 5 + [PERSON]), boxed("/b", objects=[PERSON]), boxed("/c", objects=[])]
     make_report(boxed_csv(tmp_path / "a.csv", *records), tmp_path / "site")

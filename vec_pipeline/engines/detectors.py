@@ -10,11 +10,14 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from vec_pipeline.engines import checkpoint
+from vec_pipeline.engines import checkpoint, image_models
 
 LARGEST_SIDE_PX = 1333  # of processors that do not say
 MOST_SQUEEZED = 4  # how many times as long as the model's input a narrow picture is kept, which is squeezed to a square
 LARGEST_ASPECT = 10  # of the longer side to the shorter: processors reduce the shorter one, in the end to nothing
+AUTO = {False: "AutoModelForObjectDetection", True: "AutoModelForZeroShotObjectDetection"}
+OPEN_TYPES = ("grounding-dino", "mm-grounding-dino", "owlv2", "owlvit")
+OF_TIMM = ("backbone", "backbone_kwargs", "backbone_config", "use_timm_backbone", "use_pretrained_backbone")
 ENDS = 2  # tokens that begin and end a text
 NOT_A_NUMBER = "ValueError: the model's answer is not a number"
 
@@ -147,18 +150,14 @@ def evened(image: Image.Image) -> Image.Image:
 def load(folder: Path, labels: Sequence[str], where: str, *, allow_pickle: bool) -> Detector:
     """Load the detector of a folder that `check` has passed. labels: what a model for any labels is to look for."""
     import torch
-    from transformers import AutoModelForObjectDetection, AutoModelForZeroShotObjectDetection
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # it would break the one of the run
     config = _config(folder)
     is_open = _is_open(config)
-    cls = AutoModelForZeroShotObjectDetection if is_open else AutoModelForObjectDetection
-    model = cls.from_pretrained(folder, dtype=torch.float32, use_safetensors=None if allow_pickle else True)
+    model, _ = image_models.loaded(AUTO[is_open], folder, where, allow_pickle=allow_pickle, config=config)
     processor = _processor(folder, is_open=is_open)
     names = dict(enumerate(labels)) if is_open else {int(key): str(name) for key, name in config.id2label.items()}
     layout = torch.channels_last if where == "cpu" else torch.preserve_format  # a fifth faster there
-    model = model.to(where, memory_format=layout).eval()
+    model = model.to(memory_format=layout)
     return Detector(model, processor, names, _text(processor, labels) if is_open else {}, where)
 
 
@@ -169,6 +168,8 @@ def check(folder: Path, labels: Sequence[str], *, allow_pickle: bool) -> None:
     is_open = _is_open(config)
     with checkpoint.reading(folder):
         processor = _processor(folder, is_open=is_open)
+    wanted = checkpoint.DETECTOR
+    image_models.check_weights(AUTO[is_open], folder, wanted, allow_pickle=allow_pickle, config=config)
     if not is_open:
         if not hasattr(processor, "post_process_object_detection"):
             name = type(processor).__name__
@@ -228,20 +229,38 @@ def _images(processor: Any) -> Any:
 def _processor(folder: Path, *, is_open: bool) -> Any:
     from transformers import AutoImageProcessor, AutoProcessor
 
-    return (AutoProcessor if is_open else AutoImageProcessor).from_pretrained(folder)
+    auto = AutoProcessor if is_open else AutoImageProcessor
+    return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def _config(folder: Path) -> Any:
     """The configuration. Raises ValueError where it cannot be read."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
     try:
         with checkpoint.reading(folder):
-            return AutoConfig.from_pretrained(folder)
+            values, _ = PreTrainedConfig.get_config_dict(folder, local_files_only=True)
+            if backbone := _backbone_of_timm(values):
+                own = {key: value for key, value in values.items() if key not in OF_TIMM}
+                config = AutoConfig.for_model(**own, backbone_config=backbone)
+                config.name_or_path = str(folder)
+                return config
+            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
         raise ValueError(f"{folder} runs Python files of its own: give {checkpoint.DETECTOR}") from None
+
+
+def _backbone_of_timm(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What configures a backbone that older versions of transformers saved as a name: newer ones ask the hub for it.
+
+    values: of a config.json.
+    """
+    if not values.get("backbone") or not values.get("use_timm_backbone") or values.get("backbone_config"):
+        return None
+    options = values.get("backbone_kwargs") or {}
+    return {"model_type": "timm_backbone", "backbone": values["backbone"], "features_only": True, **options}
 
 
 def _is_open(config: Any) -> bool:
@@ -253,6 +272,8 @@ def _is_open(config: Any) -> bool:
     kind = config.model_type
     if type(config) not in mapping:
         raise ValueError(f"{config.name_or_path} is a {kind} model, which finds no objects: give {checkpoint.DETECTOR}")
+    if is_open is not (kind in OPEN_TYPES) or "ocr" in kind:  # those of other kinds answer in other forms
+        raise ValueError(f"{config.name_or_path} is a {kind} model, which is not supported: give {checkpoint.DETECTOR}")
     trained = config.architectures or []
     if trained and mapping[type(config)].__name__ not in trained:
         raise ValueError(

@@ -17,7 +17,7 @@ def load_model(auto: str, folder: Path, where: str, *, allow_pickle: bool) -> An
 
     auto: the class of transformers that chooses the model's, such as AutoModel.
     """
-    model, _ = _loaded(auto, folder, where, allow_pickle=allow_pickle)
+    model, _ = loaded(auto, folder, where, allow_pickle=allow_pickle)
     return model
 
 
@@ -30,17 +30,11 @@ def check(auto: str, folder: Path, wanted: str, *, allow_pickle: bool) -> None:
 
     from vec_pipeline.engines import checkpoint
 
+    check_weights(auto, folder, wanted, allow_pickle=allow_pickle)
     with checkpoint.reading(folder):
-        # On this device nothing but the names and shapes of the weights is read.
-        _, found = _loaded(auto, folder, "meta", allow_pickle=allow_pickle)
         processor = load_processor(folder)
         images = [Image.new("RGB", size) for size in TRIED_SIZES]
         shapes = {processor([image], return_tensors="pt")["pixel_values"].shape for image in images}
-    if random := sorted(found["missing_keys"] | {name for name, *_ in found["mismatched_keys"]}):
-        more = f" and {len(random) - 1} more" if random[1:] else ""
-        raise ValueError(
-            f"{folder} lacks {random[0]}{more} of the weights that its config.json tells of: give {wanted}"
-        )
     if len(shapes) > 1:
         raise ValueError(
             f"{folder / 'preprocessor_config.json'} makes pictures of different sizes: set do_center_crop with a "
@@ -48,8 +42,27 @@ def check(auto: str, folder: Path, wanted: str, *, allow_pickle: bool) -> None:
         )
 
 
-def _loaded(auto: str, folder: Path, where: str, *, allow_pickle: bool) -> tuple[Any, dict[str, Any]]:
-    """The model, and the names of weights that the folder lacks or has of another size: they would be random."""
+def check_weights(auto: str, folder: Path, wanted: str, *, allow_pickle: bool, config: Any = None) -> None:
+    """Raise ValueError where a folder lacks weights of its model, or has them of another size: they would be random."""
+    from vec_pipeline.engines import checkpoint
+
+    with checkpoint.reading(folder):
+        # On this device nothing but the names and shapes of the weights is read.
+        _, found = loaded(auto, folder, "meta", allow_pickle=allow_pickle, config=config)
+    if random := sorted(found["missing_keys"] | {name for name, *_ in found["mismatched_keys"]}):
+        more = f" and {len(random) - 1} more" if random[1:] else ""
+        raise ValueError(
+            f"{folder} lacks {random[0]}{more} of the weights that its config.json tells of: give {wanted}"
+        )
+
+
+def loaded(
+    auto: str, folder: Path, where: str, *, allow_pickle: bool, config: Any = None
+) -> tuple[Any, dict[str, Any]]:
+    """The model in float32, and what its library says of the loading.
+
+    config: instead of the folder's own.
+    """
     import torch
     import transformers
     from transformers.utils.logging import disable_progress_bar
@@ -57,6 +70,7 @@ def _loaded(auto: str, folder: Path, where: str, *, allow_pickle: bool) -> tuple
     disable_progress_bar()  # of reading files, in the middle of the worker's own
     model, found = getattr(transformers, auto).from_pretrained(
         folder,
+        config=config,
         dtype=torch.float32,
         device_map=where,
         use_safetensors=None if allow_pickle else True,

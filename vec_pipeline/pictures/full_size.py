@@ -53,18 +53,12 @@ def opened(content: bytes, side_of: SideOf, megapixels: int) -> Opened:
     """Decode a picture and reduce its longest side to what `side_of` says. Raises as `pictures.decode` does."""
     kind = "SVG" if content.startswith(GZIP) else kind_of(content[:SNIFFED_BYTES])
     if kind == "SVG":  # which has no pixels of its own
-        image = decode(content, Limits(side_of((1, 1)), megapixels)).image
-        return Opened(image, enlarged(image.size, SVG_PX))
+        image, measured = (decode(content, Limits(px, megapixels)).image for px in (side_of((1, 1)), SVG_PX))
+        return Opened(image, measured.size)
     size = size_in_head(content, Limits(LARGEST_PX, megapixels)) if kind in BY_HEAD else None
     image = decode(content, Limits(side_of(size) if size else LARGEST_PX, megapixels)).image
     size = size or image.size
     return Opened(resized(image, reduced(image.size, side_of(size))), size)
-
-
-def enlarged(size: tuple[int, int], side_px: int) -> tuple[int, int]:
-    """The size with a longest side of `side_px`."""
-    width, height = (max(1, round(side * side_px / max(size))) for side in size)
-    return width, height
 
 
 def size_in_head(content: bytes, limits: Limits) -> tuple[int, int] | None:

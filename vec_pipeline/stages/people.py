@@ -15,6 +15,7 @@ from vec_pipeline.record import Need, UserError, Values
 from vec_pipeline.weights import ModelStage
 
 QUESTIONS = {"age": "model", "gender": "gender_model"}  # what is asked about a person, and the option with its model
+MODELS = {"model": "revision", "gender_model": "gender_revision"}  # options, and those that say which version
 AUTO = "AutoModelForImageClassification"
 WANTED = "an image classifier of transformers, such as dima806/fairface_age_image_detection"
 PICTURE_PX = 2048  # the longest side that pictures are reduced to before people are cut out
@@ -91,11 +92,13 @@ class People(ModelStage):
         super().__post_init__()
         if not self.labels:
             raise ValueError("labels is empty: name labels that `objects` has, such as person")
+        for option, revision in MODELS.items():
+            if getattr(self, revision) and not getattr(self, option):
+                raise ValueError(f"{revision}: {option} is empty, and has no revision: remove it")
 
     @property
     def models(self) -> Mapping[str, str]:
-        both = {"model": "revision", "gender_model": "gender_revision"}
-        return {option: revision for option, revision in both.items() if getattr(self, option)}
+        return {option: revision for option, revision in MODELS.items() if getattr(self, option)}
 
     def check(self, path: Path) -> None:
         from vec_pipeline.engines import checkpoint

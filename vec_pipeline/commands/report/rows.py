@@ -58,18 +58,20 @@ def objects_of(objects: Any, people: Any) -> list[list[Any]]:
     The label is empty where the column `people` alone has that box.
     """
     found = list(converted(objects, object_of))
-    by_box = {tuple(box): each for each in reversed(found) for _, *box in [each]}
+    by_box: dict[tuple[Any, ...], list[list[Any]]] = {}
+    for each in found:
+        by_box.setdefault(tuple(each[1:]), []).append(each)
     for *box, traits in converted(people, person_of):
-        if same := by_box.pop(tuple(box), None):
-            same.append(traits)
+        if same := by_box.get(tuple(box)):
+            same.pop(0).append(traits)
         else:
             found.append(["", *box, traits])
-    return found
+    return [[label, rounded(score), *others] for label, score, *others in found]
 
 
 def object_of(entry: Any) -> list[Any]:
     left, top, right, bottom = map(int, entry["box"])
-    return [str(entry["label"]), rounded(entry["score"]), left, top, right, bottom]
+    return [str(entry["label"]), float(entry["score"]), left, top, right, bottom]
 
 
 def person_of(entry: Any) -> list[Any]:
