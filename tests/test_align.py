@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -332,6 +333,20 @@ def test_a_csv_that_lacks_the_column_is_refused(path: Path, capsys: pytest.Captu
     assert "has no vector column dino_vector: choose one of text_vector" in refusal(capsys, "align", "--csv", path)
 
 
+def test_a_folder_that_cannot_be_written_is_named_before_the_training(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted_csv(path, 110)
+
+    def trained(*_: object) -> None:
+        raise AssertionError("the training has begun")
+
+    monkeypatch.setattr(work, "train", trained)
+    for out in (path / "below/a/file", "/proc/align"):  # the second not even by root
+        error = refusal(capsys, "align", "--csv", path, "--out", out)
+        assert re.search(rf"{re.escape(str(out))} cannot be written \(.+\): name another folder with --out$", error)
+
+
 # --- interrupts
 
 
@@ -483,6 +498,17 @@ def test_a_query_is_embedded_as_the_texts_were(path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(EmbedText, "run", run)
     assert text_vectors(path, "text_vector", ["a", "b"]).shape == (2, 3)
     assert prefixes == ["passage: "]
+
+
+def test_a_model_of_another_width_under_its_old_name_is_refused(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    align(planted_csv(path, 110))
+    capsys.readouterr()
+    monkeypatch.setattr(EmbedText, "load", lambda self: None)
+    monkeypatch.setattr(EmbedText, "run", lambda *_: [{"text_vector": np.ones(INNER + 1, np.float32)}])
+    expected = f"{path} was made with another model than its settings name: run with --refresh, then align\n"
+    assert refusal(capsys, "search", "a red car", "--csv", path, "--in", "dino").endswith(expected)
 
 
 # --- pictures that the bundled models see

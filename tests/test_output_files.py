@@ -12,9 +12,11 @@ import yaml
 
 from tests.conftest import EXAMPLES, PROJECT
 from vec_pipeline import load_annotations
+from vec_pipeline.commands.run import own_files
 from vec_pipeline.config import ConfigError, load_config
 from vec_pipeline.record import Stage, Values
 from vec_pipeline.settings import stage_settings
+from vec_pipeline.sources.folder import Folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,3 +105,15 @@ def test_every_stage_knows_the_folder_of_the_csv_which_no_option_changes(tmp_pat
     config = load_config(path)
     assert [stage.csv_folder for stage in config.stages] == [Path("a")] * 2
     assert config.stages[1] == type(config.stages[1])() and "csv_folder" not in stage_settings(config.stages[0])
+
+
+def test_the_losses_that_align_has_drawn_are_no_picture_of_the_next_run(tmp_path: Path) -> None:
+    """What else lies in a folder of that name is."""
+    images = some_images(tmp_path)
+    picture = next(images.iterdir())
+    for name in ("align/loss.png", "align/mine.png", "deep/align/loss.png"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        (images / name).write_bytes(picture.read_bytes())
+    source = Folder(str(images), own_files(images / "annotations.csv"))
+    keys = [record.key.removeprefix(f"{images.resolve()}/") for record in source]
+    assert len(keys) == 5 and {"align/mine.png", "deep/align/loss.png"} < {*keys}

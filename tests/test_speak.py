@@ -7,8 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import wave
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import yaml
 
 from models.demo import scenes
 from tests.conftest import EXAMPLES, PROJECT
-from vec_pipeline import load_annotations
+from vec_pipeline import load_annotations, weights
 from vec_pipeline.engines import speech
 from vec_pipeline.record import UserError, Values
 from vec_pipeline.settings import fingerprint, stage_settings
@@ -437,11 +438,38 @@ stage.run(stage.load(), [{"description": "A red house"}], 1)
 
 @needs_espeak
 def test_a_kill_leaves_no_half_file_and_the_next_run_no_temporary_one(say: Speaker, tmp_path: Path) -> None:
+    """Unless it was a moment ago: then it may be of a worker that lives."""
     assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=PROJECT).returncode == 9
     [temporary] = names_in(tmp_path)
-    assert temporary.startswith(".") and temporary.endswith(".wav.new")
+    assert temporary.startswith(".") and temporary.endswith(".new")
     [result] = say("A red house")
-    assert names_in(tmp_path) == [Path(result["description_audio"]).name]
+    name = Path(result["description_audio"]).name
+    assert names_in(tmp_path) == sorted([temporary, name])
+    hours_ago = time.time() - 2 * 3600
+    for each in (temporary, name):
+        os.utime(tmp_path / speak.FOLDER / each, (hours_ago, hours_ago))
+    say("A red house")
+    assert names_in(tmp_path) == [name]
+
+
+def test_two_workers_may_write_the_same_file_at_once(tmp_path: Path) -> None:
+    """Each finds the folder as the other leaves it, between any two of its steps."""
+    first, second = (Speak(csv_folder=tmp_path, engine="piper", model="none.onnx") for _ in range(2))
+    failures, wav = [], bytes(5_000_000)
+
+    def save(stage: Speak) -> None:
+        try:
+            for _ in range(20):
+                stage._save("A red car.", wav)
+        except UserError as error:
+            failures.append(error)
+
+    object.__setattr__(first, "_file", lambda text: "a.wav")
+    object.__setattr__(second, "_file", lambda text: "a.wav")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(save, (first, second)))
+    assert failures == [] and names_in(tmp_path) == ["a.wav"]
+    assert (tmp_path / speak.FOLDER / "a.wav").read_bytes() == wav
 
 
 @needs_espeak
@@ -454,7 +482,7 @@ def test_a_full_disk_ends_the_run_with_one_sentence(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"\.wav cannot be written \(No space left on device\): free some disk space"):
         say("a")
-    assert not [name for name in names_in(tmp_path) if not name.startswith(".")]
+    assert names_in(tmp_path) == []
 
 
 @needs_espeak
@@ -482,7 +510,25 @@ def test_texts_are_spoken_at_the_same_time(say: Speaker, monkeypatch: pytest.Mon
     monkeypatch.setattr(speech, "ThreadPoolExecutor", Pool)
     monkeypatch.setattr(speech.device, "free_cores", lambda: 3)
     results = say(*(f"number {number}" for number in range(12)))
-    assert sizes == [3, 3] and len({result["description_audio"] for result in results}) == 12
+    assert sizes == [3] and len({result["description_audio"] for result in results}) == 12
+
+
+@needs_espeak
+def test_a_text_is_saved_before_the_next_is_spoken(
+    say: Speaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one core: a batch of long texts would be a gigabyte of WAV files."""
+    saved = []
+
+    def noted(self: Any, text: str, *others: Any) -> Any:
+        saved.append(len(names_in(tmp_path)))
+        return speak_one(self, text, *others)
+
+    speak_one = speech.EspeakVoice._speak
+    monkeypatch.setattr(speech.EspeakVoice, "_speak", noted)
+    monkeypatch.setattr(speech.device, "free_cores", lambda: 1)
+    say("one", "two", "three")
+    assert saved == [0, 1, 2]
 
 
 # --- mistakes, named before the first picture
@@ -494,7 +540,10 @@ def test_where_a_program_is_missing_one_sentence_names_the_package(programs: Cal
         UserError, match=r"^espeak-ng is not installed: apt-get install espeak-ng, or set engine: piper"
     ):
         Speak().fetch()
-    assert Speak().identity() == "espeak-ng"
+    with pytest.raises(UserError, match=r"^espeak-ng is not installed: apt-get install espeak-ng"):
+        Speak().identity()  # else a run that goes on would say that the settings have changed
+    with pytest.raises(UserError, match=r"^speak: piper is not installed: pip install piper-tts$"):
+        Speak(engine="piper", model="a.onnx").identity()
     with pytest.raises(UserError, match=r"^speak: piper is not installed: pip install piper-tts$"):
         Speak(engine="piper", model="a.onnx").fetch()
     with pytest.raises(UserError, match=r"^speak: vosk is not installed: pip install vosk-tts$"):
@@ -514,11 +563,26 @@ def test_a_voice_or_an_encoder_that_is_missing_is_named(programs: Callable[..., 
     assert re.fullmatch(r"espeak-ng 1\.\d+\S*", Speak().identity())
     with pytest.raises(UserError, match=r"^espeak-ng has no voice xx: espeak-ng --voices lists"):
         Speak(voice="xx", csv_folder=tmp_path).fetch()
+    for voice in ("en-zz", "ru-xx+f3", "e"):
+        with pytest.raises(UserError, match=f"^espeak-ng has no voice {voice.partition('+')[0]}: espeak-ng --voices"):
+            speech.check_espeak(voice)
+    for variant in ("nope", "alex", "en"):
+        with pytest.raises(UserError, match=f"^espeak-ng has no variant {variant}: espeak-ng --voices=variant lists"):
+            speech.check_espeak(f"en-us+{variant}")
+    for voice in ("en", "en-us+f3", "EN-us+Alex", "ru-LV", "zh", "zh-yue", "pt-pt", "no", "en-GB-x-rp", "eu"):
+        speech.check_espeak(voice)
     with pytest.raises(UserError, match=r"^format: opus needs opusenc or ffmpeg: .*, or set format: wav$"):
         Speak(format="opus", csv_folder=tmp_path).fetch()
     (tmp_path / "audio").touch()
     with pytest.raises(UserError, match=r"audio is a file, and speak writes into a folder of that name: rename it$"):
         Speak(csv_folder=tmp_path).fetch()
+
+
+@needs_espeak
+def test_a_column_that_holds_no_text_ends_the_run_with_one_sentence() -> None:
+    stage = Speak(texts=("text_confidence",))
+    with pytest.raises(UserError, match=r"^speak: text_confidence holds no text: take it out of speak\.texts$"):
+        stage.run(stage.load(), [{"text_confidence": 0.5}], 1)
 
 
 @pytest.mark.parametrize(
@@ -541,6 +605,7 @@ def test_options_that_are_out_of_range_are_refused(options: dict[str, Any], mess
     assert Speak(rate=80).rate + Speak(rate=450).rate == 530
 
 
+@needs_espeak
 def test_the_folder_is_no_setting_and_the_columns_load_no_second_voice() -> None:
     assert Speak(csv_folder=Path("a")) == Speak(csv_folder=Path("b"))
     assert "csv_folder" not in stage_settings(Speak()) and "batch_size" not in stage_settings(Speak())
@@ -594,10 +659,21 @@ def test_another_voice_of_piper_makes_other_files(say: Speaker, piper: Path) -> 
     assert say("a", voice="1", **options) != say("a", **options)
 
 
+def test_the_path_of_a_voice_may_begin_with_the_home_folder_or_lie_in_the_project(
+    say: Speaker, piper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(piper.parent))
+    monkeypatch.setattr(weights, "PROJECT_FOLDER", piper.parent)
+    for model in ("~/voice.onnx", "voice.onnx"):
+        Speak(engine="piper", model=model, csv_folder=tmp_path).fetch()
+        assert "error" not in say("a", engine="piper", model=model)[0]
+        assert f"-m {piper} " in (tmp_path / "bin/calls").read_text().splitlines()[-1]
+
+
 def test_a_file_that_is_no_voice_of_piper_is_named(piper: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"speak\.model: nothing is no file: give the \.onnx file of a voice"):
         Speak(engine="piper").fetch()
-    with pytest.raises(UserError, match=r"speak\.model: .*b\.onnx is no file"):
+    with pytest.raises(UserError, match=r"b\.onnx: no such file or folder; did you mean .*\.onnx\?$"):
         Speak(engine="piper", model=str(tmp_path / "b.onnx")).fetch()
     for content in ("{}", "[]", "{", '{"espeak": 1}'):
         (tmp_path / "voice.onnx.json").write_text(content)
@@ -627,7 +703,9 @@ def test_vosk_speaks_russian_alone(say: Speaker, tmp_path: Path, monkeypatch: py
 # --- in a run
 
 
-def run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def run(
+    folder: Path, *arguments: str, environment: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
     stages = [
         {"use": "open_image", "max_size_px": 112},
         {"use": "speak", "texts": ["title"], "batch_size": 3},
@@ -635,7 +713,7 @@ def run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     (folder / "config.yaml").write_text(yaml.safe_dump({"device": "cpu", "stages": stages}))
     command = [sys.executable, str(PROJECT / "run.py"), str(folder / "list.csv"), "--keep", "title"]
     places = ["--config", str(folder / "config.yaml"), "--output", str(folder / "annotations.csv")]
-    return subprocess.run([*command, *places, *arguments], capture_output=True, text=True, timeout=240)
+    return subprocess.run([*command, *places, *arguments], capture_output=True, text=True, timeout=240, env=environment)
 
 
 def write_list(folder: Path, titles: Sequence[str]) -> None:
@@ -666,3 +744,6 @@ def test_a_run_writes_files_beside_the_csv(tmp_path: Path) -> None:
     assert run(tmp_path, "--refresh", "--set", "speak.rate=250").returncode == 1
     assert len(names_in(tmp_path / speak.FOLDER)) == 4, "the former files stay"
     assert {*load_annotations(tmp_path / "annotations.csv")["title_audio"]} != {*table["title_audio"]}
+    (tmp_path / "empty").mkdir()
+    without = run(tmp_path, environment={**os.environ, "PATH": str(tmp_path / "empty")})
+    assert without.returncode == 2 and "espeak-ng is not installed: apt-get install espeak-ng" in without.stderr

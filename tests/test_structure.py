@@ -23,7 +23,7 @@ from tests.tiny_gguf import GEMMA_TEMPLATE, write_tiny_gguf
 from vec_pipeline import device
 from vec_pipeline.config import ConfigError, load_config
 from vec_pipeline.crash_journal import CrashJournal
-from vec_pipeline.engines import Answer, Message, grammar
+from vec_pipeline.engines import Answer, Message, grammar, llama_process
 from vec_pipeline.engines.llama_process import _Child
 from vec_pipeline.engines.llama_slots import LlamaSlots
 from vec_pipeline.executor import Executor
@@ -149,6 +149,15 @@ def test_rows_at_once_follow_from_free_memory(
     monkeypatch.setattr(device, "gpu_free_gb", lambda: 0.1)
     assert stage.auto_batch_size(ChildOf(kv_bytes_per_token), 0.0) == expected
     assert stage.auto_batch_size(ChildOf(kv_bytes_per_token, slots=20), 0.0) == 20, "its own memory is no longer free"
+
+
+def test_a_llama_without_the_gpu_is_refused_by_the_name_of_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "resolve", lambda _: "cuda")
+    monkeypatch.setattr(device, "has_gpu", lambda: True)
+    monkeypatch.setattr(llama_process, "gpu_problem", lambda: "was built without the GPU")
+    expected = "translate: llama.cpp was built without the GPU: run make llama, or --set translate.device=cpu"
+    with pytest.raises(UserError, match=f"^{expected}$"):
+        Structure(name="translate", model="m", device="cuda").auto_batch_size(None, 0.0)
 
 
 def test_rows_share_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

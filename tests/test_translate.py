@@ -6,13 +6,15 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, BertConfig
+from transformers import AutoModelForSeq2SeqLM, BertConfig, M2M100Config, M2M100Tokenizer
+from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CODES
 
 from models.demo import train_translation
 from models.demo.scenes import Scene, Thing
@@ -23,11 +25,11 @@ from tests.tiny_translators import write_marian, write_nllb, write_t5
 from vec_pipeline import load_annotations
 from vec_pipeline.config import ConfigError, check_wiring, load_config
 from vec_pipeline.engines import Answer, Message, translation
-from vec_pipeline.engines.translation import Seq2Seq, sentences
+from vec_pipeline.engines.translation import Seq2Seq, has_words, request_of, sentences
 from vec_pipeline.memory import ModelCache
 from vec_pipeline.record import Interrupted, UserError, Values
 from vec_pipeline.stages.structure import Structure
-from vec_pipeline.stages.translate import Translate, has_words, is_other_language, lost_parts
+from vec_pipeline.stages.translate import Translate, is_other_language, lost_parts
 
 DEMO = PROJECT / "models/demo/translation"
 has_demo = pytest.mark.skipif(not DEMO.is_dir(), reason="models/demo/translation is not trained")
@@ -122,6 +124,10 @@ STAGE = "stages: [{use: open_image}, {use: describe, model: m}, {use: translate,
             "to: ru, file: a.gguf, engine: endpoint, endpoint: 'http://127.0.0.1/v1'",
             "translate: file: is for a model on",
         ),
+        (
+            "to: ru, file: a.gguf, batch_size: 300",
+            "translate: batch_size is 300, and llama.cpp decodes at most 255 at once",
+        ),
     ],
 )
 def test_a_mistake_in_the_options_is_named(tmp_path: Path, options: str, message: str) -> None:
@@ -171,6 +177,11 @@ def test_engines_that_ask_others_run_beside_those_that_compute_here() -> None:
         ("ADIDAS ORIGINALS shoes", "Обувь ADIDAS ORIGINALS"),
         ("SALE", "SALE"),
         ("It says 'don't'.", "Написано: 'don't'."),
+        ("A price of 1000", "Цена 1 000"),
+        ("A price of 1,000", "Цена 1000"),
+        ("2 100-gram bars", "2 плитки по 100 грамм"),
+        ("A 3D model of the 1960s", "Трёхмерная модель шестидесятых"),
+        ('A board 5" long and 6" wide.', "Доска 5 дюймов длиной и 6 шириной."),
     ],
 )
 def test_a_translation_that_keeps_what_must_stay_is_taken(text: str, answer: str) -> None:
@@ -187,11 +198,26 @@ def test_a_translation_that_keeps_what_must_stay_is_taken(text: str, answer: str
         ("3 red cars", "Красные машины", "'3'"),
         ("2 cars, 2 cats", "2 машины и кошки", "'2'"),
         ("A price of 1,000", "Цена 1,00", "'000'"),
+        ("3.5 red cars", "35 красных машин", "'3', '5'"),
         ('5 signs read "5".', "Вывески гласят «5».", "'5'"),
     ],
 )
 def test_a_translation_that_lacks_a_number_or_a_quoted_text_is_an_error(text: str, answer: str, lost: str) -> None:
     assert error_of(answer, text) == f"LostText: description_ru: the translation lacks {lost}: {answer!r}"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "lost"),
+    [
+        ("There are 15 dogs", "هناك ١٥ كلبا", []),
+        ("There are 15 dogs", "هناك ١٤ كلبا", ["15"]),
+        ("هناك ١٥ كلبا", "There are 15 dogs", []),
+        ("3台の車", "Cars", ["3"]),
+        ("Room 007", "Комната 7", ["007"]),
+    ],
+)
+def test_numbers_are_compared_by_their_digits_in_any_script(text: str, answer: str, lost: list[str]) -> None:
+    assert lost_parts(text, answer) == lost
 
 
 def test_what_was_lost_is_hidden_and_asked_for_once_more() -> None:
@@ -284,6 +310,9 @@ def test_the_other_columns_of_a_row_with_an_error_are_kept() -> None:
         ("A red car on the road.", "A red car on the road", "de"),
         ("A red car on the road.", "Красный автомобиль подъезжает", "uk"),
         ("A red car on the road.", "A red car", "ja"),
+        ("A RED CAR ON A ROAD.", "A RED CAR ON A ROAD.", "ru"),
+        ("A Red Car On The Road", "A Red Car On The Road", "ru"),
+        ("A USB-C port. STOP THE CAR NOW", "STOP THE CAR NOW", "ru"),
     ],
 )
 def test_an_answer_in_another_script_or_language_is_an_error(text: str, answer: str, to: str) -> None:
@@ -300,6 +329,10 @@ def test_an_answer_in_another_script_or_language_is_an_error(text: str, answer: 
         ("A red car on the road.", "سيارة حمراء على الطريق", "ar"),
         ("A red car on the road.", "도로 위의 빨간 차", "ko"),
         ("Taxi, hotel, bar", "Taxi, Hotel, Bar", "de"),
+        ("YouTube logo.", "Логотип YouTube.", "ru"),
+        ("An iPhone screen.", "Экран iPhone.", "ru"),
+        ("Photoshop window.", "Окно Photoshop.", "ru"),
+        ("SAMSUNG GALAXY S24 ULTRA PHONE", "ТЕЛЕФОН SAMSUNG GALAXY S24 ULTRA", "ru"),
         ("A cat named Felix wears the shirt ADIDAS SUPERSTAR ORIGINALS", "Кот Felix, ADIDAS SUPERSTAR ORIGINALS", "ru"),
         (
             'The sign reads "a very long text in quotation marks"',
@@ -312,6 +345,24 @@ def test_an_answer_in_the_language_is_taken(text: str, answer: str, to: str) -> 
     assert error_of(answer, text, to) == ""
 
 
+@pytest.mark.parametrize(
+    ("text", "answer", "language", "to"),
+    [
+        ("En stor hund i en have", "En stor hund i en hage", "da", "nb"),
+        ("En hund på en bil", "En hund på en bil", "nb", "sv"),
+        ("Pes a auto na poli", "Pes a auto na poli", "sk", "cs"),
+    ],
+)
+def test_words_may_be_the_same_in_languages_that_are_near(text: str, answer: str, language: str, to: str) -> None:
+    assert error_of(answer, text, to, language=language) == ""
+    assert error_of(answer, text, to, language="en").startswith("WrongLanguage: ")
+
+
+def test_a_copy_of_a_text_without_capitals_is_no_translation() -> None:
+    assert error_of("红色的汽车", "红色的汽车", "en", language="zh").startswith("WrongLanguage: ")
+    assert error_of("红色的汽车 car", "红色的汽车", "en", language="zh").startswith("WrongLanguage: ")
+
+
 def test_a_translation_from_russian_must_not_be_russian() -> None:
     assert error_of("A red car", "Красная машина", "en", language="ru") == ""
     assert error_of("Красная машина", "Красная машина", "en", language="ru").startswith("WrongLanguage: ")
@@ -322,7 +373,7 @@ def test_the_words_of_a_text_are_what_is_neither_quoted_nor_a_number() -> None:
         *(True, True, True, False, False, False, False)
     ]
     assert lost_parts("7 and 7", "7") == ["7"]
-    assert not is_other_language("Cars", "Машины", "ru")
+    assert not is_other_language("Cars", "Машины", "en", "ru")
 
 
 # --- Sequence-to-sequence models
@@ -337,11 +388,21 @@ def test_the_words_of_a_text_are_what_is_neither_quoted_nor_a_number() -> None:
         ("It costs 3.50 dollars", [("It costs 3.50 dollars", "")]),
         ("Что это? «Да». 7 штук.", [("Что это?", " "), ("«Да».", " "), ("7 штук.", "")]),
         ("A car. ", [("A car. ", "")]),
+        ("One. \n  two", [("One.", " \n  "), ("two", "")]),
+        ("'A. B' c. D 'E. F'", [("'A. B' c.", " "), ("D 'E. F'", "")]),
         ("\nA car", [("A car", "")]),
     ],
 )
 def test_a_text_is_translated_sentence_by_sentence(text: str, parts: list[tuple[str, str]]) -> None:
     assert sentences(text) == parts
+
+
+@pytest.mark.parametrize("text", ["a" + " " * 40_000 + "b", 'A "b". ' * 8_000])
+def test_a_long_text_is_parted_in_a_time_that_grows_with_its_length(text: str) -> None:
+    start_s = time.process_time()
+    sentences(text)
+    lost_parts(text, text)
+    assert time.process_time() - start_s < 1
 
 
 def copying(model: Seq2Seq) -> list[Any]:
@@ -416,6 +477,16 @@ def test_sentences_of_many_texts_share_batches_and_are_put_together_again(tmp_pa
     assert all(answer.is_complete for answer in model.translate(texts, 2))
 
 
+def test_parts_without_words_are_copied(tmp_path: Path) -> None:
+    model = Seq2Seq(write_nllb(tmp_path), "en", "ru", "cpu")
+    calls = copying(model)
+    [answer] = model.translate(['1. "SALE".\n2.'], 8)
+    assert (answer.text, answer.is_complete, answer.error) == ('1. "SALE".\n2.', True, "")
+    assert not calls
+    assert [answer.text for answer in model.translate(["1. A red car."], 8)] == ["1. A red car."]
+    assert [len(call["attention_mask"]) for call in calls] == [1]
+
+
 def test_an_answer_without_an_end_is_cut(tmp_path: Path) -> None:
     model = Seq2Seq(write_nllb(tmp_path), "en", "ru", "cpu")
     copying(model)
@@ -453,15 +524,63 @@ def test_an_answer_is_bounded_by_the_length_of_its_sentence(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("layout_name", "to", "message"),
     [
+        ("madlad", "fr", "model does not translate to fr: it knows de, ru: give another model, or change `to:`"),
+        ("plain t5", "ru", "model does not say which languages it translates: give a model that translates, such as"),
         ("t5", "de", "model does not translate to de: it knows translation_en_to_ru: give another model"),
         pytest.param("marian", "de", "translates from en to ru, and not from en to de: give", marks=has_sentencepiece),
         pytest.param("marian to several", "de", "does not translate to de: it knows rus, ukr", marks=has_sentencepiece),
     ],
 )
 def test_a_model_of_other_languages_is_refused(tmp_path: Path, layout_name: str, to: str, message: str) -> None:
-    folder = LAYOUTS[layout_name](tmp_path / "model")
+    folder = (LAYOUTS | {"plain t5": write_t5})[layout_name](tmp_path / "model")
     with pytest.raises(UserError, match=f"^translate: .*{re.escape(message)}"):
         Translate(model=str(folder), to=to).fetch()
+
+
+@pytest.mark.parametrize(("to", "prefix"), [("nb", "<2no> "), ("he", "<2iw> "), ("ru", "<2ru> ")])
+def test_a_language_may_have_another_code(tmp_path: Path, to: str, prefix: str) -> None:
+    folder = write_t5(tmp_path, ("<2ru>", "<2no>", "<2iw>"))
+    stage = Translate(model=str(folder), to=to, device="cpu")
+    stage.fetch()
+    assert stage.load()._request.prefix == prefix
+
+
+class Vocabulary:
+    """A tokenizer of the languages of M2M-100, and of words that are written as their codes."""
+
+    init_kwargs: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, *languages: str) -> None:
+        self.tokens = {f"__{name}__": index for index, name in enumerate(languages, 5)}
+        self.tokens |= {"en": 1, "no": 2, "de": 3, "ru": 4}
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.tokens
+
+
+def test_a_model_with_a_mark_for_each_language_is_told_both() -> None:
+    known = Vocabulary("en", "no", "ru")
+    asked = {pair: request_of(known, M2M100Config(), Path("m"), *pair) for pair in [("en", "nb"), ("nb", "ru")]}
+    assert asked == {
+        ("en", "nb"): translation.Request(first_token=6, source="en"),
+        ("nb", "ru"): translation.Request(first_token=7, source="no"),
+    }
+    with pytest.raises(ValueError, match=r"^m does not translate to de: it knows en, no, ru: .* or change `to:`$"):
+        request_of(known, M2M100Config(), Path("m"), "en", "de")
+    with pytest.raises(ValueError, match=r"^m does not translate from hy: it knows en, no, ru: .* change `language:`$"):
+        request_of(known, M2M100Config(), Path("m"), "hy", "nb")
+
+
+@has_sentencepiece
+def test_the_vocabulary_of_m2m_100_has_its_languages(tmp_path: Path) -> None:
+    folder = write_marian(tmp_path)
+    marks = [f"__{name}__" for name in FAIRSEQ_LANGUAGE_CODES["m2m100"]]
+    tokenizer = M2M100Tokenizer(
+        str(folder / "vocab.json"), str(folder / "source.spm"), additional_special_tokens=marks, src_lang="en"
+    )
+    request = request_of(tokenizer, M2M100Config(), Path("m"), "nb", "he")
+    assert request == translation.Request(first_token=tokenizer.get_lang_id("he"), source="no")
+    tokenizer.src_lang = request.source
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
@@ -549,6 +668,18 @@ def test_a_llama_answers_in_its_own_process(tmp_path: Path) -> None:
     assert re.match("(CutAnswer|WrongLanguage|EmptyAnswer): description_ru: ", row["error"])
 
 
+def test_a_text_that_does_not_fit_names_the_option_to_raise(tmp_path: Path) -> None:
+    stage = Translate(model=str(write_tiny_gguf(tmp_path / "tiny.gguf")), to="ru", device="cpu", context_tokens=1024)
+    model = stage.load()
+    try:
+        [row] = stage.run(model, [{"description": "A red car. " * 2_000}], 1)
+    finally:
+        model.close()
+    assert row["error"] == (
+        "LongText: description_ru: the text does not fit into 1,024 tokens: raise translate.context_tokens"
+    )
+
+
 def test_a_llama_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
     with pytest.raises(UserError, match=r"^.*tiny.gguf: no such file or folder"):
@@ -579,6 +710,11 @@ def test_structure_and_translate_share_one_llama(tmp_path: Path) -> None:
     finally:
         models.close()
     assert set(models.load_seconds) == {"structure", "translate"}
+
+
+def test_the_options_of_a_shared_llama_are_those_of_structure() -> None:
+    options: dict[str, Any] = {"model": "m.gguf", "device": "cpu", "allow_pickle": True}
+    assert Translate(**options).loaded_as == Structure(**options).loaded_as
 
 
 def test_parts_of_a_large_llama_are_downloaded_together() -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import tempfile
@@ -54,6 +55,7 @@ ENCODERS = {  # by format: the programs that make it of a WAV file on their stan
 PACKAGES = {"opus": "opus-tools", "mp3": "lame"}  # of Debian
 
 Result = TypeVar("Result")
+Save = Callable[[str, bytes], str]  # saves a text's WAV file, and returns its error, or an empty text
 
 
 class Voice(Protocol):
@@ -61,10 +63,11 @@ class Voice(Protocol):
 
     scripts: tuple[str, ...]
 
-    def speak(self, texts: Sequence[str]) -> list[bytes | str]:
-        """Return each text as a WAV file, or the error of a text that fails alone. The texts are as `plain` has them.
+    def speak(self, texts: Sequence[str], save: Save) -> list[str]:
+        """Give each text and its WAV file to `save`; return the error of each text, or an empty one.
 
-        Raises RuntimeError where all fail together.
+        Files are saved as they are made: only as many are in memory as are made at once. The texts are as `plain` has
+        them. Raises RuntimeError where all fail together, and what `save` raises.
         """
         ...
 
@@ -81,14 +84,15 @@ class EspeakVoice:
         # The text comes by stdin, where neither a leading "-" nor a quotation mark means anything.
         self._command = ("espeak-ng", "--stdin", "--stdout", "-v", name, "-s", str(rate))
 
-    def speak(self, texts: Sequence[str]) -> list[bytes | str]:
-        return in_parallel(self._speak, texts)
+    def speak(self, texts: Sequence[str], save: Save) -> list[str]:
+        return in_parallel(lambda text: self._speak(text, save), texts)
 
-    def _speak(self, text: str) -> bytes | str:
+    def _speak(self, text: str, save: Save) -> str:
         try:
-            return with_length(called(self._command, text.encode()))
+            wav = with_length(called(self._command, text.encode()))
         except (RuntimeError, EOFError, wave.Error) as error:
             return f"{type(error).__name__}: {error}"
+        return save(text, wav)
 
 
 class PiperVoice:
@@ -103,14 +107,14 @@ class PiperVoice:
         options = ("-s", str(speaker), "--length_scale", f"{USUAL_RATE / rate:.3f}")
         self._command = ("piper", "-m", str(model), *options)
 
-    def speak(self, texts: Sequence[str]) -> list[bytes | str]:
+    def speak(self, texts: Sequence[str], save: Save) -> list[str]:
         with tempfile.TemporaryDirectory() as folder:
             content = "".join(f"{text}\n" for text in texts).encode()
             called((*self._command, "--output_dir", folder), content, TIMEOUT_S * len(texts))
             files = sorted(Path(folder).glob("*.wav"), key=lambda file: int(file.stem))  # named by the time
             if len(files) != len(texts):
                 raise RuntimeError(f"piper made {len(files)} files of {len(texts)} texts")
-            return [file.read_bytes() for file in files]
+            return in_parallel(lambda text, file: save(text, file.read_bytes()), texts, files)
 
 
 class VoskVoice:
@@ -127,16 +131,16 @@ class VoskVoice:
         self._synth = vosk.Synth(vosk.Model(model_path=str(model)))
         self._options = {"speaker_id": speaker, "speech_rate": rate / USUAL_RATE}
 
-    def speak(self, texts: Sequence[str]) -> list[bytes | str]:
-        return [self._speak(text) for text in texts]
+    def speak(self, texts: Sequence[str], save: Save) -> list[str]:
+        return [self._speak(text, save) for text in texts]
 
-    def _speak(self, text: str) -> bytes | str:
+    def _speak(self, text: str, save: Save) -> str:
         buffer = BytesIO()
         try:
             self._synth.synth(text, buffer, **self._options)
         except Exception as error:  # a KeyError for letters of another alphabet
             return f"RuntimeError: vosk cannot speak this text ({type(error).__name__}: {error})"
-        return buffer.getvalue()
+        return save(text, buffer.getvalue())
 
 
 def plain(text: str) -> str:
@@ -219,9 +223,9 @@ def in_parallel(function: Callable[..., Result], *items: Sequence[Any]) -> list[
 
 @cache
 def espeak_version() -> str:
-    """Such as 1.51; empty where it is not installed."""
+    """Such as 1.51. Raises UserError where it is not installed."""
     if not shutil.which("espeak-ng"):
-        return ""
+        raise UserError("espeak-ng is not installed: apt-get install espeak-ng, or set engine: piper")
     words = called(["espeak-ng", "--version"], b"").decode(errors="replace").partition(":")[2].split()
     return "".join(words[:1])
 
@@ -235,10 +239,26 @@ def package_version(name: str) -> str:
 
 
 def check_espeak(voice: str) -> None:
-    """Raise UserError if espeak-ng or a voice of it is not installed."""
-    if not shutil.which("espeak-ng"):
-        raise UserError("espeak-ng is not installed: apt-get install espeak-ng, or set engine: piper")
+    """Raise UserError if espeak-ng or a voice of it is not installed.
+
+    espeak-ng itself speaks without a region or a variant that it does not know.
+    """
+    espeak_version()
+    name, _, variant = voice.partition("+")
+    known = espeak_voices("--voices") | espeak_voices("--voices=mb")
     try:
-        called(["espeak-ng", "-q", "--stdin", "-v", voice], b"")
+        called(["espeak-ng", "-q", "--stdin", "-v", name], b"")  # one of MBROLA is listed without its files, too
     except RuntimeError:
-        raise UserError(f"espeak-ng has no voice {voice}: espeak-ng --voices lists the languages that it has") from None
+        known = set()
+    if name.lower() not in map(str.lower, known):
+        raise UserError(f"espeak-ng has no voice {name}: espeak-ng --voices lists the languages that it has")
+    if variant and variant not in espeak_voices("--voices=variant"):
+        raise UserError(f"espeak-ng has no variant {variant}: espeak-ng --voices=variant lists the files that it has")
+
+
+def espeak_voices(option: str) -> set[str]:
+    """The codes that select a voice in one of espeak-ng's lists: its languages, and the name of its file."""
+    lines = called(["espeak-ng", option], b"").decode(errors="replace").splitlines()[1:]
+    files = {words[4].rpartition("/")[2] for line in lines if len(words := line.split()) > 4}
+    others = {code for line in lines for code in re.findall(r"\(([\w-]+) \d+\)", line)}
+    return files | others | {line.split()[1] for line in lines}

@@ -2,7 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,8 +59,11 @@ LANGUAGES = {  # by the codes of `to:` and `language:`
     "zh": Language("Chinese", "zho_Hans"),
 }
 TRANSLATOR = "a model that translates, such as Helsinki-NLP/opus-mt-en-ru or google/madlad400-3b-mt"
-SENTENCE_END = re.compile(r"(?<=[.!?…])\s+(?=[^\W_]|[\"'«“(])|\s*\n\s*")
-QUOTED = re.compile(r"""“([^”]{1,200})”|«([^»]{1,200})»|"([^"]{1,200})"|(?<!\w)'([^']{1,200})'(?!\w)""")
+SENTENCE_END = re.compile(r"(?<=[.!?…])\s+(?=[^\W_]|[\"'«“(])|(?<!\s)\s*\n\s*")
+OTHER_CODES = {"he": "iw", "nb": "no"}  # which M2M-100 and MADLAD have
+MARK = re.compile(r"<2\w+>|__[a-z]{2,3}__|[a-z]{3}_[A-Z][a-z]{3}")  # of a language, of MADLAD, M2M-100 and NLLB
+# A `"` after a digit is the sign for inches and opens nothing.
+QUOTED = re.compile(r"""“([^”]{1,200})”|«([^»]{1,200})»|(?<!\d)"([^"]{1,200})"|(?<!\w)'([^']{1,200})'(?!\w)""")
 MOST_TOKENS_FOR_EACH, MORE_TOKENS = 3, 16  # of an answer for a token of the sentence, and beside those
 LONGEST_SENTENCE = 1024  # in tokens, of models that have no bound, such as T5
 USUAL_TOKENS = 128  # of a long sentence and of its answer
@@ -109,11 +113,13 @@ class Seq2Seq:
 
         at_once: sentences in one batch.
 
-        The answer to a text has an error where one of its sentences is longer than the model reads.
+        A sentence without words, such as the number of a list, is copied. The answer to a text has an error where one
+        of its sentences is longer than the model reads.
         """
         parts = [sentences(text) for text in texts]
         distinct = sorted({sentence for pairs in parts for sentence, _ in pairs}, key=len)
-        found: dict[str, Answer] = {}
+        found = {sentence: Answer(sentence, True, 0) for sentence in distinct if not has_words(sentence)}
+        distinct = [sentence for sentence in distinct if sentence not in found]
         for start in range(0, len(distinct), at_once):
             some = distinct[start : start + at_once]
             found |= zip(some, self._batch(some), strict=True)
@@ -167,12 +173,19 @@ def most_tokens(tokenizer: Any, config: Any) -> int:
     return int(min(tokenizer.model_max_length, positions, LONGEST_SENTENCE))
 
 
+def has_words(text: str) -> bool:
+    """Whether there is anything to translate: letters outside quotation marks."""
+    return any(map(str.isalpha, QUOTED.sub("", text)))
+
+
 def sentences(text: str) -> list[tuple[str, str]]:
     """The sentences of a text, each with the white space that follows it. Quoted text is never parted."""
-    quoted = [match.span() for match in QUOTED.finditer(text)]
+    quoted = [(0, 0), *(match.span() for match in QUOTED.finditer(text))]
+    starts = [first for first, _ in quoted]
     found, start = [], 0
     for end in SENTENCE_END.finditer(text):
-        if not any(first < end.start() < last - 1 for first, last in quoted):
+        _, last = quoted[bisect_left(starts, end.start(), lo=1) - 1]  # the nearest that begins before
+        if end.start() >= last - 1:
             found.append((text[start : end.start()], end[0]))
             start = end.end()
     return [(sentence, space) for sentence, space in [*found, (text[start:], "")] if sentence.strip()]
@@ -194,30 +207,49 @@ def request_of(tokenizer: Any, config: Any, path: Path, language: str, to: str) 
     Raises ValueError where it translates between others.
     """
     known, code = tokenizer.get_vocab(), LANGUAGES[to].code
-    if f"<2{to}>" in known:  # MADLAD
-        return Request(prefix=f"<2{to}> ")
-    for first, source in ((code, LANGUAGES[language].code), (f"__{to}__", language)):  # NLLB, M2M-100
-        if first in known:
-            return Request(first_token=known[first], source=source)
+    if by_language := {mark.strip("<2>_"): mark for mark in known if MARK.fullmatch(mark)}:
+        return request_by_marks(known, by_language, path, language, to)
     if marks := [mark for mark in known if mark.startswith(">>") and mark.endswith("<<")]:  # Marian with several
         own = next((mark for mark in (f">>{to}<<", f">>{code[:3]}<<", f">>{code}<<") if mark in marks), None)
-        return Request(prefix=f"{own} ") if own else refuse(path, [mark[2:-2] for mark in marks], to)
+        return Request(prefix=f"{own} ") if own else refuse(path, [mark[2:-2] for mark in marks], to, to)
     if tasks := [task for task in getattr(config, "task_specific_params", None) or {} if task[:12] == "translation_"]:
         task = f"translation_{language}_to_{to}"  # T5
-        return Request(config.task_specific_params[task]["prefix"]) if task in tasks else refuse(path, tasks, to)
+        return Request(config.task_specific_params[task]["prefix"]) if task in tasks else refuse(path, tasks, to, to)
     of_file = {**tokenizer.init_kwargs, **vars(tokenizer)}
     for name, wanted in (("source_lang", language), ("target_lang", to)):
         said = of_file.get(name)
         if said and said not in (wanted, LANGUAGES[wanted].code, LANGUAGES[wanted].code[:3]):
             direction = f"from {of_file.get('source_lang')} to {of_file.get('target_lang')}"
             raise ValueError(f"{path} translates {direction}, and not from {language} to {to}: give another model")
+    is_told = of_file.get("source_lang") and of_file.get("target_lang")
+    if not is_told and config.model_type != "marian":  # a Marian of one direction is nothing but a translator
+        raise ValueError(f"{path} does not say which languages it translates: give {TRANSLATOR}")
     return Request()
 
 
-def refuse(path: Path, known: Sequence[str], to: str) -> Request:
-    """Raises ValueError, as the model knows other languages."""
+def request_by_marks(known: Mapping[str, int], marks: Mapping[str, str], path: Path, language: str, to: str) -> Request:
+    """The request to a model whose vocabulary has a mark for each of its languages. Raises ValueError for others."""
+    own = next((marks[name] for name in spellings(to) if name in marks), None)
+    if not own:
+        return refuse(path, list(marks), to, to)
+    if own.startswith("<2"):  # MADLAD, which is not told the language of the text
+        return Request(prefix=f"{own} ")
+    source = next((name for name in spellings(language) if name in marks), None)  # NLLB, M2M-100
+    return Request(first_token=known[own], source=source) if source else refuse(path, list(marks), language, to)
+
+
+def spellings(language: str) -> list[str]:
+    """What models may call a language of LANGUAGES."""
+    return [language, *filter(None, [OTHER_CODES.get(language)]), LANGUAGES[language].code]
+
+
+def refuse(path: Path, known: Sequence[str], missing: str, to: str) -> Request:
+    """Raises ValueError, as the model knows other languages than the missing one."""
     names = ", ".join(sorted(known)[:9]) + (", ..." if known[9:] else "")
-    raise ValueError(f"{path} does not translate to {to}: it knows {names}: give another model, or change `to:`")
+    way, option = ("to", "to") if missing == to else ("from", "language")
+    raise ValueError(
+        f"{path} does not translate {way} {missing}: it knows {names}: give another model, or change `{option}:`"
+    )
 
 
 def check_translator(folder: Path, language: str, to: str, *, allow_pickle: bool) -> None:

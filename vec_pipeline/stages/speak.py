@@ -1,15 +1,18 @@
 """description -> description_audio, an audio file of what it says: by espeak-ng, piper or vosk."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import ClassVar, Literal
+from uuid import uuid4
 
 from vec_pipeline import weights
 from vec_pipeline.engines import speech
@@ -17,6 +20,7 @@ from vec_pipeline.engines.speech import EspeakVoice, PiperVoice, Voice, VoskVoic
 from vec_pipeline.record import Stage, UserError, Values
 
 FOLDER = "audio"  # beside the CSV
+ABANDONED_S = 3600  # age of a temporary file that no worker is still writing
 LONGEST_TEXT = 10_000  # characters: ten minutes of speech, and 26 MB of WAV
 RATES = (80, 450)  # words per minute that espeak-ng can speak
 VOICE = re.compile(r"[a-z]{2,3}(-[\w-]+)?(\+\w+)?", re.IGNORECASE)  # of espeak-ng: language, region, variant
@@ -79,6 +83,7 @@ class Speak(Stage):
     def identity(self) -> str:
         if self.is_espeak:
             return f"espeak-ng {speech.espeak_version()}".strip()
+        self._check_program()
         return f"{self.engine}-tts {speech.package_version(f'{self.engine}-tts')}".strip()
 
     def fetch(self) -> None:
@@ -91,12 +96,16 @@ class Speak(Stage):
         if self._folder.exists() and not self._folder.is_dir():
             raise UserError(f"{self._folder} is a file, and {self.name} writes into a folder of that name: rename it")
 
-    def _check_model(self) -> None:
-        """Raise UserError where the program or the voice is not there."""
+    def _check_program(self) -> None:
+        """Raise UserError where piper or vosk is not installed."""
         is_there = shutil.which("piper") if self.engine == "piper" else importlib.util.find_spec("vosk_tts")
         if not is_there:
             raise UserError(f"{self.name}: {self.engine} is not installed: {INSTALL[self.engine]}")
-        path = Path(self.model)
+
+    def _check_model(self) -> None:
+        """Raise UserError where the program or the voice is not there."""
+        self._check_program()
+        path = self._model
         if self.engine == "piper" and not (self.model and path.is_file()):
             raise UserError(f"{self.name}.model: {self.model or 'nothing'} is no file: give the .onnx file of a voice")
         if self.engine == "vosk" and not (path / "model.onnx").is_file():
@@ -104,23 +113,35 @@ class Speak(Stage):
         if self.engine == "piper":
             speech.piper_language(path)
 
+    @property
+    def _model(self) -> Path:
+        """The path of the voice. Raises UserError where there is none."""
+        return (self.model and weights.local_path(self.model)) or Path(self.model)
+
     def load(self) -> Voice:
+        remove_abandoned(self._folder)
         if self.is_espeak:
             return EspeakVoice(self._voice, self.rate)
         make = PiperVoice if self.engine == "piper" else VoskVoice
-        return make(Path(self.model), int(self.voice or "0"), self.rate)
+        return make(self._model, int(self.voice or "0"), self.rate)
 
     def run(self, model: Voice, rows: list[Values], at_once: int) -> list[Values]:
-        texts = {text for row in rows for name in self.texts if (text := speech.plain(row[name]))}
+        texts = {text for row in rows for name in self.texts if (text := self._text(row, name))}
         errors = {text: error for text in texts if (error := self._refusal(text, model.scripts))}
         missing = sorted(text for text in texts - errors.keys() if not (self._folder / self._file(text)).exists())
         if missing:
-            found = speech.in_parallel(self._save, missing, model.speak(missing))
+            found = model.speak(missing, self._save)
             errors |= {text: error for text, error in zip(missing, found, strict=True) if error}
         return [self._values(row, errors) for row in rows]
 
+    def _text(self, row: Values, name: str) -> str:
+        """What is spoken of a value. Raises UserError for one that is no text."""
+        if not isinstance(row[name], str):
+            raise UserError(f"{self.name}: {name} holds no text: take it out of {self.name}.texts")
+        return speech.plain(row[name])
+
     def _values(self, row: Values, errors: Mapping[str, str]) -> Values:
-        texts = {f"{name}_audio": speech.plain(row[name]) for name in self.texts}
+        texts = {f"{name}_audio": self._text(row, name) for name in self.texts}
         files = {own: f"{FOLDER}/{self._file(text)}" for own, text in texts.items() if text and text not in errors}
         values: Values = {own: files.get(own) for own in texts}
         failed = [errors[text] for text in texts.values() if text in errors]
@@ -142,26 +163,40 @@ class Speak(Stage):
         settings = (self.version, self.identity(), files, *options)
         return f"{blake2b(json.dumps([*settings, text]).encode(), digest_size=16).hexdigest()}.{self.format}"
 
-    def _save(self, text: str, audio: bytes | str) -> str:
-        """Write a text's file, atomically; return why there is none, or nothing. Raises UserError on a full disk.
-
-        A kill may leave the file under its temporary name, which the next attempt takes again.
-        """
-        if isinstance(audio, str):
-            return audio
+    def _save(self, text: str, wav: bytes) -> str:
+        """Write a text's file; return why there is none, or nothing. Raises UserError on a full disk."""
         try:
-            content = speech.encoded(audio, self.format)
+            content = speech.encoded(wav, self.format)
         except RuntimeError as error:
             return f"RuntimeError: {error}"
         path = self._folder / self._file(text)
-        temporary = path.with_name(f".{path.name}.new")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())  # before the row that names it
-            temporary.replace(path)
+            write_whole(path, content)
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror}): free some disk space, then rerun") from None
         return ""
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that gets its name when it is whole; another worker may write the same one. Raises OSError.
+
+    A kill may leave it under its temporary name, for `remove_abandoned`.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.new")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # before the row that names it
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove temporary files that kills have left. Those of the last hour may be another worker's."""
+    for path in folder.glob(".*.new"):
+        with contextlib.suppress(OSError):  # another worker has removed it, or it is another user's
+            if time.time() - path.stat().st_mtime > ABANDONED_S:
+                path.unlink()

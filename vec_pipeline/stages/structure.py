@@ -152,7 +152,7 @@ class Structure(RemoteStage):
 
         problem = gpu_problem()
         if problem and self.device != "auto" and (device.has_mps() if kind == "mps" else device.has_gpu()):
-            raise UserError(f"structure: llama.cpp {problem}: run make llama, or --set structure.device=cpu")
+            raise UserError(f"{self.name}: llama.cpp {problem}: run make llama, or --set {self.name}.device=cpu")
         return not problem
 
     def load(self) -> Any:

@@ -3,8 +3,8 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,7 +13,7 @@ from vec_pipeline import device
 from vec_pipeline.device import Device
 from vec_pipeline.engines import Answer, Message
 from vec_pipeline.engines.endpoint import Endpoint
-from vec_pipeline.engines.translation import LANGUAGES, QUOTED, TRANSLATOR, Seq2Seq, check_translator
+from vec_pipeline.engines.translation import LANGUAGES, QUOTED, TRANSLATOR, Seq2Seq, check_translator, has_words
 from vec_pipeline.record import Interrupted, Need, Stage, UserError, Values
 from vec_pipeline.remote import RemoteStage
 from vec_pipeline.stages.structure import Structure
@@ -29,7 +29,9 @@ SHARE_OF_FREE = 0.25  # of the memory, left to one batch of sentences
 
 WORD = re.compile(r"[^\W_]+")
 NUMBER = re.compile(r"\d+")
+GROUPED = re.compile(r"\d{1,3}(?:[.,'’٬\s]\d{3})+(?!\d)|\d+")  # with what parts its thousands
 REPEATED_SHARE, LEAST_WORDS = 0.8, 4  # words of the source from which on an answer is no translation, and of how many
+NEAR = ({"da", "nb", "sv"}, {"cs", "sk"})  # languages in which a whole sentence may be the same
 LETTERS_OF_NEIGHBOURS = {"ru": "іїєґў", "uk": "ыэёъў", "be": "иїєґъ"}  # which no word of the language has
 SCRIPTS = {  # of an answer, by the end of the language's code, as Unicode's names of letters begin
     "Arab": ("ARABIC",),
@@ -96,6 +98,8 @@ class Translate(RemoteStage):
         if self.is_llama or self.is_remote:
             object.__setattr__(self, "worker", "child")
             object.__setattr__(self, "refills", True)
+        if self.is_llama:
+            _ = self._llama  # raises ValueError for options that llama.cpp cannot have
 
     def translated(self, name: str) -> str:
         """The own name of the column with the translation of another."""
@@ -111,7 +115,7 @@ class Translate(RemoteStage):
     def _llama(self) -> Structure:
         """The stage that loads the same Llama: one whose options are these shares it."""
         names = ("name", "model", "file", "revision", "context_tokens", "threads", "device", "batch_size")
-        return Structure(**{name: getattr(self, name) for name in names})
+        return Structure(**{name: getattr(self, name) for name in (*names, "allow_pickle")})
 
     @cached_property
     def loaded_as(self) -> Stage:
@@ -218,7 +222,9 @@ class Translate(RemoteStage):
         if self.is_remote:
             return list(model.ask([partial(list, each) for each in conversations], MOST_TOKENS, at_once))
         most = min(MOST_TOKENS, self.context_tokens // 2, MORE_TOKENS + MOST_FOR_A_LETTER * max(map(len, texts)))
-        return list(model.generate(conversations, None, most, at_once))
+        answers = model.generate(conversations, None, most, at_once)
+        error = f"LongText: the text does not fit into {self.context_tokens:,} tokens: raise {self.name}.context_tokens"
+        return [each if each.is_complete or each.tokens else replace(each, error=error) for each in answers]
 
     @property
     def _prompt(self) -> str:
@@ -249,7 +255,7 @@ class Translate(RemoteStage):
             return error
         if parts := lost_parts(text, answer.text):
             return f"LostText: the translation lacks {', '.join(map(repr, parts))}: {shortened(answer.text)}"
-        if is_other_language(text, answer.text, self.to):
+        if is_other_language(text, answer.text, self.language, self.to):
             return f"WrongLanguage: the translation is not {LANGUAGES[self.to].name}: {shortened(answer.text)}"
         return ""
 
@@ -289,24 +295,47 @@ def quoted_texts(text: str) -> list[str]:
 def lost_parts(source: str, answer: str) -> list[str]:
     """The quoted texts and the numbers of a text that its translation lacks.
 
-    Numbers are compared digit by digit, as 1,000.5 is written 1 000,5 elsewhere.
+    Numbers are compared digit by digit, as 1,000.5 is written 1 000,5 or with other digits elsewhere. None is lost
+    that is there either with its thousands parted or without.
     """
-    quoted = [part for part in quoted_texts(source) if part not in answer]
-    numbers = Counter(NUMBER.findall(without_quoted(source, source))) - Counter(
-        NUMBER.findall(without_quoted(answer, source))
-    )
-    return [*quoted, *numbers]
+    quoted = [part for part in dict.fromkeys(quoted_texts(source)) if part not in answer]
+    texts = without_quoted(source, source), without_quoted(answer, source)
+    numbers = lost_numbers(*texts, NUMBER)
+    return [*quoted, *(numbers if numbers and lost_numbers(*texts, GROUPED) else [])]
+
+
+def lost_numbers(source: str, answer: str, pattern: re.Pattern[str]) -> list[str]:
+    """The numbers of a text, each once, that its translation has less often."""
+    left = Counter(digits(number) for number in pattern.findall(answer))
+    left.subtract(digits(match[0]) for match in pattern.finditer(source) if stands_alone(match))
+    numbers = [match[0] for match in pattern.finditer(source) if stands_alone(match)]
+    return [number for number in dict.fromkeys(numbers) if left[digits(number)] < 0]
+
+
+def digits(number: str) -> str:
+    """Its digits alone, as 0 to 9."""
+    return "".join(str(unicodedata.decimal(letter)) for letter in number if letter.isdecimal())
+
+
+def stands_alone(number: re.Match[str]) -> bool:
+    """Whether a number is no part of a word such as 3D, which is translated."""
+    text, start, end = number.string, number.start(), number.end()
+    around = text[max(0, start - 1) : start] + text[end : end + 1]
+    return around.lower() == around.upper()  # which scripts without spaces, in which numbers touch words, do not change
 
 
 def without_quoted(text: str, source: str) -> str:
     """A text, or its translation, without what is quoted in its source, as often as it is quoted there."""
-    for part in quoted_texts(source):
-        text = text.replace(part, " ", 1)
+    for part, times in Counter(quoted_texts(source)).items():
+        text = text.replace(part, " ", times)
     return text
 
 
 def names(text: str) -> Iterator[str]:
-    """Words that may be names: in capitals, or with one in the middle of a sentence."""
+    """Words that may be names: in capitals, or with one in the middle of a sentence. None in a text in capitals."""
+    words = WORD.findall(text)
+    if len(words) >= LEAST_WORDS and 2 * sum(map(str.isupper, words)) > len(words):
+        return
     end = 0  # of the word before
     for match in WORD.finditer(text):
         before, end, word = text[end : match.start()], match.end(), match[0]
@@ -315,30 +344,27 @@ def names(text: str) -> Iterator[str]:
             yield word
 
 
-def own_words(text: str, source: str) -> list[str]:
-    """Words of a text or of its translation that are to be translated: no quoted text, name or number of the source."""
-    kept = set(names(source))
+def own_words(text: str, source: str, kept: Collection[str]) -> list[str]:
+    """Words of a text or of its translation but those that are kept, numbers, and what is quoted in the source."""
     return [word for word in WORD.findall(without_quoted(text, source)) if word not in kept and not word.isdigit()]
 
 
-def has_words(text: str) -> bool:
-    """Whether there is anything to translate: letters outside quotation marks."""
-    return any(map(str.isalpha, QUOTED.sub("", text)))
-
-
-def is_other_language(source: str, answer: str, to: str) -> bool:
+def is_other_language(source: str, answer: str, language: str, to: str) -> bool:
     """Whether most letters of a translation are of another script, or its words are those of the source.
 
-    Quoted texts and names do not count. Languages of one script are told apart by no more than that.
+    Quoted texts and words with a capital in the source, which may be names, do not count in the translation. Languages
+    of one script are told apart by no more than that.
     """
-    words = own_words(answer, source)
+    words = own_words(answer, source, {word for word in WORD.findall(source) if word != word.lower()})
     letters = [letter for word in words for letter in word if letter.isalpha()]
     if not letters:
-        return bool(own_words(source, source))
+        return bool(own_words(source, source, set(names(source))))
     scripts = SCRIPTS[LANGUAGES[to].code[-4:]]
     own = sum(unicodedata.name(letter, "").startswith(scripts) for letter in letters)
     if 2 * own <= len(letters) or set("".join(words).lower()) & set(LETTERS_OF_NEIGHBOURS.get(to, "")):
         return True
+    if any({language, to} <= group for group in NEAR):
+        return False
     said = {word.lower() for word in WORD.findall(source)}
     repeated = sum(word.lower() in said for word in words)
     return len(words) >= LEAST_WORDS and repeated >= REPEATED_SHARE * len(words)

@@ -1,6 +1,8 @@
 """Train what lets `search --in dino` find pictures by a text: a projection of texts into DINO's space."""
 
 import argparse
+import tempfile
+from pathlib import Path
 
 from vec_pipeline.commands import add_csv_argument, path
 from vec_pipeline.record import UserError
@@ -38,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
     with CsvReader(options.csv) as reader:
         columns = work.columns_of(options.csv, options.text, options.to, options.using)
         pairs = work.read(reader, columns, options.seed)
+    check_writable(folder)
     alignment, curve = work.learned(options.csv, columns, pairs, options.layers, options.seed)
     alignment.write(folder, curve)
     settings = alignment.settings
@@ -48,3 +51,12 @@ def run(options: argparse.Namespace) -> int:
         f"{not_used}:\n\n{table(settings['recall'])}\n\nwritten to {folder}: search with --in dino"
     )
     return 0
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError where a folder, which need not exist yet, cannot be written: before the training."""
+    try:
+        existing = next(each for each in (folder, *folder.parents) if each.exists())
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}): name another folder with --out") from None

@@ -76,8 +76,13 @@ class Alignment:
         return str(self.settings["image"]["column"])
 
     def query(self, csv_path: Path, text: str) -> Matrix:
-        """Embed a text and project it: float32 of shape (dimensions,), of length 1."""
-        vector: Matrix = project(self.net, text_vectors(csv_path, self.settings["text"]["column"], [text]))[0]
+        """Embed a text and project it: float32 of shape (dimensions,), of length 1. Raises UserError."""
+        vectors = text_vectors(csv_path, self.settings["text"]["column"], [text])
+        if vectors.shape[1] != self.settings["dimensions"][0]:
+            raise UserError(
+                f"{csv_path} was made with another model than its settings name: run with --refresh, then align"
+            )
+        vector: Matrix = project(self.net, vectors)[0]
         return vector
 
     def write(self, folder: Path, curve: Curve) -> None:

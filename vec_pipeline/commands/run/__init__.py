@@ -188,7 +188,8 @@ def own_files(output: Path, store: Path | None = None) -> list[str]:
     databases = [f"{name}.{ending}" for name in ("cache", "journal") for ending in ("sqlite*", "broken")]
     endings = ("log", "lock", "settings.yaml*", "positions.json*", "images", "downloads", *databases)
     begin = glob.escape(str(beside(output, "")))
-    others = [glob.escape(str(path)) for path in (output, store and store.resolve()) if path]
+    alignment = output.with_name("align") / "loss.png"  # of `vec-pipeline align`
+    others = [glob.escape(str(path)) for path in (output, alignment, store and store.resolve()) if path]
     return [*others, *(f"{begin}{ending}" for ending in endings)]
 
 
