@@ -1,0 +1,202 @@
+"""The HTTP interface: pictures in, rows out. What may be asked, and the answer to each request."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, File, Form, HTTPException, Query, Request, UploadFile
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+
+from vec_pipeline.commands.serve.annotator import Annotator, Full
+from vec_pipeline.commands.serve.rows import Rows
+from vec_pipeline.commands.serve.uploads import NotAPicture, Uploads, id_of
+from vec_pipeline.record import Record, UserError
+from vec_pipeline.sources.folder import LocalFile
+
+Detail = Literal["brief", "normal", "full"]
+RETRY_AFTER_S = 2
+POLL_S = 0.1
+MOST_FILES = 64
+
+
+@dataclass
+class Service:
+    """What requests are answered with.
+
+    stages: names of those that a request may leave out, in order.
+    of_language: names of the stages that are only for rows in another language, by language.
+    values_of: what a record holds beside its content, for the values of a request.
+    """
+
+    annotator: Annotator
+    uploads: Uploads
+    rows: Rows
+    stages: Sequence[str]
+    of_language: dict[str, frozenset[str]]
+    details: Sequence[str]
+    fetch: Any  # (url) -> bytes; raises DownloadError
+    is_draining: bool = False
+    waiting: dict[str, tuple[Record, "Future[Record]"]] = field(default_factory=dict)  # by id
+
+
+def create_app(service: Service) -> FastAPI:
+    app = FastAPI(title="vec-pipeline", version="1", docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+
+    @app.post("/v1/annotations", responses=RESPONSES, status_code=200)
+    async def annotate(
+        file: Annotated[list[UploadFile], File(description="pictures")] = [],  # noqa: B006 (FastAPI copies it)
+        url: Annotated[str, Form(description="the address of a picture, instead of a file")] = "",
+        detail: Annotated[Detail, Form()] = "normal",
+        language: Annotated[Literal["", "en", "ru"], Form(description="of the answer; empty for the server's")] = "",
+        stages: Annotated[str, Form(description="names of stages, separated by commas; empty for all")] = "",
+        wait_s: Annotated[float, Query(ge=0, le=300, description="seconds until 202 is answered instead")] = 30,
+    ) -> Response:
+        """Annotate pictures: 200 with the row of one, or the rows of several, or 202 with ids to ask for."""
+        asked = Asked.of(service, detail, language, stages)
+        contents = [await each.read() for each in file[:MOST_FILES]]
+        if url:
+            contents.append(await asyncio.to_thread(fetched, service, url))
+        if not contents or len(file) > MOST_FILES:
+            raise HTTPException(422, f"give one to {MOST_FILES} pictures as `file`, or the address of one as `url`")
+        names = [await asyncio.to_thread(submit, service, content, asked) for content in contents]
+        await settled(service, names, wait_s)
+        answers = [answer_of(service, name) for name in names]
+        is_done = all(status == 200 for status, _ in answers)
+        body = answers[0][1] if len(answers) == 1 else [each for _, each in answers]
+        return JSONResponse(body, 200 if is_done else 202, {"Location": f"/v1/annotations/{names[0]}"})
+
+    @app.get("/v1/annotations/{name}", responses=RESPONSES)
+    async def annotation(name: str) -> Response:
+        """The row of a picture, or 202 as long as there is none."""
+        status, body = answer_of(service, name)
+        return JSONResponse(body, status)
+
+    @app.get("/v1/annotations/{name}/events", responses=RESPONSES)
+    async def events(name: str, request: Request) -> Response:
+        """Server-sent events: `waiting` with the number of uploads, then `done` with the row."""
+        answer_of(service, name)
+        return StreamingResponse(progress(service, name, request), media_type="text/event-stream")
+
+    @app.get("/healthz")
+    async def health() -> Response:
+        failure = service.annotator.failure
+        body = {"status": "failed" if failure else "ok", "waiting": service.annotator.number_waiting}
+        return JSONResponse(body | ({"reason": failure} if failure else {}), 503 if failure else 200)
+
+    return app
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    202: {"description": "not done yet"},
+    404: {"description": "unknown"},
+    429: {"description": "too many wait: come again after Retry-After seconds"},
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request wants of a picture.
+
+    without: names of the stages that are not to run.
+    """
+
+    detail: str
+    language: str
+    without: frozenset[str]
+
+    @classmethod
+    def of(cls, service: Service, detail: str, language: str, stages: str) -> "Asked":
+        """Raises HTTPException for what the server does not have."""
+        wanted = [name.strip() for name in stages.split(",") if name.strip()]
+        if unknown := [name for name in wanted if name not in service.stages]:
+            raise HTTPException(422, f"there is no stage {unknown[0]}: there are {', '.join(service.stages)}")
+        if detail not in service.details:
+            raise HTTPException(422, f"this server asks its own question: detail is {', '.join(service.details)}")
+        if language and language not in service.of_language:
+            raise HTTPException(422, f"there is no {language}: there are {', '.join(service.of_language)}")
+        others = [names for of, names in service.of_language.items() if of != language]
+        left_out = set(service.stages) - set(wanted) if wanted else set()
+        return cls(detail, language, frozenset(left_out).union(*others))
+
+    def __str__(self) -> str:
+        return json.dumps([self.detail, self.language, sorted(self.without)])
+
+
+def submit(service: Service, content: bytes, asked: Asked) -> str:
+    """Keep a picture and put it into the queue, unless its row is there. Returns its id. Raises HTTPException."""
+    try:
+        path = service.uploads.keep(content, str(asked))
+    except NotAPicture:
+        raise HTTPException(415, "this is no picture of a known format") from None
+    except OSError as error:
+        raise HTTPException(507, f"it cannot be kept ({error.strerror})") from None
+    name = id_of(path)
+    if not service.rows.has(path):
+        record = Record(str(path), {"content": LocalFile(str(path))}, without=asked.without)
+        try:
+            service.waiting[name] = record, service.annotator.submit(record, asked.detail)
+        except Full:
+            raise HTTPException(
+                429, "too many pictures wait: come again", {"Retry-After": str(RETRY_AFTER_S)}
+            ) from None
+        except UserError as error:
+            raise HTTPException(503, str(error), {"Retry-After": str(RETRY_AFTER_S)}) from None
+    return name
+
+
+def fetched(service: Service, url: str) -> bytes:
+    from vec_pipeline.downloads import DownloadError
+
+    try:
+        return bytes(service.fetch(url))
+    except DownloadError as error:
+        raise HTTPException(422, f"{error.kind}: {error}") from None
+    except UserError as error:
+        raise HTTPException(422, str(error)) from None
+
+
+async def settled(service: Service, names: Sequence[str], wait_s: float) -> None:
+    """Wait until all rows are there, for so many seconds at most."""
+    futures = [asyncio.wrap_future(service.waiting[name][1]) for name in names if name in service.waiting]
+    if futures:
+        await asyncio.wait([asyncio.shield(each) for each in futures], timeout=wait_s)
+
+
+def answer_of(service: Service, name: str) -> tuple[int, Any]:
+    """The status and the body for an upload. Raises HTTPException where there is none, and where its row failed."""
+    if waiting := service.waiting.get(name):
+        future = waiting[1]
+        if not future.done():
+            return 202, {"id": name, "status": "running" if future.running() else "waiting"}
+        del service.waiting[name]
+        if future.cancelled() or (error := future.exception()):
+            raise HTTPException(503, "the server is ending" if future.cancelled() else str(error))
+    if row := service.rows.find(name):
+        return 200, row
+    raise HTTPException(404, "there is no such annotation")
+
+
+async def progress(service: Service, name: str, request: Request) -> AsyncIterator[str]:
+    """Events until the row is there, or the client has left."""
+    before = None
+    while not await request.is_disconnected():
+        try:
+            status, body = answer_of(service, name)
+        except HTTPException as error:
+            yield event("error", {"detail": error.detail})
+            return
+        if status == 200:
+            yield event("done", body)
+            return
+        if (now := {**body, "ahead": service.annotator.number_waiting}) != before:
+            yield event("waiting", now)
+        before = now
+        await asyncio.sleep(POLL_S)
+
+
+def event(kind: str, body: Any) -> str:
+    return f"event: {kind}\ndata: {json.dumps(body)}\n\n"
