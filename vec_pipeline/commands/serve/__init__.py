@@ -11,11 +11,11 @@ INSTALL = "pip install 'vec-pipeline[serve]'"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=path, default=Path("config.yaml"), metavar="FILE", help=CONFIG_HELP)
-    parser.add_argument("--csv", type=path, metavar="FILE", help="where rows go (default: the configuration's `output`)")
+    parser.add_argument("--csv", type=path, metavar="FILE", help="where rows go (default: `output` in the config)")
     parser.add_argument("--ephemeral", action="store_true", help="save nothing: pictures and rows end with the server")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s; 0: any that is free)")
-    parser.add_argument("--new-token", action="store_true", help="make the token that requests must have, print it, end")
+    parser.add_argument("--new-token", action="store_true", help="make the token that requests need, and print it")
     parser.add_argument("--most-waiting", type=int, default=256, metavar="N", help="uploads that may wait: then 429")
     parser.add_argument("--max-upload-mb", type=int, default=50, metavar="MB", help="of one request: then 413")
     parser.add_argument(

@@ -32,7 +32,11 @@ class Annotator:
     """
 
     def __init__(
-        self, make: Callable[[str], Work], save: Callable[[Sequence[Record]], None], most_waiting: int, most_together: int
+        self,
+        make: Callable[[str], Work],
+        save: Callable[[Sequence[Record]], None],
+        most_waiting: int,
+        most_together: int,
     ) -> None:
         self.failure = ""
         self._make, self._save = make, save

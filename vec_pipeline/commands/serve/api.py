@@ -2,16 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, File, Form, HTTPException, Query, Request, UploadFile
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from vec_pipeline.commands.serve.annotator import Annotator, Full
+from vec_pipeline.commands.serve.metrics import Metrics
 from vec_pipeline.commands.serve.rows import Rows
 from vec_pipeline.commands.serve.uploads import NotAPicture, Uploads, id_of
 from vec_pipeline.record import Record, UserError
@@ -29,7 +30,9 @@ class Service:
 
     stages: names of those that a request may leave out, in order.
     of_language: names of the stages that are only for rows in another language, by language.
-    values_of: what a record holds beside its content, for the values of a request.
+    details: that a request may ask for.
+    fetch: the bytes at an address; raises DownloadError and UserError.
+    waiting: the records that are at work, and what becomes of them, by id.
     """
 
     annotator: Annotator
@@ -38,9 +41,10 @@ class Service:
     stages: Sequence[str]
     of_language: dict[str, frozenset[str]]
     details: Sequence[str]
-    fetch: Any  # (url) -> bytes; raises DownloadError
+    fetch: Callable[[str], bytes]
+    metrics: Metrics
     is_draining: bool = False
-    waiting: dict[str, tuple[Record, "Future[Record]"]] = field(default_factory=dict)  # by id
+    waiting: dict[str, tuple[Record, "Future[Record]"]] = field(default_factory=dict)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -81,6 +85,38 @@ def create_app(service: Service) -> FastAPI:
         answer_of(service, name)
         return StreamingResponse(progress(service, name, request), media_type="text/event-stream")
 
+    @app.get("/v1/annotations")
+    async def history(
+        limit: Annotated[int, Query(ge=1, le=200)] = 20,
+        before: Annotated[str, Query(description="an id: rows older than that one")] = "",
+    ) -> list[str]:
+        """The ids of the newest rows, newest first."""
+        return await asyncio.to_thread(service.rows.latest, limit, before)
+
+    @app.get("/v1/annotations/{name}/image", responses=PICTURES, response_class=Response)
+    def image(name: str, side_px: Annotated[int, Query(ge=16, le=2048)] = 1024) -> Response:
+        """The picture, upright, reduced to `side_px`, as a JPEG: no byte of the upload itself is sent."""
+        if not (path := service.uploads.path(name)):
+            raise HTTPException(404, UNKNOWN)
+        try:
+            return Response(as_jpeg(path.read_bytes(), side_px), media_type="image/jpeg")
+        except Exception as error:  # of any decoder
+            raise HTTPException(422, f"it cannot be opened ({type(error).__name__})") from None
+
+    @app.get("/v1/annotations/{name}/audio", responses=SOUNDS, response_class=Response)
+    async def audio(name: str, column: str = "") -> Response:
+        """A column of type `file`, such as speech; the first one that there is."""
+        _, row = answer_of(service, name)
+        files = [each for each in ([column] if column else service.rows.names_of("file")) if row.get(each)]
+        if not files or files[0] not in service.rows.names_of("file"):
+            raise HTTPException(404, "this annotation has no such file")
+        return FileResponse(row[files[0]])
+
+    @app.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """Figures for Prometheus."""
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
     @app.get("/healthz")
     async def health() -> Response:
         failure = service.annotator.failure
@@ -90,6 +126,9 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
+UNKNOWN = "there is no such annotation"
+PICTURES: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}, 404: {"description": UNKNOWN}}
+SOUNDS: dict[int | str, dict[str, Any]] = {200: {"content": {"audio/*": {}}}, 404: {"description": UNKNOWN}}
 RESPONSES: dict[int | str, dict[str, Any]] = {
     202: {"description": "not done yet"},
     404: {"description": "unknown"},
@@ -138,7 +177,9 @@ def submit(service: Service, content: bytes, asked: Asked) -> str:
     if not service.rows.has(path):
         record = Record(str(path), {"content": LocalFile(str(path))}, without=asked.without)
         try:
-            service.waiting[name] = record, service.annotator.submit(record, asked.detail)
+            future = service.annotator.submit(record, asked.detail)
+            service.waiting[name] = record, future
+            service.metrics.watch(future)
         except Full:
             raise HTTPException(
                 429, "too many pictures wait: come again", {"Retry-After": str(RETRY_AFTER_S)}
@@ -177,7 +218,7 @@ def answer_of(service: Service, name: str) -> tuple[int, Any]:
             raise HTTPException(503, "the server is ending" if future.cancelled() else str(error))
     if row := service.rows.find(name):
         return 200, row
-    raise HTTPException(404, "there is no such annotation")
+    raise HTTPException(404, UNKNOWN)
 
 
 async def progress(service: Service, name: str, request: Request) -> AsyncIterator[str]:
@@ -196,6 +237,17 @@ async def progress(service: Service, name: str, request: Request) -> AsyncIterat
             yield event("waiting", now)
         before = now
         await asyncio.sleep(POLL_S)
+
+
+def as_jpeg(content: bytes, side_px: int) -> bytes:
+    """Decode a picture as the worker does. Raises what its decoder raises."""
+    from io import BytesIO
+
+    from vec_pipeline.stages.open_image import open_image
+
+    target = BytesIO()
+    open_image(content, side_px).save(target, "JPEG", quality=90)
+    return target.getvalue()
 
 
 def event(kind: str, body: Any) -> str:

@@ -66,8 +66,10 @@ class Limited:
         origin = headers.get("origin", "")
         if origin and origin.partition("://")[2] != headers.get("host", ""):
             raise HTTPException(403, "pages of other origins may not use this server")
-        if self._token_hash and not is_open(scope["path"]) and not is_right(
-            headers.get("authorization", ""), self._token_hash
+        if (
+            self._token_hash
+            and not is_open(scope["path"])
+            and not is_right(headers.get("authorization", ""), self._token_hash)
         ):
             raise HTTPException(401, "a token is needed: Authorization: Bearer TOKEN")
         length = headers.get("content-length", "0")

@@ -34,6 +34,10 @@ class Rows:
         self._read_to = 0
         self._lock = threading.Lock()
 
+    def names_of(self, kind: str) -> list[str]:
+        """The columns of a type."""
+        return [name for name, each in self._types.items() if each == kind]
+
     def save(self, records: Sequence[Record]) -> None:
         """Append rows to the CSV, where there is one. Raises UserError where they cannot be saved."""
         if self._sink:
@@ -82,8 +86,9 @@ class Rows:
     def _read_on(self, reader: CsvReader) -> None:
         """Note where rows are that have been appended since."""
         for block in reader.blocks(["image_path"], start=self._read_to):
-            keys = block.table["image_path"].to_pylist()
-            self._places |= zip(map(id_of, keys), zip(block.starts.tolist(), block.ends.tolist()), strict=True)
+            names = map(id_of, block.table["image_path"].to_pylist())
+            places = zip(block.starts.tolist(), block.ends.tolist(), strict=True)
+            self._places |= zip(names, places, strict=True)
             self._read_to = int(block.ends[-1])
 
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -21,8 +21,9 @@ from vec_pipeline.commands.run import fetched
 from vec_pipeline.commands.run.messages import start_log
 from vec_pipeline.commands.serve.access import is_loopback
 from vec_pipeline.commands.serve.annotator import Annotator
-from vec_pipeline.commands.serve.api import Service, create_app
+from vec_pipeline.commands.serve.api import Detail, Service, create_app
 from vec_pipeline.commands.serve.limits import Limited
+from vec_pipeline.commands.serve.metrics import Metrics
 from vec_pipeline.commands.serve.rows import Rows
 from vec_pipeline.commands.serve.uploads import Uploads
 from vec_pipeline.config import Config, check_wiring
@@ -41,7 +42,6 @@ HEADERS_S = 10.0  # until a request's headers are there
 BODY_S = 60.0  # until its body is
 DRAIN_S = 60.0  # for what waits when the server ends
 CONNECTIONS = 512
-DETAILS = ("brief", "normal", "full")
 
 logger = logging.getLogger("vec_pipeline")
 
@@ -136,7 +136,7 @@ def made(config: Config, stages: Sequence[Stage], options: argparse.Namespace) -
         uploads = Uploads(beside(config.output, "uploads"))
         service = Service(
             annotator, uploads, rows, [stage.name for stage in stages if stage.columns], {}, list(ways),
-            lambda url: downloaded(url, config),
+            lambda url: downloaded(url, config), Metrics(lambda: annotator.number_waiting),
         )  # fmt: skip
         try:
             yield service
@@ -158,16 +158,15 @@ def opened(config: Config, stages: Sequence[Stage], types: Mapping[str, str]) ->
 
 def ways_of(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
     """The stages for each level of detail; those of the configuration where it asks a question of its own."""
-    asking = [stage for stage in stages if isinstance(stage, Describe) and not stage.prompt]
-    if not asking:
+    if not any(isinstance(stage, Describe) and not stage.prompt for stage in stages):
         return {"normal": list(stages)}
 
-    def with_detail(stage: Stage, detail: str) -> Stage:
-        if stage not in asking or detail == stage.detail:  # type: ignore[attr-defined]
+    def with_detail(stage: Stage, detail: Detail) -> Stage:
+        if not isinstance(stage, Describe) or stage.prompt or stage.detail == detail:
             return stage
-        return replace(stage, detail=detail, max_new_tokens="auto")  # type: ignore[call-arg]
+        return replace(stage, detail=detail, max_new_tokens="auto")
 
-    return {detail: [with_detail(stage, detail) for stage in stages] for detail in DETAILS}
+    return {detail: [with_detail(stage, detail) for stage in stages] for detail in get_args(Detail)}
 
 
 def downloaded(url: str, config: Config) -> bytes:
