@@ -1,6 +1,7 @@
 """What surrounds every request: who may ask, how large and how slow it may be, and the headers of every answer."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -14,6 +15,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
+LINGER_S = 2.0
 OPEN_PATHS = ("/healthz", "/", "/docs")  # without a token: they show no picture and no row
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -57,7 +59,7 @@ class Limited:
             await self._app(scope, self._receiving(scope, receive), sending)
         except HTTPException as error:
             if not has_begun:
-                await answer(sending, error)
+                await answer(sending, error, receive)
 
     def _check(self, scope: Message) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -103,10 +105,15 @@ def is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith("/page/")
 
 
-async def answer(send: Send, error: HTTPException) -> None:
+async def answer(send: Send, error: HTTPException, receive: Receive) -> None:
+    """Send a refusal, and take for a moment what still comes: who is hung up on while sending reads nothing."""
     body = json.dumps({"detail": error.detail}).encode()
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-    if error.status_code == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(b"connection", b"close")] + [(b"www-authenticate", b"Bearer")] * (error.status_code == 401)
     await send({"type": "http.response.start", "status": error.status_code, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while (await receive()).get("more_body"):
+                pass
+    await send({"type": "http.response.body"})

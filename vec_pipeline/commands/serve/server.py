@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -58,6 +59,19 @@ class Protocol(H11Protocol):
             self.transport.close()
 
 
+class Server(uvicorn.Server):
+    """A server that a signal ends, and not the process: it has rows to finish and files to close."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def serve(config: Config, options: argparse.Namespace, token_hash: str) -> int:
     """Listen until a signal ends the server, and finish what waits then. Returns the exit status."""
     check_wiring(config.stages, {})
@@ -72,7 +86,7 @@ def serve(config: Config, options: argparse.Namespace, token_hash: str) -> int:
         listening = stack.enter_context(contextlib.closing(listen(options.host, options.port)))
         host, port = listening.getsockname()[:2]
         app = Limited(create_app(service), token_hash, hosts(host, port), options.max_upload_mb * 10**6, BODY_S)
-        server = uvicorn.Server(
+        server = Server(
             uvicorn.Config(
                 app, http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
                 limit_concurrency=CONNECTIONS, timeout_keep_alive=15, timeout_graceful_shutdown=int(DRAIN_S),
