@@ -5,10 +5,12 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, File, Form, HTTPException, Query, Request, UploadFile
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from vec_pipeline.commands.serve.annotator import Annotator, Full
@@ -21,6 +23,7 @@ from vec_pipeline.sources.folder import LocalFile
 Detail = Literal["brief", "normal", "full"]
 RETRY_AFTER_S = 2
 POLL_S = 0.1
+PAGE = Path(__file__).parent / "page"
 MOST_FILES = 64
 
 
@@ -123,6 +126,11 @@ def create_app(service: Service) -> FastAPI:
         body = {"status": "failed" if failure else "ok", "waiting": service.annotator.number_waiting}
         return JSONResponse(body | ({"reason": failure} if failure else {}), 503 if failure else 200)
 
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE / "index.html")
+
+    app.mount("/page", StaticFiles(directory=PAGE))
     return app
 
 
