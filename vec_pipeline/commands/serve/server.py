@@ -38,6 +38,7 @@ from vec_pipeline.result_cache import ResultCache
 from vec_pipeline.sinks.csv_file import CsvFile
 from vec_pipeline.sinks.csv_rows import contents_of
 from vec_pipeline.stages.describe import Describe
+from vec_pipeline.stages.translate import Translate
 
 HEADERS_S = 10.0  # until a request's headers are there
 BODY_S = 60.0  # until its body is
@@ -149,7 +150,7 @@ def made(config: Config, stages: Sequence[Stage], options: argparse.Namespace) -
         annotator = Annotator(executor, save, options.most_waiting, size.first)
         uploads = Uploads(beside(config.output, "uploads"))
         service = Service(
-            annotator, uploads, rows, [stage.name for stage in stages if stage.columns], {}, list(ways),
+            annotator, uploads, rows, [stage.name for stage in stages if stage.columns], languages_of(stages), list(ways),
             lambda url: downloaded(url, config), Metrics(lambda: annotator.number_waiting),
         )  # fmt: skip
         try:
@@ -181,6 +182,26 @@ def ways_of(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
         return replace(stage, detail=detail, max_new_tokens="auto")
 
     return {detail: [with_detail(stage, detail) for stage in stages] for detail in get_args(Detail)}
+
+
+def own_language(stages: Sequence[Stage]) -> str:
+    """What the models answer in."""
+    return next((str(stage.language) for stage in stages if hasattr(stage, "language")), "en")
+
+
+def languages_of(stages: Sequence[Stage]) -> dict[str, frozenset[str]]:
+    """The languages that there are answers in, and the stages for each alone: those that translate into it, and those
+    that read translations."""
+    of_language: dict[str, frozenset[str]] = {own_language(stages): frozenset()}
+    written: dict[str, str] = {}  # column -> its language
+    for stage in stages:
+        language = stage.to if isinstance(stage, Translate) else next(
+            (written[name] for name in stage.input_names if name in written), ""
+        )
+        if language:
+            of_language[language] = of_language.get(language, frozenset()) | {stage.name}
+            written |= dict.fromkeys(stage.outputs.values(), language)
+    return of_language
 
 
 def downloaded(url: str, config: Config) -> bytes:
