@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/ocr.py --number 300 --page page.png
 
-Prints the table of docs/read_text.md. Half of the words are in Latin letters, half in Cyrillic ones. Seconds are of the
-CPU, with all its children; loading is left out.
+Prints the table of docs/stages/read_text.md. Half of the words are in Latin letters, half in Cyrillic ones. Seconds are
+of the CPU, with all its children; loading is left out.
 """
 
 import argparse

@@ -39,6 +39,7 @@ KINDS = {  # and how often each, of a hundred
 }
 ENDS_BY_ITSELF_S = 600  # a worker that takes longer hangs
 CHILD_GONE_S = 15
+ALL_MODELS = 12  # as many as any configuration has, or more
 HEADER_BYTES = 500  # more than a header has
 FINISHED, INTERRUPTED = (0, 1), 130
 LIBRARIES = (
@@ -71,6 +72,7 @@ class Soak:
 
     photos: Path
     out: Path
+    config: Path
     chance: random.Random
     expected: Rows
     tally: Tally
@@ -87,7 +89,8 @@ class Soak:
         output = self.out / f"round {self.tally.rounds}" / "annotations.csv"
         output.parent.mkdir()
         cached = self.chance.choice(("true", "true", "false"))
-        options = small_steps(self.chance.randint(2, 12), self.chance.choice((3, 5, 5)), result_cache=cached)
+        models = self.chance.choice((3, ALL_MODELS, ALL_MODELS))
+        options = small_steps(self.config, self.chance.randint(2, 12), models, result_cache=cached)
         known = b""
         while not self.is_over:
             is_finished = self.one_worker(output, options)
@@ -170,10 +173,10 @@ class Soak:
             raise BrokenPromise(f"{output}: a run with nothing to do has changed it")
 
 
-def small_steps(chunk_size: int, model_cache_size: int, result_cache: str = "true") -> list[str]:
+def small_steps(config: Path, chunk_size: int, model_cache_size: int, result_cache: str = "true") -> list[str]:
     """Options that put many appends and writes of the databases into a second.
 
-    model_cache_size: 5 holds all models, so that the workers work side by side; with fewer they alternate.
+    model_cache_size: ALL_MODELS holds all, so that the workers work side by side; with fewer they alternate.
     """
     values = {
         "chunk_size": chunk_size,
@@ -182,7 +185,7 @@ def small_steps(chunk_size: int, model_cache_size: int, result_cache: str = "tru
         "read_threads": 2,
     }
     sets = [text for key, value in values.items() for text in ("--set", f"{key}={value}")]
-    return ["--config", str(PROJECT / "configs/demo.yaml"), *sets]
+    return ["--config", str(config), *sets]
 
 
 # --- the worker's process
@@ -349,6 +352,7 @@ def main() -> int:
     )
     parser.add_argument("--kills", type=int, default=300, help="end after so many (default: %(default)s)")
     parser.add_argument("--images", type=int, default=240, help="scenes drawn (default: %(default)s)")
+    parser.add_argument("--config", type=Path, default=PROJECT / "configs/demo.yaml", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and kinds of the kills")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
@@ -361,11 +365,11 @@ def report(folder: Path, options: argparse.Namespace) -> int:
     photos, undisturbed = folder / "photos", folder / "undisturbed" / "annotations.csv"
     undisturbed.parent.mkdir()
     make_photos(photos, options.images)
-    run_to_end([str(photos), "--output", str(undisturbed), *small_steps(32, 5)], undisturbed)
+    run_to_end([str(photos), "--output", str(undisturbed), *small_steps(options.config, 32, ALL_MODELS)], undisturbed)
     expected = parse(undisturbed.read_bytes())
     deadline_s = start_s + 60 * options.minutes
     tally = Tally()
-    soak = Soak(photos, folder, random.Random(options.seed), expected, tally, options.kills, deadline_s)
+    soak = Soak(photos, folder, options.config, random.Random(options.seed), expected, tally, options.kills, deadline_s)
     failure = ""
     try:
         while not soak.is_over:

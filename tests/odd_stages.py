@@ -37,7 +37,7 @@ class Measure(Stage):
             "facts": {"mode": image.mode, "none": None},
             "corners": np.array([[0.0, 0.0], [width, height]], np.float32),
             "histogram": np.array(image.convert("L").histogram(), np.int64) * 2**33,
-            "original": "/photos/original.png",
+            "original": __file__,
             "half": image.resize((width // 2, height // 2)),
         }
 

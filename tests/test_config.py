@@ -14,7 +14,7 @@ import yaml
 from tests.fakes import Describe as FakeDescribe
 from tests.test_csv_file import disk_full_after
 from vec_pipeline import prompts, weights
-from vec_pipeline.config import Config, ConfigError, check_wiring, load_config, stage_class
+from vec_pipeline.config import PLACEMENT, Config, ConfigError, check_wiring, load_config, option_names, stage_class
 from vec_pipeline.record import COLUMNS, SOURCE_VALUES, Stage, UserError
 from vec_pipeline.settings import (
     Recorded,
@@ -35,6 +35,18 @@ PROJECT = Path(__file__).resolve().parent.parent
 PRODUCTION = PROJECT / "config.yaml"
 SHIPPED = [PRODUCTION, *sorted((PROJECT / "configs").glob("*.yaml"))]
 STAGE_NAMES = sorted(path.stem for path in (PROJECT / "vec_pipeline/stages").glob("[a-z]*.py"))
+
+# The stages of most configurations, which of these some leave out, and which others some have, with their columns.
+USUAL_STAGES = {*"open_image describe embed_text embed_words embed_image structure flag".split()}
+LEFT_OUT = {"laptop.yaml": {"embed_words"}}
+EYES = {
+    "read_text": {"ocr_text": "text", "ocr_boxes": "json", "ocr_confidence": "number"},
+    "detect": {"objects": "json", "object_counts": "json"},
+    "embed_dino": {"dino_vector": "vector"},
+}
+PEOPLE = {"people": {"people_count": "number", "people": "json"}}
+TRANSLATION = {"translate": {"description_ru": "text"}}
+BESIDES = {"eyes.yaml": EYES, "demo-eyes.yaml": EYES | PEOPLE | TRANSLATION}
 
 Load = Callable[..., Config]
 
@@ -75,10 +87,27 @@ def test_a_shipped_configuration_loads_without_its_models(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(weights, "PROJECT_FOLDER", tmp_path)
     config = load_config(path)
-    left_out = {"read_text", *(["embed_words"] if path.name == "laptop.yaml" else [])}
-    assert {stage.name for stage in config.stages} == set(STAGE_NAMES) - left_out
+    more = BESIDES.get(path.name, {})
+    assert {stage.name for stage in config.stages} == USUAL_STAGES - LEFT_OUT.get(path.name, set()) | more.keys()
     check_wiring(config.stages, {})
-    assert config.extra_columns({}) == {"text_confidence": "number", "clip_score": "number", "flags": "text"}
+    extra = {"text_confidence": "number", "clip_score": "number", "flags": "text"}
+    assert config.extra_columns({}) == extra | {
+        name: kind for columns in more.values() for name, kind in columns.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "base"), [("eyes.yaml", PRODUCTION), ("demo-eyes.yaml", PROJECT / "configs/demo.yaml")]
+)
+def test_a_configuration_with_more_stages_has_the_others_as_they_were(name: str, base: Path) -> None:
+    stages = {stage.name: stage for stage in load_config(PROJECT / "configs" / name).stages}
+    for stage in load_config(base).stages:
+        assert stages[stage.name] == stage
+
+
+def test_the_stage_that_is_commented_out_works_where_it_stands(load: Load) -> None:
+    text = (PROJECT / "configs" / "eyes.yaml").read_text(encoding="utf-8")
+    assert "people" in {stage.name for stage in load(text.replace("# - use: people", "- use: people")).stages}
 
 
 def test_every_option_stands_in_the_production_set() -> None:
@@ -86,7 +115,7 @@ def test_every_option_stands_in_the_production_set() -> None:
     assert {field.name for field in fields(Config)} <= content.keys()
     for entry in content["stages"]:
         cls = stage_class(entry)
-        options = {field.name for field in fields(cls)} - {"name", "read", "write"}
+        options = option_names(cls) - {*PLACEMENT}
         assert options - ({"batch_size"} if cls.worker == "reader" else set()) <= entry.keys() | content.keys(), entry
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import csv
 import doctest
 import os
 import pkgutil
@@ -14,37 +15,41 @@ import tempfile
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from tests.conftest import EXAMPLES, PROJECT, Run
 from vec_pipeline import commands, load_annotations
 from vec_pipeline.__main__ import UNUSABLE, add_command
 from vec_pipeline.commands.run import ALL_FINE, INTERRUPTED, SOME_ERRORS
-from vec_pipeline.config import PLACEMENT, Config, check_wiring, load_config, stage_class, stage_names
+from vec_pipeline.config import PLACEMENT, Config, check_wiring, load_config, option_names, stage_class, stage_names
 from vec_pipeline.pictures import kinds
-from vec_pipeline.record import COLUMNS
+from vec_pipeline.record import COLUMNS, Stage
+from vec_pipeline.sources.folder import LocalFile
+from vec_pipeline.stages.open_image import OpenImage
 from vec_pipeline.weights import HUB_GB
 
 DOCS = PROJECT / "docs"
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
-STAGES_PAGE = (DOCS / "stages.md").read_text(encoding="utf-8")
+EXTENDING_PAGE = (DOCS / "extending.md").read_text(encoding="utf-8")
 PAGES = [
     PROJECT / "README.md",
     PROJECT / "CONTRIBUTING.md",
     PROJECT / "models/demo/README.md",
-    *sorted(DOCS.glob("*.md")),
+    *sorted(DOCS.rglob("*.md")),
 ]
 OF_EXPERIMENTS = ("benchmarks.md", "lab-notes.md", "mutants.md", "reliability.md")  # which name options of benchmarks
 COMMANDS = [name for _, name, _ in pkgutil.iter_modules(commands.__path__)]
 # Those whose models are downloaded.
-CONFIGS = ("config.yaml", "configs/qwen3.yaml", "configs/small.yaml", "configs/laptop.yaml")
+CONFIGS = ("config.yaml", "configs/eyes.yaml", "configs/qwen3.yaml", "configs/small.yaml", "configs/laptop.yaml")
+PRODUCTION = (PROJECT / "config.yaml").read_text(encoding="utf-8")
 DEMO = (PROJECT / "configs" / "demo.yaml").read_text(encoding="utf-8")
 
 
@@ -105,7 +110,8 @@ def options_of(command: str) -> set[str]:
     """Its options with their metavars, as a table of the docs has them."""
     actions = [each for each in parser_of(command)._actions if each.option_strings and each.dest != "help"]
     metavar = {
-        action: action.metavar or (f"{{{','.join(action.choices)}}}" if action.choices else "") for action in actions
+        action: action.metavar or (f"{{{','.join(map(str, action.choices))}}}" if action.choices else "")
+        for action in actions
     }
     return {f"{action.option_strings[0]} {metavar[action]}".strip() for action in actions}
 
@@ -234,6 +240,15 @@ NOT_RUN: dict[str, tuple[str, Check]] = {
         ),
         ("needs a server; tests of the sources have servers of their own", parser_takes),
     ),
+    "vec-pipeline align": ("needs 100 rows", parser_takes),
+    **dict.fromkeys(
+        (
+            'vec-pipeline search "a red car" --in dino',
+            'vec-pipeline search "a red flower" --in dino',
+            "vec-pipeline search --like ~/photos/red-flower.png --in dino",
+        ),
+        ("needs rows with DINO's vectors; tests/test_align.py makes them", parser_takes),
+    ),
     "vec-pipeline run 'shards/{000..099}.tar'": ("needs a hundred shards", parser_takes),
     "vec-pipeline run ~/photos --watch": ("does not end", parser_takes),
     "VEC_ENDPOINT_TOKEN=... vec-pipeline run ~/photos --config remote.yaml": ("needs a server", parser_takes),
@@ -249,6 +264,10 @@ NOT_RUN: dict[str, tuple[str, Check]] = {
     ),
     **benchmarks(
         ".venv/bin/python -m benchmarks.mutants",
+        ".venv/bin/python -m benchmarks.eyes --pictures 24 --rounds 3",
+        ".venv/bin/python -m benchmarks.eyes --clock wall",
+        ".venv/bin/python -m benchmarks.eyes --hub --pictures 2 --rounds 1",
+        ".venv/bin/python -m models.demo.train_translation --accuracy",
         ".venv/bin/python benchmarks/ocr.py --number 300 --page page.png",
         ".venv/bin/python benchmarks/trust.py --number 900",
         ".venv/bin/python benchmarks/pipeline.py",
@@ -395,9 +414,9 @@ def check_printed(printed: str, run: Run, home: Path) -> None:
 
 
 def has_to_run(page: Path) -> bool:
-    """Whether there is something to run; docs/stages.md has tests of its own."""
+    """Whether there is something to run; docs/extending.md has tests of its own."""
     is_python = any(block.language == "python" for block in blocks(page))
-    return page.name != "stages.md" and (is_python or bool(set(commands_of(page)) - set(NOT_RUN)))
+    return page.name != "extending.md" and (is_python or bool(set(commands_of(page)) - set(NOT_RUN)))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:platformdirs")  # of a missing XDG_RUNTIME_DIR, by pgserver
@@ -532,7 +551,11 @@ def test_every_option_of_a_configuration_that_is_named_exists() -> None:
 
 def test_configurations_that_are_printed_are_valid(tmp_path: Path) -> None:
     printed = [
-        block.text for page in PAGES if page.name != "stages.md" for block in blocks(page) if block.language == "yaml"
+        block.text
+        for page in PAGES
+        if page.name != "extending.md"
+        for block in blocks(page)
+        if block.language == "yaml"
     ]
     assert printed
     for text in printed:
@@ -656,8 +679,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_every_page_is_in_the_index() -> None:
-    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", (DOCS / "README.md").read_text(encoding="utf-8")))
-    assert linked == {page.name for page in DOCS.glob("*.md")} - {"README.md"}
+    linked = set(re.findall(r"\]\(([\w/-]+\.md)\)", (DOCS / "README.md").read_text(encoding="utf-8")))
+    assert linked == {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")} - {"README.md"}
     assert "(docs/README.md)" in README
 
 
@@ -673,7 +696,142 @@ def test_files_that_are_named_exist() -> None:
         assert all((PROJECT / name).exists() for name in named), page
 
 
-# --- docs/stages.md
+# --- docs/stages.md and docs/stages/
+
+STAGE_PAGES = sorted((DOCS / "stages").glob("*.md"))
+EYES = yaml.safe_load((PROJECT / "configs" / "demo-eyes.yaml").read_text(encoding="utf-8"))
+# Those that show columns which the bundled models write.
+EXAMPLE_PAGES = [DOCS / "stages" / f"{each['use']}.md" for each in EYES["stages"] if each["use"] != "open_image"]
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-\d+)?")
+
+
+def table(page: Path, header: str) -> list[list[str]]:
+    """The rows of the tables of a page that have this header, cell by cell; a cell holds no bar."""
+    found = re.findall(rf"^\| {re.escape(header)} \|\n\|[-|]+\|\n((?:\|.*\n)+)", prose(page), re.MULTILINE)
+    return [[cell.strip() for cell in line[1:-1].split("|")] for block in found for line in block.splitlines()]
+
+
+def names_in(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def stage_of(name: str) -> Stage:
+    """With its defaults."""
+    cls = stage_class({"use": name})
+    needed = [each.name for each in fields(cls) if each.default is each.default_factory is MISSING]
+    options: dict[str, Any] = dict.fromkeys(needed, "a/b")
+    return cls(**options)
+
+
+def default_of(option: Field[Any]) -> str:
+    """As the pages write it."""
+    if option.default is MISSING:
+        return "required"
+    if isinstance(option.default, tuple):
+        return f"`[{', '.join(option.default)}]`"
+    text = str(option.default).lower() if isinstance(option.default, bool) else str(option.default)
+    return f"`{text}`" if text else "empty"
+
+
+def test_every_stage_has_a_page() -> None:
+    assert [page.stem for page in STAGE_PAGES] == stage_names()
+
+
+@pytest.mark.parametrize("page", STAGE_PAGES, ids=name_of)
+def test_the_page_of_a_stage_has_its_options_and_their_defaults(page: Path) -> None:
+    cls = stage_class({"use": page.stem})
+    options = [each for each in fields(cls) if each.name in option_names(cls) - {*PLACEMENT}]
+    listed = table(page, "option | default | meaning")
+    assert len(listed) == len(options)
+    assert {row[0]: row[1] for row in listed} == {f"`{each.name}`": default_of(each) for each in options}
+
+
+@pytest.mark.parametrize("page", STAGE_PAGES, ids=name_of)
+def test_the_page_of_a_stage_has_what_it_writes_and_of_which_type(page: Path) -> None:
+    stage = stage_of(page.stem)
+    listed = [*table(page, "column | type | what it holds"), *table(page, "value | type | what it holds")]
+    written = {**stage.writes, **{name: f"{kind}, not saved" for name, kind in stage.intermediates.items()}}
+    assert {name: row[1] for row in listed for name in names_in(row[0])} == written
+
+
+@pytest.mark.parametrize("page", STAGE_PAGES, ids=name_of)
+def test_the_page_of_a_stage_is_short_and_says_what_it_needs_and_what_goes_wrong(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(f"# {page.stem}: ")
+    assert "**What it needs" in text
+    assert "\n## What goes wrong\n" in text
+    assert text.count("\n") <= 80
+
+
+def test_the_table_of_the_stages_is_that_of_the_code() -> None:
+    listed = table(DOCS / "stages.md", "stage | reads | writes | model | `config.yaml`")
+    usual = {stage.name: stage for stage in load_config(PROJECT / "config.yaml").stages}
+    others = {stage.name: stage for stage in load_config(PROJECT / "configs" / "eyes.yaml").stages}
+    written = {entry["use"]: entry.get("model", "") for entry in yaml.safe_load(PRODUCTION)["stages"]}
+    assert len(listed) == len(stage_names())
+    for link, reads, writes, model, is_on in listed:
+        name = link[1:].partition("]")[0]
+        assert link == f"[{name}](stages/{name}.md)"
+        stage = stage_of(name)
+        assert set(stage.reads) <= set(names_in(reads)) <= {*stage.reads, *stage.optional}, name
+        assert set(names_in(writes)) == set(stage.writes), name
+        assert is_on == ("on" if name in usual else "off")
+        expected = written[name] if name in usual else getattr(others.get(name), "model", "")
+        assert names_in(model) == [expected] * bool(expected), name
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """The rows of the pictures that pages show, of a run with every stage on, by the pictures' paths in the project."""
+    output = tmp_path_factory.mktemp("eyes") / "a.csv"
+    pictures = sorted({example_of(page)[0] for page in EXAMPLE_PAGES})
+    arguments = [*pictures, "--config", "demo-eyes", "--output", str(output)]
+    run = subprocess.run(
+        [sys.executable, "run.py", *arguments], cwd=PROJECT, capture_output=True, text=True, timeout=240,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert run.returncode == ALL_FINE, run.stderr
+    with output.open(newline="", encoding="utf-8") as file:
+        return {name_of(Path(row["image_path"])): row for row in csv.DictReader(file)}
+
+
+def example_of(page: Path) -> tuple[str, dict[str, str]]:
+    """The picture of the printed example of a page, and the values by name; a value may go on in an indented line."""
+    picture, printed = re.findall(
+        r"^Of `(\S+\.(?:png|jpg))`.*?```text\n(.*?)```", page.read_text("utf-8"), re.M | re.S
+    )[0]
+    lines = re.sub(r"\n +", " ", printed).splitlines()
+    return picture, dict(line.split(maxsplit=1) for line in lines)
+
+
+@pytest.mark.parametrize("page", EXAMPLE_PAGES, ids=name_of)
+def test_the_example_of_a_stage_is_what_it_writes(page: Path, cells: dict[str, dict[str, str]]) -> None:
+    picture, shown = example_of(page)
+    assert stage_of(page.stem).writes.keys() <= shown.keys()
+    for name, text in shown.items():
+        cell = cells[picture][name]
+        numbers = list(map(float, NUMBER.findall(cell)))
+        if text.endswith("numbers"):  # of a vector, the first few and their number
+            first, _, number = text.partition(", ...], ")
+            assert len(numbers) == int(number.split()[0])
+            numbers = numbers[: first.count(",") + 1]
+            text = first
+        else:
+            assert NUMBER.sub("0", text) == NUMBER.sub("0", cell)
+        assert list(map(float, NUMBER.findall(text))) == pytest.approx(numbers, abs=0.01, rel=0.02), name
+
+
+def test_the_example_of_open_image_is_what_it_finds() -> None:
+    picture, shown = example_of(DOCS / "stages" / "open_image.md")
+    stage = OpenImage(max_size_px=112)
+    row = {"content": LocalFile(str(PROJECT / picture)), "image_path": str(PROJECT / picture)}
+    (found,) = stage.run(None, [row], 1)
+    image = found.pop("image")
+    assert shown.pop("image") == f"{image.mode}, {image.width} x {image.height} pixels"
+    assert shown == {name: value for name, value in found.items() if value is not None}
+
+
+# --- docs/extending.md
 
 MISTAKES = [  # a file of the page, what is replaced in it and by what, and what is said then
     (
@@ -717,8 +875,8 @@ MISTAKES = [  # a file of the page, what is replaced in it and by what, and what
 
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
-    """A folder with the files of docs/stages.md, two pictures, and the same pictures in an archive."""
-    for text, name in re.findall(r"^```\w+\n(# ([\w.]+).*?)^```$", STAGES_PAGE, re.MULTILINE | re.DOTALL):
+    """A folder with the files of docs/extending.md, two pictures, and the same pictures in an archive."""
+    for text, name in re.findall(r"^```\w+\n(# ([\w.]+).*?)^```$", EXTENDING_PAGE, re.MULTILINE | re.DOTALL):
         (tmp_path / name).write_text(text)
     (tmp_path / "photos").mkdir()
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
@@ -761,7 +919,7 @@ def test_a_mistake_in_the_stage_of_the_page_is_named_as_it_says(
 
 
 def test_the_page_names_these_mistakes() -> None:
-    assert set(re.findall(r"\| ``(.+?)`` \|", STAGES_PAGE)) == {message for *_, message in MISTAKES}
+    assert set(re.findall(r"\| ``(.+?)`` \|", EXTENDING_PAGE)) == {message for *_, message in MISTAKES}
 
 
 def test_the_source_of_the_page_resumes_and_prunes(page: Path) -> None:

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,11 +21,13 @@ from selenium import webdriver
 from selenium.common.exceptions import JavascriptException, StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from tests.test_report import make_report, record, write_csv
+from tests.test_report_boxes import LINE, boxed, boxed_csv
 from vec_pipeline.record import Record
 
 FLAGS = (
@@ -188,6 +191,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(chromedriver))
+    driver.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
     driver.get("about:blank")
     requested(driver)  # what the first page of the browser itself has requested
     yield driver
@@ -197,6 +201,10 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
 @pytest.fixture
 def page(driver: webdriver.Chrome, site: Path) -> Iterator[Page]:
     """The gallery; when a test ends, nothing may stand in the console, and no network may have been asked."""
+    yield from opened(driver, site)
+
+
+def opened(driver: webdriver.Chrome, site: Path) -> Iterator[Page]:
     yield Page(driver, site)
     assert [entry["message"] for entry in driver.get_log("browser")] == []
     assert [address for address in requested(driver) if not address.startswith(("file://", "data:", "about:"))] == []
@@ -479,11 +487,20 @@ def test_a_state_made_up_by_somebody_else_does_no_harm(page: Page) -> None:
     page.until_equal(page.count, "1 of 1,200 images")
 
 
+def violations(page: Page) -> set[tuple[str, str]]:
+    """What axe-core finds, and whether the page is wider than the window."""
+    page.script(files("axe_core_python").joinpath("axe.min.js").read_text(encoding="utf-8"))
+    found = page.driver.execute_async_script("axe.run().then(arguments[arguments.length - 1])")
+    is_wide = page.script("return document.documentElement.scrollWidth > innerWidth")
+    return {(each["id"], each["nodes"][0]["html"]) for each in found["violations"]} | (
+        {("wide", "")} if is_wide else set()
+    )
+
+
 @pytest.mark.parametrize("width_px", [400, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_accessibility(page: Page, scheme: str, width_px: int) -> None:
     """axe-core finds nothing, the contrast of text included, in any view and in the dialog."""
-    axe = files("axe_core_python").joinpath("axe.min.js").read_text(encoding="utf-8")
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     metrics = {"width": width_px, "height": 860, "deviceScaleFactor": 1, "mobile": width_px == 400}
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
@@ -491,10 +508,7 @@ def test_accessibility(page: Page, scheme: str, width_px: int) -> None:
     try:
         for state in ("", "errors=1", "view=groups", "view=map", "view=summary", "image=1"):
             page.open(state)
-            page.script(axe)
-            found = page.driver.execute_async_script("axe.run().then(arguments[arguments.length - 1])")
-            assert {(found_["id"], found_["nodes"][0]["html"]) for found_ in found["violations"]} == set(), state
-            assert page.script("return document.documentElement.scrollWidth <= innerWidth"), state
+            assert violations(page) == set(), state
     finally:
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
@@ -520,3 +534,400 @@ def test_a_missing_part_is_told(page: Page, site: Path) -> None:
         assert all("ERR_FILE_NOT_FOUND" in message for message in log)
     finally:
         part.with_suffix(".away").rename(part)
+
+
+RED_BOX = (96, 48, 240, 192)  # of a red rectangle in pictures of 384 x 288 pixels
+PERSON_BOX = (260, 100, 330, 260)
+SIGN = [[100, 230], [200, 240], [198, 262], [98, 252]]
+CROWD = 300
+ROWS_WITH_BOXES = ("scene.png", "turned.jpg", "turned.webp", "crowd.png", "hostile.png", "plain.png", "gone.png")
+LINE_OF_BOX = "document.querySelector(`svg.boxes [data-box='${arguments[0]}'] polygon:not(.halo)`)"
+
+
+def thing(label: str, score: float, *box: int) -> dict[str, Any]:
+    return {"label": label, "score": score, "box": box}
+
+
+@pytest.fixture(scope="module")
+def boxed_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The gallery of a few pictures with boxes: turned ones, one with 300 small objects, and one with hostile texts."""
+    folder = tmp_path_factory.mktemp("boxes")
+    image = Image.new("RGB", (384, 288), "white")
+    image.paste((220, 20, 20), RED_BOX)
+    turn = Image.Exif()
+    turn[0x0112] = 6  # to be turned by 90 degrees clockwise
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    image.save(folder / "scene.png")
+    turned.save(folder / "turned.jpg", exif=turn, quality=95)
+    turned.save(folder / "turned.webp", exif=turn, lossless=True)
+    Image.new("RGB", (1600, 1000), "grey").save(folder / "crowd.png")
+    for name in ("hostile.png", "plain.png"):
+        image.save(folder / name)
+    car, person = thing("car", 0.912, *RED_BOX), thing("person", 0.8, *PERSON_BOX)
+    guess = {**person, "age": {"adult": 0.98, "child": 0.02}, "gender": {"female": 0.972, "male": 0.028}}
+    sign = {**LINE, "text": "Sälé 50 %", "box": SIGN}
+    evil = [thing(text, 0.9 - i / 100, 10 * i, 10, 10 * i + 60, 200) for i, text in enumerate((*HOSTILE, "x" * 10_000))]
+    values: list[dict[str, Any]] = [
+        {"objects": [car, person], "people": [guess], "ocr_boxes": [sign]},
+        {"objects": [car]},
+        {"objects": [car]},
+        {"objects": crowd()},
+        {"objects": evil, "ocr_boxes": [{**LINE, "text": each["label"]} for each in evil], "people": [guess]},
+        {"objects": [], "people": [], "ocr_boxes": []},
+        {"objects": [person] * 3},
+    ]
+    rows = [boxed(folder / name, **row) for name, row in zip(ROWS_WITH_BOXES, values, strict=True)]
+    make_report(boxed_csv(folder / "annotations.csv", *rows), folder / "site")
+    return folder / "site"
+
+
+def crowd() -> list[dict[str, Any]]:
+    """Three hundred objects of 4 to 90 pixels, the last of a single one."""
+    rng = np.random.default_rng(0)
+    left, top = rng.integers(0, 1500, CROWD), rng.integers(0, 870, CROWD)
+    width, height = rng.integers(4, 90, CROWD), rng.integers(4, 120, CROWD)
+    boxes = np.stack([left, top, left + width, top + height], axis=1)
+    boxes[-1] = 1590, 990, 1591, 991
+    labels = rng.choice(["person", "car", "traffic light"], CROWD)
+    return [
+        thing(str(label), 0.99 - i / 500, *box)
+        for i, (label, box) in enumerate(zip(labels, boxes.tolist(), strict=True))
+    ]
+
+
+@pytest.fixture
+def boxed_page(driver: webdriver.Chrome, boxed_site: Path) -> Iterator[Page]:
+    yield from opened(driver, boxed_site)
+    driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def resize(page: Page, width: int, height: int = 780) -> None:
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 700}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def open_image(page: Page, name: str, *, ending: str = "") -> None:
+    """Open the dialog, until the file itself is shown, or what ends so."""
+    page.open(f"image={ROWS_WITH_BOXES.index(name)}")
+    page.until(lambda: page.script("return document.querySelector('#detail-picture img').naturalWidth"))
+    page.until(lambda: page.find("#detail-picture img").get_attribute("src").endswith(ending or name))
+
+
+def box_on_screen(page: Page, index: int) -> list[float]:
+    """Left, top, right and bottom of a box, in pixels of the window."""
+    return page.script(
+        f"const line = {LINE_OF_BOX}, matrix = line.getScreenCTM();"
+        "const points = [...line.points].map(point => point.matrixTransform(matrix));"
+        "const x = points.map(point => point.x), y = points.map(point => point.y);"
+        "return [Math.min(...x), Math.min(...y), Math.max(...x), Math.max(...y)]",
+        index,
+    )
+
+
+def red_on_screen(page: Page) -> list[float]:
+    """Where the picture in the dialog is red, in pixels of the window, by a screenshot without the boxes."""
+    page.script("for (const node of document.querySelectorAll('.boxes')) node.style.visibility = 'hidden'")
+    figure = page.find("#detail-picture")
+    red, green, blue = np.asarray(Image.open(BytesIO(figure.screenshot_as_png)).convert("RGB")).T.astype(int)
+    x, y = np.nonzero((red > 170) & (green < 140) & (blue < 140))
+    left, top = page.script("const box = arguments[0].getBoundingClientRect(); return [box.left, box.top]", figure)
+    return [left + x.min(), top + y.min(), left + x.max() + 1, top + y.max() + 1]
+
+
+def visible_tags(page: Page) -> list[str]:
+    return page.script(
+        "return [...document.querySelectorAll('.tag')].filter(tag => tag.checkVisibility({ visibilityProperty: true }))"
+        ".map(tag => tag.innerText.trim().replaceAll('\u00a0', ' '))"
+    )
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize(
+    ("name", "ending", "is_elsewhere"),
+    [
+        ("scene.png", "", False),
+        ("turned.jpg", "", False),
+        ("turned.webp", ".webp", False),
+        ("scene.png", ".webp", True),  # there is but its thumbnail
+    ],
+)
+def test_boxes_lie_on_what_they_are_of(
+    boxed_page: Page, name: str, ending: str, is_elsewhere: bool, width: int
+) -> None:
+    resize(boxed_page, width)
+    open_image(boxed_page, name, ending="" if is_elsewhere else ending)
+    if is_elsewhere:
+        boxed_page.script("data.link[0] = 'https://example.org/a.png'; showPicture(0)")
+        boxed_page.until(lambda: boxed_page.script("return document.querySelector('#detail-picture img').naturalWidth"))
+    assert boxed_page.find("#detail-picture img").get_attribute("src").endswith(ending or name)
+    assert box_on_screen(boxed_page, 0) == pytest.approx(red_on_screen(boxed_page), abs=2)
+    resize(boxed_page, width + 40, 600)  # they follow the picture
+    boxed_page.until_equal(lambda: boxed_page.script("return innerWidth"), width + 40)
+    assert box_on_screen(boxed_page, 0) == pytest.approx(red_on_screen(boxed_page), abs=2)
+    tag = (
+        "const tag = document.querySelector(\".tag[data-box='0']\").getBoundingClientRect();"
+        "return [tag.left, tag.bottom]"
+    )
+    corner = box_on_screen(boxed_page, 0)[:2]
+    boxed_page.until(lambda: boxed_page.script(tag) == pytest.approx(corner, abs=2))
+
+
+def test_boxes_are_listed_and_labelled(boxed_page: Page) -> None:
+    page = boxed_page
+    open_image(page, "scene.png")
+    assert visible_tags(page) == ["car 91 %", "person 80 %\nadult 98 %, female 97 %", "Sälé 50 %"]
+    assert len(page.texts("svg.boxes g")) == 3  # a person has one box, not two
+    assert page.script(f"return {LINE_OF_BOX}.getAttribute('points')", 2) == "100 230 200 240 198 262 98 252"
+    entries = page.driver.find_elements(By.CSS_SELECTOR, ".entry")
+    names = ["car 91\u00a0%", "person 80\u00a0% adult 98\u00a0%, female 97\u00a0%", "Sälé 50 % 100\u00a0%"]
+    assert [" ".join(entry.accessible_name.split(" ")) for entry in entries] == names
+    lists = page.driver.find_elements(By.CSS_SELECTOR, ".entries")
+    assert [each.accessible_name for each in lists] == ["Objects, the surest first", "Lines of text"]
+    assert [each.aria_role for each in lists] == ["list", "list"]
+    assert len(page.texts(".entry[tabindex='0']")) == len(lists)
+    colours = page.script("return [...document.querySelectorAll('.tag')].map(e => getComputedStyle(e).backgroundColor)")
+    assert len(set(colours)) == 3
+
+
+def test_labels_of_one_image_have_colours_of_their_own(boxed_page: Page) -> None:
+    boxed_page.open()
+    ten = "return [...labelColours(head.objects.slice(...arguments).map(([label]) => label)).values()]"
+    first = boxed_page.script(ten, 0, 10)
+    assert len(set(first)) == 10
+    assert boxed_page.script(ten, 1, 11) == [*first[1:], first[0]]  # the eleventh label takes what is left
+    assert boxed_page.script(ten, 10, 11) == [first[0]]
+    assert len(boxed_page.script(ten, 0, 11)) == 11
+    without_tenth = ten.replace("slice(...arguments)", "filter((_, i) => i !== 9)")
+    assert boxed_page.script(without_tenth) == [*first[:9], first[9]]  # the first has that of the eleventh
+
+
+def test_layers_are_switched_by_keyboard(boxed_page: Page) -> None:
+    page = boxed_page
+    open_image(page, "scene.png")
+    assert page.texts("#layers label") == ["Objects 2", "People 1", "Text 1"]
+    page.find("#layer-people").send_keys(Keys.SPACE)
+    page.until_equal(lambda: visible_tags(page), ["car 91 %", "person 80 %", "Sälé 50 %"])
+    page.press(Keys.TAB, Keys.SPACE)
+    assert page.focused() == "layer-text"
+    page.until_equal(lambda: visible_tags(page), ["car 91 %", "person 80 %"])
+    page.find("#layer-objects").send_keys(Keys.SPACE)
+    page.until_equal(lambda: visible_tags(page), [])
+    page.find("#layer-people").send_keys(Keys.SPACE)
+    page.until_equal(lambda: visible_tags(page), ["person 80 %\nadult 98 %, female 97 %"])
+    page.press(Keys.ARROW_RIGHT, Keys.ARROW_LEFT)  # to another image and back
+    page.until(lambda: visible_tags(page) == ["person 80 %\nadult 98 %, female 97 %"])
+    page.script("document.querySelector('.entry').focus()")  # what is listed is shown even so
+    page.until_equal(lambda: visible_tags(page), ["car 91 %"])
+    page.script("head.boxed.people = head.boxed.text = 0; fillLayers()")  # as of a CSV with objects alone
+    assert page.find("#layers").text.split() == ["Objects", "2"]
+
+
+def test_an_entry_and_its_box_are_highlighted_together(boxed_page: Page) -> None:
+    page = boxed_page
+    open_image(page, "scene.png")
+    active = "return [...document.querySelectorAll('.active')].map(e => `${e.classList[0]} ${e.dataset.box}`)"
+
+    def hover(element: WebElement, *offset: int) -> None:
+        ActionChains(page.driver).move_to_element_with_offset(element, *offset or (0, 0)).perform()
+
+    hover(page.find(".entry[data-box='1']"))
+    page.until_equal(lambda: sorted(page.script(active)), ["box 1", "entry 1", "tag 1"])
+    assert visible_tags(page) == ["person 80 %\nadult 98 %, female 97 %"]
+    hover(page.find("#detail-title"))
+    page.until_equal(lambda: page.script(active), [])
+    hover(page.find("svg.boxes [data-box='0']"))
+    page.until_equal(lambda: sorted(page.script(active)), ["box 0", "entry 0", "tag 0"])
+    page.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    page.until(lambda: len(visible_tags(page)) > 3)  # nothing is left of it in another image
+
+
+def test_entries_by_keyboard(boxed_page: Page) -> None:
+    page = boxed_page
+    open_image(page, "scene.png")
+    chosen = "return document.activeElement.classList.contains('entry') && document.activeElement.dataset.box"
+    for _ in range(20):
+        page.press(Keys.TAB)
+        if page.script(chosen) == "0":
+            break
+    page.press(Keys.ARROW_DOWN)
+    assert page.script(chosen) == "1"
+    page.until_equal(lambda: visible_tags(page), ["person 80 %\nadult 98 %, female 97 %"])
+    page.press(Keys.ARROW_DOWN)  # it is the last
+    assert page.script(chosen) == "1"
+    page.press(Keys.TAB)
+    assert page.script(chosen) == "2"  # one step of Tab for each list
+    ActionChains(page.driver).key_down(Keys.SHIFT).send_keys(Keys.TAB).key_up(Keys.SHIFT).perform()
+    assert page.script(chosen) == "1"
+    page.press(Keys.HOME)
+    assert page.script(chosen) == "0"
+    page.press(Keys.END)
+    assert page.script(chosen) == "1"
+    page.script("showPicture(0)")  # as when the file comes after its thumbnail
+    page.until(lambda: page.script("return document.querySelector('.tag.active').dataset.box === '1'"))
+    page.script("$('close').focus()")
+    assert page.texts(".active") == []
+    page.press(Keys.ARROW_RIGHT)  # still the next image
+    page.until_equal(lambda: page.find("#detail-title").text, "turned.jpg")
+
+
+def test_on_a_phone_an_entry_brings_the_picture_into_view(boxed_page: Page) -> None:
+    resize(boxed_page, 360, 560)
+    open_image(boxed_page, "scene.png")
+    boxed_page.script("document.querySelector('.detail-body').scrollTop = 1000")
+    top = "return document.getElementById('detail-picture').getBoundingClientRect().top"
+    assert boxed_page.script(top) < 0
+    boxed_page.find(".entry").click()
+    boxed_page.until(lambda: boxed_page.script(top) >= 0)
+    assert visible_tags(boxed_page) == ["car 91 %"]
+
+
+def test_three_hundred_boxes_can_be_told_apart(boxed_page: Page) -> None:
+    page = boxed_page
+    open_image(page, "crowd.png")
+    rects = page.script(
+        "return [...document.querySelectorAll('.tag:not(.crowded)')].map(tag => tag.getBoundingClientRect())"
+        ".map(r => [r.left, r.top, r.right, r.bottom])"
+    )
+    assert 10 < len(rects) < CROWD  # the others have no place
+    assert len(visible_tags(page)) == len(rects)
+    edges = np.array(rects)
+    low, high = np.maximum(edges[:, None, :2], edges[:, :2]), np.minimum(edges[:, None, 2:], edges[:, 2:])
+    shared = np.clip(high - low, 0, None).prod(-1)
+    np.fill_diagonal(shared, 0)
+    assert shared.max() < 1  # no label covers another
+    unreached = page.script(
+        "const area = i => areaOf(boxes[i]);"
+        "return [...document.querySelectorAll('g.box')].filter(box => {"
+        "  const r = box.lastChild.getBoundingClientRect();"
+        "  const hit = document.elementFromPoint((r.left + r.right) / 2, (r.top + r.bottom) / 2);"
+        "  const other = hit.closest('[data-box]');"
+        "  return !other || (!hit.closest('.tag') && area(other.dataset.box) > area(box.dataset.box));"
+        "}).map(box => box.dataset.box)"
+    )
+    assert unreached == []  # large ones lie under small ones
+    page.script("document.querySelectorAll('.entry')[299].focus()")
+    assert len(visible_tags(page)) == 1
+    assert page.find(".entries").size["height"] < 300
+    page.script("document.querySelector('.entries').scrollTop = 0")
+    pointer = ActionBuilder(page.driver)
+    pointer.pointer_action.move_to_location(*map(round, box_on_screen(page, CROWD - 1)[:2]))
+    pointer.perform()
+    page.until_equal(lambda: page.script("return document.querySelector('.box.active').dataset.box"), str(CROWD - 1))
+    bottoms = "return ['.entry.active', '.entries'].map(s => document.querySelector(s).getBoundingClientRect().bottom)"
+    entry, view = page.script(bottoms)
+    assert entry <= view + 1  # the list has scrolled to it
+
+
+def test_more_boxes_than_are_shown(boxed_page: Page) -> None:
+    open_image(boxed_page, "scene.png")
+    boxed_page.script("data.objects[0] = Array(10000).fill(data.objects[0][0]); readBoxes(0); showPicture(0);")
+    boxed_page.script("$('detail-facts').replaceChildren(...factsOf(0))")
+    assert len(boxed_page.texts(".entry")) == 1001
+    assert boxed_page.texts(".entries + .muted") == ["The first 1,000 of 10,000."]
+
+
+def test_labels_and_lines_are_never_html(boxed_page: Page) -> None:
+    page = boxed_page
+    open_image(page, "hostile.png")
+    texts = [*HOSTILE, "x" * 10_000]
+    assert page.texts(".entries .name") == [*texts, "person", *texts]
+    assert page.texts("#layers label") == ["Objects 8", "People 1", "Text 8"]
+    assert page.texts(".tag bdi")[: len(HOSTILE)] == [text[:120] for text in HOSTILE]
+    assert all(
+        chip.size["height"] < 40 for chip in page.driver.find_elements(By.CSS_SELECTOR, "#detail-facts .chips a")
+    )
+    assert page.script("const facts = $('detail-facts'); return facts.scrollWidth <= facts.clientWidth")
+    page.script("document.querySelectorAll('.entry')[7].focus()")
+    for selector in (".tag.active", ".entry.active"):
+        size = page.find(selector).size
+        assert size["width"] < 500
+        assert size["height"] < 300
+    assert page.script("return document.querySelectorAll('[onerror], [onload], svg[onload], img[src=x]').length") == 0
+    page.open("view=summary")
+    assert set(texts) < set(page.texts("[aria-label=Objects] .name"))
+    options = page.script("return [...document.querySelectorAll('#object option')].map(e => e.value)")
+    assert {"", "car", "person", *texts} <= set(options)
+    width = page.script("return [document.documentElement.scrollWidth, innerWidth]")
+    assert width[0] <= width[1]
+
+
+def test_a_picture_without_boxes_or_without_a_size(boxed_page: Page) -> None:
+    page = boxed_page
+    open_image(page, "plain.png")
+    assert page.texts("#layers label") == ["Objects 0", "People 0", "Text 0"]
+    assert page.texts(".boxes, .entries, .entry") == []
+    page.open(f"image={ROWS_WITH_BOXES.index('gone.png')}")
+    assert page.texts(".entry") == ["person 80\u00a0%"] * 3
+    assert page.texts(".boxes") == []
+    open_image(page, "scene.png")
+    page.script("data.size[0] = [768, 576]; showPicture(0)")  # of a drawing, say, which a browser shows in another size
+    page.until(lambda: page.script("return document.querySelector('#detail-picture img').src").endswith("scene.png"))
+    assert page.script("return document.querySelector('svg.boxes').getAttribute('viewBox')") == "0 0 768 576"
+    page.script("data.size[0] = null; showPicture(0)")
+    page.until(lambda: page.script("return document.querySelector('#detail-picture img').src").endswith("scene.png"))
+    assert box_on_screen(page, 0) == pytest.approx(red_on_screen(page), abs=2)  # by the file itself
+    page.script("data.link[0] = 'https://example.org/a.png'; showPicture(0)")
+    assert page.find("#detail-picture figcaption").text == "Its boxes cannot be drawn, since its size is not known."
+
+
+def test_filters_by_object_and_by_text(boxed_page: Page) -> None:
+    page = boxed_page
+    page.open()
+    assert page.texts("#object option")[:3] == ["All", "car (4)", "person (3)"]
+    page.choose("object", "person")
+    page.until_equal(page.names, ["scene.png", "crowd.png", "gone.png"])
+    page.find("#text").click()
+    page.until_equal(page.names, ["scene.png"])
+    assert page.hash == "#object=person&text=1"
+    assert page.texts("#chips li") == ["Object: person", "With text", "Clear all"]
+    page.open("text=1&q=sale")  # words that were read are found, without the accents
+    page.until_equal(page.names, ["scene.png"])
+    assert page.find("#text").is_selected()
+    page.find("#text").click()
+    page.until_equal(lambda: page.hash, "#q=sale")
+    open_image(page, "scene.png")
+    page.driver.find_element(By.LINK_TEXT, "car").click()
+    page.until_equal(lambda: page.hash, "#object=car")
+    page.until_equal(page.names, ["scene.png", "turned.jpg", "turned.webp", "crowd.png"])
+
+
+def test_summary_of_objects(boxed_page: Page) -> None:
+    boxed_page.open("view=summary")
+    numbers = dict(
+        zip(*(boxed_page.texts(f"[aria-label=Objects] {each}") for each in (".name", ".number")), strict=True)
+    )
+    people = sum(each["label"] == "person" for each in crowd())
+    assert numbers["person"] == f"{people + 4} in 3"
+    assert numbers["x" * 10_000] == "1 in 1"
+    counts = [int(number.split()[0]) for number in numbers.values()]
+    assert counts == sorted(counts, reverse=True)
+    bars = "return [...document.querySelectorAll('[aria-label=Objects] .track')].map(e => e.children.length)"
+    assert boxed_page.script(bars) == [2, 2, 2, *[1] * (len(counts) - 3)]
+
+
+def test_nothing_is_shown_of_boxes_where_the_csv_has_none(page: Page) -> None:
+    page.open("image=1")
+    for name in ("object", "text", "layers"):
+        assert not page.find(f"#{name}").is_displayed(), name
+    assert page.texts(".boxes, .entries") == []
+    page.open("view=summary")
+    assert page.texts("[aria-label=Objects]") == []
+
+
+AXE_OF_BOXES = [
+    ("light", 1280, ["object=car&text=1", "view=summary", "image=3"]),
+    ("dark", 360, ["image=0", "image=4"]),
+]
+
+
+@pytest.mark.parametrize(("scheme", "width", "states"), AXE_OF_BOXES)
+def test_accessibility_of_boxes(boxed_page: Page, scheme: str, width: int, states: list[str]) -> None:
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    boxed_page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    resize(boxed_page, width)
+    try:
+        for state in states:
+            boxed_page.open(state)
+            assert violations(boxed_page) == set(), state
+    finally:
+        boxed_page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

@@ -570,9 +570,9 @@ def test_models_on_apples_gpu_need_memory_of_the_host(name: str, mac: Machine) -
 
 def test_every_stage_has_a_batch_size_on_apples_gpu(mac: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.test_structure import ChildOf
-    from vec_pipeline.stages import describe, embed_image, embed_text
+    from vec_pipeline.stages import describe, embed_dino, embed_image, embed_text
 
-    for most in (describe.MOST_AT_ONCE, embed_image.MOST_IMAGES, embed_text.MOST_TEXTS):
+    for most in (describe.MOST_AT_ONCE, embed_dino.MOST_IMAGES, embed_image.MOST_IMAGES, embed_text.MOST_TEXTS):
         assert device.rows_that_fit("mps", 1.0, 0.5, most) == most["mps"]
         assert device.rows_that_fit("mps", 1e9, 0.5, most) == 8, "half of 16 GB"
     mac.has(gpu_gb=None, host_gb=2)

@@ -38,7 +38,7 @@ MAY_IMPORT = {  # a package stands for each of its modules; what is missing here
     "progress": {"record", "device", "terminal"},
     "config": {"contract", "record"},
     "settings": {"record", "weights"},
-    "stages": {"record", "engines", "pictures", "prompts", "weights", "remote", "device"},
+    "stages": {"record", "engines", "pictures", "prompts", "weights", "remote", "device", "stages"},
     "pictures": {"pictures"},
     "engines": {"engines", "device", "record"},
     "sources": {

@@ -51,7 +51,7 @@ def picture(path: Path, colour: tuple[int, int, int] = RED, size: tuple[int, int
 
 
 def make_report(csv: Path, out: Path, cosine: float = 0.97) -> None:
-    assert report.run(argparse.Namespace(csv=csv, out=out, duplicate_cosine=cosine)) == 0
+    assert report.run(argparse.Namespace(csv=csv, out=out, duplicate_cosine=cosine, by="")) == 0
 
 
 def data_folder(out: Path) -> Path:

@@ -584,10 +584,17 @@ def test_what_cannot_be_searched_is_said_in_one_sentence(
     text.write_text("no image")
     for csv_path, arguments, sentence in (
         (drawn, [], "needs either a text"),
+        (drawn, [" "], "needs either a text"),
         (drawn, ["a car", "--like", text], "needs either a text"),
         (drawn, ["--like", text, "--in", "text"], "without --in text"),
         (drawn, ["--like", text], f"{text} cannot be opened: not an image"),
         (drawn, ["--like", tmp_path / "none.jpg"], "none.jpg does not exist"),
+        (
+            drawn,
+            ["--like", text, "--in", "dino"],
+            "has no vectors dino_vector: add a stage that writes them and run with",
+        ),
+        (drawn, ["a car", "--in", "dino"], f"run `vec-pipeline align --csv {drawn}`"),
         (tmp_path / "none.csv", ["a car"], "none.csv does not exist: name the CSV of a run"),
         (empty, ["a car"], "has no image_vector in any row"),
         (mixed, ["a car"], "image_vector has vectors of different lengths"),

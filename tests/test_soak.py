@@ -16,9 +16,10 @@ CONTENT = b'image_path,text\n/a.jpg,"one\ntwo"\n/b.jpg,"say ""no"""\n'
 
 
 @pytest.mark.timeout(600)
-def test_a_few_kills_change_nothing() -> None:
+def test_a_few_kills_change_nothing_with_every_stage_on() -> None:
+    config = ["--config", str(PROJECT / "configs/demo-eyes.yaml")]
     run = subprocess.run(
-        [sys.executable, "-m", "benchmarks.soak", "--images", "8", "--kills", "4", "--minutes", "6"],
+        [sys.executable, "-m", "benchmarks.soak", "--images", "8", "--kills", "4", "--minutes", "6", *config],
         cwd=PROJECT, capture_output=True, text=True, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr

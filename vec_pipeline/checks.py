@@ -59,7 +59,7 @@ def check_memory(stages: Sequence[Stage]) -> None:
     device.use_one_gpu(devices_of(stages))
     for stage in stages:
         check_device(stage)
-        model = getattr(stage, "model", stage.name)
+        model = model_name(stage)
         need = replace(stage, batch_size=1).need()  # halving ends there
         beside_gb = need.rows_gb + (WORK_SPACE_GB if need.gpu_gb else 0.0)
         for kind, model_gb, free_gb in (
@@ -80,6 +80,12 @@ def check_memory(stages: Sequence[Stage]) -> None:
                 )
 
 
+def model_name(stage: Stage) -> str:
+    """What messages call the models of a stage; its own name where it has none."""
+    options = stage.models if isinstance(stage, weights.ModelStage) else ("model",)
+    return " and ".join(str(getattr(stage, option, "")) for option in options) or stage.name
+
+
 def devices_of(stages: Iterable[Stage]) -> list[str]:
     return [name for stage in stages if (name := getattr(stage, "device", ""))]
 
@@ -92,7 +98,7 @@ def check_device(stage: Stage) -> None:
             raise UserError(f"{stage.name}.device: mps is an Apple GPU, and torch finds none: set cuda, cpu or auto")
         problem = (drivers.setup_problem() or no_gpu()) if kind == "cuda" else ""
         if problem:
-            need, model = stage.need(), getattr(stage, "model", stage.name)
+            need, model = stage.need(), model_name(stage)
             figure = f"{model} needs about {roughly(need.gpu_gb)} of GPU memory" if need.gpu_gb else ""
             raise UserError(f"{figure or stage.name + ' asks for a GPU'} and {problem}")
 
@@ -150,7 +156,7 @@ def findings(
     yield tried("plan", lambda: plan(config))
     yield disk(config.output)
     for stage in config.stages:
-        if isinstance(stage, weights.ModelStage):
+        if isinstance(stage, weights.ModelStage) and stage.models:
             yield tried(stage.name, lambda stage=stage: model_files(stage))  # type: ignore[misc]
     yield tried("stages", lambda: wiring(config, of_source))
     yield tried("output", lambda: check_output(config, of_source, check_rows=check_rows))
@@ -233,14 +239,15 @@ def model_files(stage: weights.ModelStage) -> str:
         stage.fetch()
         return f"{stage.model} at {stage.endpoint}"
     where = "on this machine"
-    if not weights.local_path(stage.model):
+    if not all(weights.local_path(getattr(stage, option)) for option in stage.models):
         where = "to download" if stage.missing_gb else "in the cache"
     if where != "to download":
-        stage.check(stage.path())
+        for option in stage.models:
+            stage.check(stage.path(option))
     need = stage.need()
     needs = [f"{amount(gb)} of {kind}" for gb, kind in ((need.gpu_gb, "GPU"), (need.host_gb, "host")) if gb]
     memory = f"needs about {' and '.join(needs)} memory" if needs else "of unknown size"
-    return f"{stage.model}, {amount(stage.weights_gb())} {where}, {memory}"
+    return f"{model_name(stage)}, {amount(stage.weights_gb())} {where}, {memory}"
 
 
 def roughly(gb: float) -> str:

@@ -9,7 +9,7 @@ import re
 import types
 import typing
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -59,6 +59,11 @@ class Config(DownloadOptions):
     sources: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ("@eaDir", "#recycle", ".thumbnails")
     store: Path | Literal["auto", "none"] = "auto"
+
+    def __post_init__(self) -> None:
+        """Tell the stages where the CSV is, beside which they put files."""
+        stages = tuple(replace(stage, csv_folder=self.output.parent) for stage in self.stages)
+        object.__setattr__(self, "stages", stages)
 
     @property
     def store_path(self) -> Path | None:
@@ -169,7 +174,7 @@ def build(content: dict[str, Any]) -> Config:
     entries = [entry if isinstance(entry, dict) else {"use": entry} for entry in content["stages"]]
     classes = [stage_class(entry) for entry in entries]
     known = {*classes, *(stage_class({"use": name}) for name in stage_names())}
-    shareable = {field.name for cls in known for field in fields(cls)} - {"batch_size", "model", "revision", *PLACEMENT}
+    shareable = {name for cls in known for name in option_names(cls)} - {"batch_size", "model", "revision", *PLACEMENT}
     for key in shared.keys() - shareable:
         raise ConfigError(unknown(key, own | shareable))
     stages = tuple(build_stage(cls, entry, shared) for cls, entry in zip(classes, entries, strict=True))
@@ -213,9 +218,14 @@ def stages_of(dotted_path: str) -> list[type[Stage]]:
     return [value for value in candidates if inspect.isclass(value) and issubclass(value, Stage)]
 
 
+def option_names(cls: type[Stage]) -> set[str]:
+    """What an entry may set: every field but the one that Config does."""
+    return {field.name for field in fields(cls)} - {"csv_folder"}
+
+
 def build_stage(cls: type[Stage], entry: Mapping[str, Any], shared: Mapping[str, Any]) -> Stage:
     """Make a stage of its entry in a configuration, and of the options that all stages share."""
-    names = {field.name for field in fields(cls)}
+    names = option_names(cls)
     where = f"{entry.get('name') or cls.__module__.rpartition('.')[2]}."
     options = {key: value for key, value in shared.items() if key in names - {*PLACEMENT}}
     options |= {key: value for key, value in entry.items() if key != "use"}

@@ -151,7 +151,8 @@ class Executor:
     def _run_stage(self, stage: Stage, records: list[Record]) -> None:
         """Take the results there are, run one record of each other key, then the copies of those that were shrunk."""
         keys = {record.key: self.results.key(stage, record) for record in records}
-        found = self.results.find(set(keys.values()))
+        cached = self.results.find(set(keys.values()))
+        found = {key: result for key, result in cached.items() if stage.has_files(result)}
 
         def keep(done: list[Record]) -> None:
             names = stage.outputs.items()

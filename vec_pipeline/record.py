@@ -145,6 +145,7 @@ class Stage:
     name: in messages, settings and `--set`; that of the module if it is empty.
     read, write: the names in the record of what the stage calls by other names, such as {"text": "title"}.
     batch_size: rows that take memory at the same time.
+    csv_folder: the folder of the CSV, which the run fills in: values of type file are paths from there on.
     """
 
     reads: ClassVar[tuple[str, ...]] = ()
@@ -162,6 +163,7 @@ class Stage:
     read: Mapping[str, str] = field(default_factory=dict, compare=False)
     write: Mapping[str, str] = field(default_factory=dict, compare=False)
     batch_size: int | Literal["auto"] = 1
+    csv_folder: Path = field(default=Path("output"), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or type(self).__module__.rpartition(".")[2])
@@ -174,7 +176,8 @@ class Stage:
     @cached_property
     def loaded_as(self) -> "Stage":
         """Equal for stages that share one model: this stage with the defaults of its `call_options`."""
-        defaults = {each.name: each.default for each in fields(self) if each.name in self.call_options}
+        options = [each for each in fields(self) if each.name in self.call_options]
+        defaults: dict[str, Any] = {each.name: each.default for each in options}
         return replace(self, **defaults) if defaults else self
 
     def fetch(self) -> None:
@@ -214,6 +217,11 @@ class Stage:
     def is_ready(self, values: Values) -> bool:
         """Whether all that the stage must read is there."""
         return all(self.read.get(own, own) in values for own in self.reads)
+
+    def has_files(self, result: Values) -> bool:
+        """Whether the files that a result names, under the stage's own names, are still there."""
+        names = [result.get(own) for own, kind in self.writes.items() if kind == "file"]
+        return all((self.csv_folder / name).exists() for name in names if name)
 
     @property
     def input_names(self) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ def column_types(csv_path: str | Path, names: Iterable[str]) -> dict[str, str]:
 
 def stage_settings(stage: Stage) -> dict[str, Any]:
     """What decides a stage's results: all its options but the speed options, and what stands for empty ones."""
-    names = [each.name for each in fields(stage) if each.name not in ("name", *stage.speed_options)]
+    names = [each.name for each in fields(stage) if each.name not in ("name", "csv_folder", *stage.speed_options)]
     found: dict[str, Any] = {"use": use_of(stage), "version": stage.version}
     found |= {name: plain(getattr(stage, name)) for name in names}
     return {**found, "identity": stage.identity()} if stage.identity() else found
@@ -93,21 +93,42 @@ def plain(value: Any) -> Any:
 def fingerprint(stage: Stage) -> str:
     """What decides the stage's results beside what it reads: its settings, but for names, and its local weights."""
     own = {name: value for name, value in stage_settings(stage).items() if name not in ("read", "write")}
-    model = getattr(stage, "model", None)
-    files = weights.version(model) if isinstance(model, str) else ""
-    return json.dumps([own, files], default=str)
+    options = stage.models if isinstance(stage, weights.ModelStage) else ("model",)
+    files = [weights.version(str(getattr(stage, option, ""))) for option in options]
+    return json.dumps([own, *files], default=str)
 
 
 def with_recorded_commits(stages: Iterable[Stage], recorded: Recorded) -> tuple[Stage, ...]:
     """The stages with their hub models at the commits that the CSV was begun with."""
 
     def at_commit(stage: Stage) -> Stage:
-        then = recorded.stages.get(stage.name, {})
-        wanted = (getattr(stage, "model", None), getattr(stage, "revision", None))
-        is_same = (then.get("model"), then.get("revision", "")) == wanted
-        return replace(stage, revision=then["commit"]) if is_same and then.get("commit") else stage  # type: ignore[call-arg]
+        then, commits = recorded.stages.get(stage.name, {}), {}
+        for option, revision in models_of(stage).items():
+            is_same = (then.get(option), then.get(revision, "")) == (getattr(stage, option), getattr(stage, revision))
+            if is_same and (commit := then.get(key_of_commit(revision))):
+                commits[revision] = commit
+        return replace(stage, **commits) if commits else stage
 
     return tuple(map(at_commit, stages))
+
+
+def models_of(stage: Stage) -> Mapping[str, str]:
+    """The options that name a stage's models, and for each the option that names its revision."""
+    return stage.models if isinstance(stage, weights.ModelStage) else {}
+
+
+def key_of_commit(revision: str) -> str:
+    """What the settings call the commit of the model whose revision is this option."""
+    return revision.replace("revision", "commit")
+
+
+def commits_of(stage: Stage, asked: Stage) -> dict[str, str]:
+    """The commits, by their keys in the settings, of hub models whose revision is not what was asked for.
+
+    stage: at the commits that are on this machine. asked: the same as it is configured.
+    """
+    revisions = [each for each in models_of(stage).values() if getattr(stage, each) != getattr(asked, each)]
+    return {key_of_commit(each): getattr(stage, each) for each in revisions}
 
 
 def changed_settings(recorded: Recorded, stages: Sequence[Stage], header: Sequence[str] = ()) -> list[str]:
@@ -142,9 +163,10 @@ def outdated(
     if not recorded.stages:
         return ["their settings are unknown"]
     moved = [
-        f"{stage.name}.commit"
+        f"{stage.name}.{key}"
         for stage, before in zip(stages, asked, strict=True)
-        if stage != before and recorded.stages.get(stage.name, {}).get("commit") != getattr(stage, "revision", "")
+        for key, commit in commits_of(stage, before).items()
+        if recorded.stages.get(stage.name, {}).get(key) != commit
     ]
     return [*changed_settings(recorded, asked, header), *moved, *(name for name in columns if name not in header)]
 
@@ -193,8 +215,7 @@ def write_settings(
     configured = {stage.name: stage for stage in asked}
     found = {stage.name: stage_settings(configured[stage.name]) for stage in stages}
     for stage in stages:
-        if stage != configured[stage.name]:
-            found[stage.name]["commit"] = getattr(stage, "revision", "")
+        found[stage.name] |= commits_of(stage, configured[stage.name])
     content = {
         "columns": dict(columns),
         "sources": list(sources),

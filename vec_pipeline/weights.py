@@ -3,11 +3,11 @@
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vec_pipeline.record import Need, Stage, UserError
 
@@ -23,6 +23,11 @@ HUB_GB = {  # sizes of the models in config.yaml and configs/, of one GGUF file 
     "facebook/fasttext-ru-vectors": 7.2,
     "laion/CLIP-ViT-B-32-laion2B-s34B-b79K": 0.6,
     "timm/ViT-B-16-SigLIP2-256": 1.5,
+    "facebook/dinov2-base": 0.3,
+    "PekingU/rtdetr_v2_r18vd": 0.1,
+    "Satish678/UIED": 0.2,
+    "dima806/fairface_age_image_detection": 0.3,
+    "dima806/fairface_gender_image_detection": 0.3,
     "bartowski/Meta-Llama-3.1-8B-Instruct-GGUF": 4.9,
     "bartowski/Llama-3.2-1B-Instruct-GGUF": 0.8,
 }
@@ -182,12 +187,16 @@ def commit_of(path: Path) -> str:
 
 
 def resolved(stage: Stage) -> Stage:
-    """The stage with the commit of its cached hub model as `revision`, after `fetch`; others are returned unchanged."""
-    if not isinstance(stage, ModelStage) or stage.is_remote or local_path(stage.model):
+    """The stage with its cached hub models at their commits, after `fetch`; one without such is returned unchanged."""
+    if not isinstance(stage, ModelStage) or stage.is_remote:
         return stage
-    path = cached_path(stage.model, stage.revision)
-    commit = commit_of(path) if path else ""
-    return replace(stage, revision=commit) if commit else stage
+    commits: dict[str, Any] = {}
+    for option, revision in stage.models.items():
+        model = getattr(stage, option)
+        path = None if local_path(model) else cached_path(model, getattr(stage, revision))
+        if commit := commit_of(path) if path else "":
+            commits[revision] = commit
+    return replace(stage, **commits) if commits else stage
 
 
 def size_gb(model: str, file: str = "", revision: str = "") -> float:
@@ -257,7 +266,7 @@ def safetensors_damage(path: Path) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelStage(Stage):
-    """A stage whose weights have a hub name or a local path.
+    """A stage whose weights have a hub name or a local path. One with further models overrides `models`.
 
     files: patterns of the files needed of a hub repository.
     required: a file that every folder of such a model contains.
@@ -273,12 +282,20 @@ class ModelStage(Stage):
     revision: str = ""
     allow_pickle: bool = False
 
-    def path(self, *, is_offline: bool = True) -> Path:
+    @property
+    def models(self) -> Mapping[str, str]:
+        """The options that name its models, and for each the option that names its revision."""
+        return {"model": "revision"}
+
+    def path(self, option: str = "model", *, is_offline: bool = True) -> Path:
         """The local path of the weights, which `fetch` has downloaded.
+
+        option: that names the model.
 
         Raises UserError if they are pickled and `allow_pickle` is not set.
         """
-        path = fetch(self.model, self.patterns, revision=self.revision, is_offline=is_offline)
+        revision = getattr(self, self.models[option])
+        path = fetch(getattr(self, option), self.patterns, revision=revision, is_offline=is_offline)
         if not self.allow_pickle and (refused := pickles(path, self.is_safe)):
             if refused[0].suffix in COMPRESSED_SUFFIXES:
                 raise UserError(f"{self.name}: {refused[0]} is compressed: unpack it, and set `model:` to what it held")
@@ -296,14 +313,16 @@ class ModelStage(Stage):
     @cached_property
     def missing_gb(self) -> float:
         """GB that were still to download when this was asked first."""
-        return missing_gb(self.model, self.patterns, self.revision)
+        names = ((getattr(self, option), getattr(self, revision)) for option, revision in self.models.items())
+        return sum(missing_gb(model, self.patterns, revision) for model, revision in names)
 
     def is_safe(self, file: Path) -> bool:
         """Whether the stage reads a file without unpickling it."""
         return file.suffix in (".gguf", ".safetensors")
 
     def fetch(self) -> None:
-        self.check(self.path(is_offline=False))
+        for option in self.models:
+            self.check(self.path(option, is_offline=False))
 
     def check(self, path: Path) -> None:
         """Raise UserError if weights at a path are missing or damaged, as far as their headers say."""
@@ -326,7 +345,8 @@ class ModelStage(Stage):
 
     def weights_gb(self) -> float:
         """Size of the weights; 0 if it is not known yet."""
-        return size_gb(self.model, revision=self.revision)
+        names = ((getattr(self, option), getattr(self, revision)) for option, revision in self.models.items())
+        return sum(size_gb(model, revision=revision) for model, revision in names)
 
     def need(self) -> Need:
         return Need(host_gb=self.weights_gb())

@@ -11,6 +11,7 @@ from models.demo import (
     train_llama,
     train_people,
     train_sentences,
+    train_translation,
     train_vision_language,
     train_words,
 )
@@ -26,6 +27,7 @@ MINUTES = (  # on two CPU cores, each training by itself
     (train_clip_kinds, 9.0),
     (train_people, 3.0),
     (train_detector, 30.0),
+    (train_translation, 8.5),
 )
 
 

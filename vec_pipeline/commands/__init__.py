@@ -18,7 +18,9 @@ from vec_pipeline.record import UserError
 if TYPE_CHECKING:
     from vec_pipeline.annotations import Block, CsvReader
 
-CONFIG_HELP = "a YAML file, or qwen3, small, laptop or demo, which come with the project; default: %(default)s"
+CONFIG_HELP = (
+    "a YAML file, or eyes, qwen3, small, laptop, demo or demo-eyes, which come with the project; default: %(default)s"
+)
 NAMED_DESCRIPTORS = {"-": 1, "/dev/stdout": 1, "/dev/stderr": 2}
 DESCRIPTOR = re.compile(r"-|/dev/std(?:out|err)|/(?:dev|proc/self)/fd/(\d+)")
 

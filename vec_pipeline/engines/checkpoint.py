@@ -38,6 +38,10 @@ CLIP = (
     "a model of open_clip, such as laion/CLIP-ViT-B-32-laion2B-s34B-b79K, or timm/vit_base_patch32_clip_224.openai "
     "for OpenAI's weights"
 )
+DETECTOR = (
+    "an object detector of transformers, such as PekingU/rtdetr_v2_r18vd, or IDEA-Research/grounding-dino-tiny for "
+    "any labels"
+)
 _OF_SMOLVLM = "pip install 'vec-pipeline[smolvlm]'"
 _COPY = "download or copy all files of the model again"
 _SAMPLE = "A red car, 2 cats. Красная машина. 红色汽车"  # letters that any vocabulary has some of

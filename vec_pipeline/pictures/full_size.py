@@ -13,6 +13,7 @@ from vec_pipeline.pictures.pixels import reduced, resized
 
 LARGEST_PX = 1 << 20  # of what no head of a file tells the size of
 DECODED_AT_ONCE = 4
+SVG_PX = 1024  # the longest side of an SVG, which has no size of its own: every stage must measure boxes alike
 ON_ITS_SIDE = tuple(pillow.TURNS[orientation] for orientation in (5, 6, 7, 8))
 BY_HEAD = ("JPEG", "PNG", "GIF", "WEBP", "JPEG2000", "PPM")  # kinds whose size Pillow tells before it decodes them
 SideOf = Callable[[tuple[int, int]], int]  # width and height in the file -> the longest side to reduce to
@@ -53,11 +54,17 @@ def opened(content: bytes, side_of: SideOf, megapixels: int) -> Opened:
     kind = "SVG" if content.startswith(GZIP) else kind_of(content[:SNIFFED_BYTES])
     if kind == "SVG":  # which has no pixels of its own
         image = decode(content, Limits(side_of((1, 1)), megapixels)).image
-        return Opened(image, image.size)
+        return Opened(image, enlarged(image.size, SVG_PX))
     size = size_in_head(content, Limits(LARGEST_PX, megapixels)) if kind in BY_HEAD else None
     image = decode(content, Limits(side_of(size) if size else LARGEST_PX, megapixels)).image
     size = size or image.size
     return Opened(resized(image, reduced(image.size, side_of(size))), size)
+
+
+def enlarged(size: tuple[int, int], side_px: int) -> tuple[int, int]:
+    """The size with a longest side of `side_px`."""
+    width, height = (max(1, round(side * side_px / max(size))) for side in size)
+    return width, height
 
 
 def size_in_head(content: bytes, limits: Limits) -> tuple[int, int] | None:

@@ -5,7 +5,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import FileIO
 from itertools import accumulate
@@ -88,6 +88,17 @@ def keys_in(path: Path) -> Iterator[str]:
     """Yield the key of each row of a CSV."""
     with path.open("rb", buffering=0) as file:
         yield from (key_and_error(row)[0] for is_header, _, row in whole_rows(file) if not is_header)
+
+
+def keys_without_files(path: Path, columns: Collection[str]) -> Iterator[str]:
+    """Yield the keys of rows that name a file that is gone, in a column of these, by its path from the CSV's folder."""
+    with path.open("rb", buffering=0) as file:
+        for is_header, _, row in whole_rows(file):
+            cells = cells_of(row)
+            if is_header:
+                places = [place for place, name in enumerate(cells) if name in columns]
+            elif any(cells[place] and not (path.parent / cells[place]).exists() for place in places):
+                yield cells[0]
 
 
 def refuse_all_but_a_file(path: Path) -> None:

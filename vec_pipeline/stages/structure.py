@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +14,7 @@ from vec_pipeline.device import Device
 from vec_pipeline.engines import Answer, Message, PromptSize, grammar
 from vec_pipeline.engines.endpoint import JsonEndpoint
 from vec_pipeline.prompts import PROMPTS
-from vec_pipeline.record import Interrupted, Need, UserError, Values, Worker
+from vec_pipeline.record import Interrupted, Need, Stage, UserError, Values, Worker
 from vec_pipeline.remote import RemoteStage
 
 KV_GB_PER_TOKEN = 131_072 / 1e9  # Llama 3.1 8B in f16
@@ -47,6 +48,7 @@ class Structure(RemoteStage):
     )
     speed_options: ClassVar[tuple[str, ...]] = (*RemoteStage.speed_options, "engine", "context_tokens", "threads")
     local_options: ClassVar[tuple[str, ...]] = (*RemoteStage.local_options, "file")
+    call_options: ClassVar[tuple[str, ...]] = ("prompt", "language", "categories", "max_tokens")
     worker: ClassVar[Worker] = "child"
     refills: ClassVar[bool] = True
 
@@ -68,6 +70,10 @@ class Structure(RemoteStage):
         for problem in problems_of(self.categories):
             raise ValueError(f"categories: {problem}")
 
+    @cached_property
+    def loaded_as(self) -> Stage:
+        return self if self.is_remote else super().loaded_as  # a server is told the schema, with its categories
+
     @property
     def patterns(self) -> tuple[str, ...]:
         """Raises UserError where nothing says which file of a repository is meant."""
@@ -75,7 +81,7 @@ class Structure(RemoteStage):
             raise UserError(f"{self.name}: {self.model} is a hub repository: set {self.name}.file to a GGUF file in it")
         return (PART.sub(r"-?????\1", self.file),)
 
-    def path(self, *, is_offline: bool = True) -> Path:
+    def path(self, option: str = "model", *, is_offline: bool = True) -> Path:
         folder = weights.fetch(self.model, self.patterns, revision=self.revision, is_offline=is_offline)
         return folder / self.file if self.file else folder
 

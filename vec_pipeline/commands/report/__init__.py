@@ -28,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COSINE",
         help="group images whose vectors have at least this cosine as near-duplicates (default: %(default)s)",
     )
+    parser.add_argument(
+        "--by",
+        default="",
+        metavar="COLUMN",
+        help="the vectors that make near-duplicates and places on the map (default: image_vector, or dino_vector where "
+        "there is none)",
+    )
 
 
 def cosine(text: str) -> float:
@@ -47,10 +54,10 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         if not isinstance(options.out, str):
-            print(make_report(options.csv, options.out, options.duplicate_cosine))
+            print(make_report(options.csv, options.out, options.duplicate_cosine, options.by))
             return 0
         with uploading_folder(options.out, INDEX, THUMBNAILS) as folder:
-            said = make_report(options.csv, folder, options.duplicate_cosine)
+            said = make_report(options.csv, folder, options.duplicate_cosine, options.by)
         print(said.replace(str(folder), without_login(options.out).rstrip("/")))
     except OSError as error:
         raise UserError(

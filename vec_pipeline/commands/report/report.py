@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from vec_pipeline.annotations import CsvReader, content_reader
 from vec_pipeline.commands.report import similarity
-from vec_pipeline.commands.report.rows import read_rows
+from vec_pipeline.commands.report.rows import LINES, OBJECTS, read_rows, vectors_for
 from vec_pipeline.commands.report.site import Site
 from vec_pipeline.commands.report.summary import SCORES, Summary, stage_seconds
 from vec_pipeline.commands.report.thumbnails import Picture, Thumbnails
@@ -22,21 +22,28 @@ from vec_pipeline.terminal import plural
 
 ROWS_PER_PIECE = 1_000
 COLUMNS = ("image_path", "text", "description", "categories", "keywords", "image_text", "error", "flags", *SCORES)
+BOXES = {"objects": OBJECTS, "ocr_boxes": LINES}  # as the page calls them
 MAP_STEPS = 10_000  # places are written as integers
 
 Vectors = list[np.ndarray[Any, Any] | None]
 Plan = dict[str, list[int]]
 
 
-def make_report(csv_path: Path, folder: Path, duplicate_cosine: float) -> str:
-    """Write the gallery of a CSV, and return what to say of it. Raises UserError and OSError as CsvReader and Site."""
+def make_report(csv_path: Path, folder: Path, duplicate_cosine: float, by: str) -> str:
+    """Write the gallery of a CSV, and return what to say of it.
+
+    by: the column of the vectors that make near-duplicates and places on the map; empty for the usual one.
+
+    Raises UserError and OSError as CsvReader, `vectors_for` and Site.
+    """
     start_s = time.monotonic()
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(CsvReader(csv_path))
+        by = vectors_for(reader, by)
         site = Site(folder)
         thumbnails = stack.enter_context(contextlib.closing(Thumbnails(site.thumbnails, content_reader(csv_path))))
-        summary, vectors = write_rows(reader, site, thumbnails)
-        plan = plan_of(vectors, duplicate_cosine)
+        summary, vectors = write_rows(reader, site, thumbnails, by)
+        plan = plan_of(vectors, duplicate_cosine, by)
         site.write("data-map.js", "addMap", plan)
         head = {
             "name": csv_path.name,
@@ -56,16 +63,17 @@ def make_report(csv_path: Path, folder: Path, duplicate_cosine: float) -> str:
     return f"{made}, {seconds:.0f} s: open {site.index}"
 
 
-def write_rows(reader: CsvReader, site: Site, thumbnails: Thumbnails) -> tuple[Summary, Vectors]:
-    """Write the rows in pieces, with their thumbnails; return their counts and their image vectors."""
-    summary, vectors, rows, numbers = Summary(), Vectors(), read_rows(reader), numbers_of(reader)
+def write_rows(reader: CsvReader, site: Site, thumbnails: Thumbnails, by: str) -> tuple[Summary, Vectors]:
+    """Write the rows in pieces, with their thumbnails; return their counts and their vectors in the column `by`."""
+    summary, vectors, rows, numbers = Summary(), Vectors(), read_rows(reader, by), numbers_of(reader)
     with tqdm(unit=" images", desc="thumbnails", disable=None) as bar:
         for index, piece in enumerate(iter(lambda: list(islice(rows, ROWS_PER_PIECE)), [])):
-            pictures = thumbnails.of(row["image_path"] for row in piece)
+            boxed = {row["image_path"] for row in piece if row.get(OBJECTS) or row.get(LINES)}
+            pictures = thumbnails.of((row["image_path"] for row in piece), boxed)
             site.write(f"data-rows-{index}.js", "addRows", index, columns(piece, pictures, numbers))
             for row in piece:
                 summary.add(row)
-                vectors.append(row["image_vector"])
+                vectors.append(row[by])
             bar.update(len(piece))
     return summary, vectors
 
@@ -78,31 +86,35 @@ def numbers_of(reader: CsvReader) -> list[str]:
 def columns(rows: Sequence[Values], pictures: Sequence[Picture], numbers: Sequence[str]) -> dict[str, list[Any]]:
     """What the page knows of some rows, column by column; a column the CSV lacks is left out."""
     found: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in COLUMNS if name in rows[0]}
+    found |= {name: [row[key] for row in rows] for name, key in BOXES.items() if key in rows[0]}
     found["timestamp"] = [row["timestamp"] and row["timestamp"].isoformat() for row in rows]
     found["thumbnail"] = [picture.thumbnail for picture in pictures]
     found["link"] = [picture.link for picture in pictures]
+    if any(picture.size for picture in pictures):
+        found["size"] = [picture.size for picture in pictures]
     if numbers:
         found["numbers"] = [[row[name] for name in numbers] for row in rows]
     return found
 
 
-def plan_of(vectors: Vectors, duplicate_cosine: float) -> Plan:
-    """Place and group of each row by its image vector: x and y up to MAP_STEPS, or -1 for a row without a vector."""
+def plan_of(vectors: Vectors, duplicate_cosine: float, name: str) -> Plan:
+    """Place and group of each row by its vector: x and y up to MAP_STEPS, or -1 for a row without a vector.
+
+    name: of the column.
+    """
     has_vector = np.array([vector is not None for vector in vectors], bool)
     places = np.full((len(vectors), 2), -1)
     groups = np.zeros(len(vectors), int)
     if has_vector.any():
-        known = matrix_of([vector for vector in vectors if vector is not None])
+        known = matrix_of([vector for vector in vectors if vector is not None], name)
         places[has_vector] = np.rint(similarity.place(known) * MAP_STEPS)
         groups[has_vector] = similarity.group(known, duplicate_cosine)
     return {"x": places[:, 0].tolist(), "y": places[:, 1].tolist(), "group": groups.tolist()}
 
 
-def matrix_of(vectors: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+def matrix_of(vectors: Sequence[np.ndarray[Any, Any]], name: str) -> np.ndarray[Any, Any]:
     """Vectors as one matrix. Raises UserError where they are not of one length."""
     shapes = sorted({vector.shape for vector in vectors})
     if len(shapes) > 1 or len(shapes[0]) > 1:
-        raise UserError(
-            f"image_vector has the shapes {' and '.join(map(str, shapes))}, not one length: run with --refresh"
-        )
+        raise UserError(f"{name} has the shapes {' and '.join(map(str, shapes))}, not one length: run with --refresh")
     return np.stack(vectors)

@@ -6,9 +6,10 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+from vec_pipeline.commands.report.rows import LINES, OBJECTS
 from vec_pipeline.record import Values
 
-MOST = 500  # categories to choose from, and keywords suggested while typing; the page plots the first of them
+MOST = 500  # categories and labels to choose from, keywords suggested while typing; the page plots the first of them
 BIN = 0.05
 FEWEST_BINS = 10  # a single bar would not look like a distribution
 SCORES = ("text_confidence", "clip_score")
@@ -24,12 +25,22 @@ class Summary:
         self.categories: Counter[str] = Counter()
         self.keywords: Counter[str] = Counter()
         self.flags: Counter[str] = Counter()
+        self.objects: Counter[str] = Counter()  # by label
+        self.with_object: Counter[str] = Counter()  # images, by label
+        self.boxed = {"objects": 0, "people": 0, "text": 0}  # images with boxes of each kind
         self.errors: Counter[str] = Counter()  # by kind: "stage: ExceptionName"
         self.scores = {name: Counter[int]() for name in SCORES}
 
     def add(self, row: Values) -> None:
         self.rows += 1
         self.with_text += bool(row["image_text"])
+        objects, lines = row.get(OBJECTS, ()), row.get(LINES, ())
+        labels = Counter(label for label, *_ in objects if label)
+        self.objects.update(labels)
+        self.with_object.update(labels.keys())
+        self.boxed["objects"] += bool(labels)
+        self.boxed["people"] += any(isinstance(each[-1], list) for each in objects)
+        self.boxed["text"] += bool(lines)
         if row["categories"]:
             self.categories[row["categories"]] += 1
         self.keywords.update(split_keywords(row["keywords"]))
@@ -41,13 +52,22 @@ class Summary:
                 bins[bin_of(score)] += 1
 
     def as_dict(self) -> dict[str, Any]:
-        """Pairs of a value and its number, most frequent first; scores as pairs of a bin's lower end and its number."""
+        """Pairs of a value and its number, most frequent first; scores as pairs of a bin's lower end and its number.
+
+        objects: a label, the number of images with it, and that of the objects.
+        """
         return {
             "rows": self.rows,
             "with_text": self.with_text,
             "categories": self.categories.most_common(MOST),
             "keywords": self.keywords.most_common(MOST),
-            "different": {"categories": len(self.categories), "keywords": len(self.keywords)},
+            "boxed": self.boxed,
+            "objects": [(label, images, self.objects[label]) for label, images in self.with_object.most_common(MOST)],
+            "different": {
+                "categories": len(self.categories),
+                "keywords": len(self.keywords),
+                "objects": len(self.objects),
+            },
             "flags": self.flags.most_common(),
             "errors": self.errors.most_common(),
             "bin": BIN,

@@ -171,10 +171,14 @@ def plan_refresh(
     """All stages, hub models at their newest commits, and the rows that are behind."""
     from vec_pipeline import settings
     from vec_pipeline.commands.run.todo import Todo
+    from vec_pipeline.key_set import KeySet
+    from vec_pipeline.sinks.csv_rows import keys_without_files
 
     stages = config.stages if options.dry_run else fetched(config.stages)
     todo = Todo(source, existing, cache_path(config), compares=True)
-    todo.refresh(settings.outdated(config.output, config.stages, stages, existing.header, columns))
+    of_files = [name for stage in config.stages for name, kind in stage.columns.items() if kind == "file"]
+    gone = KeySet(keys_without_files(config.output, of_files) if of_files and existing.rows else ())
+    todo.refresh(settings.outdated(config.output, config.stages, stages, existing.header, columns), gone)
     return stages, todo
 
 

@@ -99,17 +99,22 @@ class Todo:
         if self._changed:
             print(f"{plural(len(self._changed), 'picture')} changed since their rows were made: --refresh updates them")
 
-    def refresh(self, outdated: Sequence[str]) -> None:
-        """Rows made with other settings, or of pictures that have changed, or of which neither is known."""
+    def refresh(self, outdated: Sequence[str], without_files: KeySet) -> None:
+        """Rows made with other settings, or of pictures that have changed, or of which neither is known.
+
+        without_files: keys of the rows that name files that are gone.
+        """
         if self._source.is_stream:
             raise UserError("--refresh needs a source that can be read twice: name files or folders, not a stream")
-        keys = self._present if outdated else self._changed | self._unknown
+        without_files = without_files & self._present
+        keys = self._present if outdated else self._changed | self._unknown | without_files
         self.number = len(keys)
         self.records = (record for record in self._source if record.key in keys)
         if not keys:
             print("every row was made with these settings and pictures: nothing to refresh")
             return
         reasons = [*outdated[:5], *([f"{plural(len(self._changed), 'changed picture')}"] if self._changed else [])]
+        reasons += [f"files of {plural(len(without_files), 'row')} are gone"] if without_files else []
         print(f"{plural(len(keys), 'row')} to update ({', '.join(reasons) or 'their pictures are not known'})")
         for number, what in (
             (self._existing.rows - len(self._present), "of pictures that are not in the source, left unchanged"),

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from vec_pipeline.commands import add_csv_argument, is_stdout, path
-from vec_pipeline.record import UserError
+from vec_pipeline.record import UserError, Values
 
-COLUMN_OF = {"image": "image_vector", "text": "text_vector"}
+COLUMN_OF = {"image": "image_vector", "text": "text_vector", "dino": "dino_vector"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="where",
         choices=tuple(COLUMN_OF),
         default="image",
-        help="image: what can be seen, by CLIP (default); text: what the descriptions mean, by the sentence model",
+        help="image: what can be seen, by CLIP (default); text: what the descriptions mean, by the sentence model; "
+        "dino: what can be seen, by DINO; a text needs what `align` has written",
+    )
+    parser.add_argument(
+        "--align",
+        type=path,
+        metavar="DIR",
+        help="what `align` has written; default: align, beside the CSV",
     )
     parser.add_argument("--top", type=positive, default=10, metavar="N", help="how many to show (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print a list of objects with image_path and score")
@@ -44,23 +51,46 @@ def positive(text: str) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    if bool(options.query) == bool(options.like) or (options.like and options.where == "text"):
+    text = (options.query or "").strip()
+    if bool(text) == bool(options.like) or (options.like and options.where == "text"):
         raise UserError('search needs either a text, such as "a red car", or --like IMAGE without --in text')
-    from vec_pipeline.commands.search.page import write_page
-    from vec_pipeline.commands.search.query import image_query, meaning_query, sight_query
-    from vec_pipeline.commands.search.vector_cache import Vectors
-
-    with Vectors(options.csv, COLUMN_OF[options.where]) as vectors:  # before a model loads: it may refuse
-        if options.like:
-            query = image_query(options.csv, options.like)
-        else:
-            query = (sight_query if options.where == "image" else meaning_query)(options.csv, options.query)
-        found = vectors.nearest(query, options.top)
+    if options.align and (options.like or options.where != "dino"):
+        raise UserError("--align is for a text and --in dino")
+    found = nearest_to_image(options) if options.like else nearest_to_text(options, text)
     if options.html:
+        from vec_pipeline.commands.search.page import write_page
+
         write_page(options.html, options.query or f"like {options.like}", found, options.csv)
     said = json.dumps(found, ensure_ascii=False, indent=2) if options.json else table(found)
     print(said, file=sys.stderr if is_stdout(options.html) else sys.stdout)
     return 0
+
+
+def nearest_to_image(options: argparse.Namespace) -> list[Values]:
+    from vec_pipeline.commands.search.query import image_query
+    from vec_pipeline.commands.search.vector_cache import Vectors
+
+    column = COLUMN_OF[options.where]
+    with Vectors(options.csv, column) as vectors:  # before a model loads: it may refuse
+        return vectors.nearest(image_query(options.csv, options.like, column), options.top)
+
+
+def nearest_to_text(options: argparse.Namespace, text: str) -> list[Values]:
+    from vec_pipeline.commands.search.query import meaning_query, sight_query
+    from vec_pipeline.commands.search.vector_cache import Vectors
+
+    if options.where == "dino":
+        from vec_pipeline.annotations import CsvReader
+        from vec_pipeline.commands.align import FOLDER
+        from vec_pipeline.commands.align.alignment import Alignment
+
+        CsvReader(options.csv).close()  # where there is no CSV, there is no folder beside it
+        alignment = Alignment.read(options.align or options.csv.with_name(FOLDER), options.csv)
+        with Vectors(options.csv, alignment.column) as vectors:
+            return vectors.nearest(alignment.query(options.csv, text), options.top, alignment.mean)
+    with Vectors(options.csv, COLUMN_OF[options.where]) as vectors:
+        query = (sight_query if options.where == "image" else meaning_query)(options.csv, text)
+        return vectors.nearest(query, options.top)
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:

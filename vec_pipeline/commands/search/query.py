@@ -1,8 +1,8 @@
-"""A text or an image -> the vector to search for, by the models that the CSV was made with."""
+"""Texts and images -> the vectors to search for, by the models that the CSV was made with."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from vec_pipeline.stages.embed_image import EmbedImage
 from vec_pipeline.stages.embed_text import EmbedText
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
+Matrix = np.ndarray[Any, np.dtype[np.float32]]
 QUERY_PREFIXES = {"passage: ": "query: "}  # of the e5 models; any other prefix is that of queries as well
 NOT_OPTIONS = ("use", "version", "identity", "commit")  # that are recorded beside a stage's options
+TEXTS_AT_ONCE = 64
 
 
 def sight_query(csv_path: Path, text: str) -> Vector:
@@ -25,23 +27,18 @@ def sight_query(csv_path: Path, text: str) -> Vector:
     stage, _ = maker_of(csv_path, "image_vector")
     if not isinstance(stage, EmbedImage):
         raise UserError(f"{stage.name}, which wrote image_vector, cannot embed a text: search with --like or --in text")
-    import torch
-
-    clip = stage.load()
-    with torch.inference_mode():
-        vectors = clip.model.encode_text(clip.tokenize([text]).to(clip.device), normalize=True)
-    vector: Vector = vectors[0].float().cpu().numpy()
+    vector: Vector = clip_texts(stage, [text])[0]
     return vector
 
 
-def image_query(csv_path: Path, argument: str) -> Vector:
-    """Embed an image as the images of the CSV were.
+def image_query(csv_path: Path, argument: str, column: str) -> Vector:
+    """Embed an image as the images of the CSV were that have their vectors in a column.
 
     argument: a path, or whatever else a source of the CSV accepts for one image. Raises UserError where it cannot be
     read.
     """
     content = content_reader(csv_path)(argument)
-    stage, own_name = maker_of(csv_path, "image_vector")
+    stage, own_name = maker_of(csv_path, column)
     opener, image = maker_of(csv_path, stage.read.get("image", "image"))
     try:
         opened = opener.run(opener.load(), [{"content": content}], 1)[0]
@@ -62,29 +59,75 @@ def meaning_query(csv_path: Path, text: str) -> Vector:
     return vector
 
 
+def text_vectors(csv_path: Path, column: str, texts: Sequence[str]) -> Matrix:
+    """Embed texts by the model that wrote a column: a CLIP by its text tower, a sentence model as it did for the CSV.
+
+    texts: none of them blank. Returns float32 of shape (texts, dimensions), L2-normalised.
+    """
+    stage, own_name = maker_of(csv_path, column)
+    if isinstance(stage, EmbedImage):
+        return clip_texts(stage, texts)
+    found = stage.run(stage.load(), [{stage.reads[0]: text} for text in texts], TEXTS_AT_ONCE)
+    return np.stack([row[own_name] for row in found])
+
+
+def clip_texts(stage: EmbedImage, texts: Sequence[str]) -> Matrix:
+    """Embed texts with the text tower of a CLIP: float32 of shape (texts, dimensions), L2-normalised."""
+    import torch
+    from tqdm import tqdm
+
+    clip = stage.load()
+    starts = range(0, len(texts), TEXTS_AT_ONCE)
+    parts = []
+    for start in tqdm(starts, desc="texts", unit=" batches", disable=None if len(starts) > 1 else True, leave=False):
+        tokens = clip.tokenize(list(texts[start : start + TEXTS_AT_ONCE])).to(clip.device)
+        with torch.inference_mode():
+            parts.append(clip.model.encode_text(tokens, normalize=True).float().cpu().numpy())
+    return np.concatenate(parts)
+
+
 def maker_of(csv_path: Path, name: str) -> tuple[Stage, str]:
     """Build the stage that wrote a column or an intermediate as it was then; and how the stage itself calls the value.
 
     Raises UserError where the settings beside the CSV name no such stage.
     """
+    maker = recorded_maker(csv_path, name)
+    own = {key: value for key, value in maker.options.items() if key not in NOT_OPTIONS}
+    commit = {"revision": maker.options["commit"]} if maker.options.get("commit") else {}
+    stage = build_stage(maker.cls, {"name": maker.name, **own, **commit}, {"device": "auto"})
+    stage.fetch()
+    return stage, maker.own_name_of(name)
+
+
+@dataclass(frozen=True)
+class Maker:
+    """A stage as the settings beside a CSV have it; options: with its version, its commit and what else they record."""
+
+    name: str
+    cls: type[Stage]
+    options: Mapping[str, Any]
+
+    def own_name_of(self, name: str) -> str:
+        """How the stage calls the value `name` that it writes; empty where it does not write it."""
+        written = self.options.get("write", {})
+        return next((own for own in (*self.cls.writes, *self.cls.intermediates) if written.get(own, own) == name), "")
+
+
+def recorded_maker(csv_path: Path, name: str) -> Maker:
+    """The stage that wrote a column or an intermediate. Raises UserError where the settings name none."""
+    for maker in makers(csv_path):
+        if maker.own_name_of(name):
+            return maker
+    raise UserError(
+        f"{csv_path} was made without a stage that writes {name}: add one and run with --refresh, or use another column"
+    )
+
+
+def makers(csv_path: Path) -> Iterator[Maker]:
+    """The stages that a CSV was made with. Raises UserError where there are no settings beside it."""
     stages = recorded_settings(csv_path).stages
     if not stages:
         raise UserError(f"{settings_path(csv_path)} does not exist: restore it, since it says which models to use")
-    for stage_name, options in stages.items():
+    for name, options in stages.items():
         with suppress(UserError):  # of another stage, whose module is not installed here
-            cls = stage_class({"use": options.get("use", stage_name)})
-            if own_name := own_name_of(cls, options, name):
-                break
-    else:
-        raise UserError(f"{csv_path} was made without a stage that writes {name}: search in another column")
-    own = {key: value for key, value in options.items() if key not in NOT_OPTIONS}
-    commit = {"revision": options["commit"]} if options.get("commit") else {}
-    stage = build_stage(cls, {"name": stage_name, **own, **commit}, {"device": "auto"})
-    stage.fetch()
-    return stage, own_name
-
-
-def own_name_of(cls: type[Stage], options: Mapping[str, Any], name: str) -> str:
-    """How a stage with these options calls the value `name` that it writes; empty where it does not write it."""
-    written = options.get("write", {})
-    return next((own for own in (*cls.writes, *cls.intermediates) if written.get(own, own) == name), "")
+            yield Maker(name, stage_class({"use": options.get("use", name)}), options)

@@ -20,6 +20,8 @@ from vec_pipeline.record import UserError, Values, beside
 
 TAIL_BYTES = 4096
 ROWS_AT_ONCE = 256  # read and compared with the matrix
+CENTRED_AT_ONCE = 256  # rows, which fit into the processor's cache
+SHORTEST = 1e-12  # length of a vector that has a direction
 ATTEMPTS = 3  # a CSV that is edited all the time cannot be searched
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
@@ -36,7 +38,7 @@ class Vectors:
     matrix: float32 of shape (rows, dimensions), mapped from disk; rows without a vector are left out.
     places: where each row begins and ends in the CSV, in bytes; int64 of shape (rows, 2), mapped from disk.
 
-    Raises UserError where the CSV has no vector in that column, or has vectors of different lengths.
+    Raises UserError where the CSV has no such column, no vector in it, or vectors of different lengths.
     """
 
     def __init__(self, csv_path: Path, column: str) -> None:
@@ -53,10 +55,11 @@ class Vectors:
     def close(self) -> None:
         self._reader.close()
 
-    def nearest(self, query: Vector, top: int) -> list[Values]:
+    def nearest(self, query: Vector, top: int, mean: Vector | None = None) -> list[Values]:
         """Compare with every vector (nothing is approximated); return the best rows, best first.
 
         query: of length 1, as the vectors are, so that a score is a cosine.
+        mean: is taken from every vector before it is compared, if given, whose lengths then do not matter.
 
         Each row's vector is compared with that of the matrix. Where they differ, the CSV has been edited in place: the
         cache is rebuilt, and searched again. Raises UserError where that does not help.
@@ -69,7 +72,7 @@ class Vectors:
                 raise UserError(
                     f"{self.csv_path} was made with another model than its settings name: run with --refresh"
                 )
-            scores = self.matrix @ query
+            scores = self.matrix @ query if mean is None else centred_cosines(self.matrix, query, mean)
             top = min(top, len(scores))
             best = np.argpartition(-scores, top - 1)[:top]
             best = best[np.argsort(-scores[best], kind="stable")]
@@ -83,6 +86,10 @@ class Vectors:
     def _open(self, rebuild: bool = False) -> None:
         with ExitStack() as on_failure:
             self._reader = on_failure.enter_context(CsvReader(self.csv_path))
+            if self._reader.types.get(self.column) != "vector":
+                raise UserError(
+                    f"{self.csv_path} has no vectors {self.column}: add a stage that writes them and run with --refresh"
+                )
             self.matrix, self.places = open_cache(self._reader, self.column, rebuild)
             on_failure.pop_all()
 
@@ -101,6 +108,16 @@ class Vectors:
                     return None
             found += table.drop_columns([self.column]).to_pylist()
         return found
+
+
+def centred_cosines(matrix: Matrix, query: Vector, mean: Vector) -> Vector:
+    """Cosines of a query, of length 1, with the rows of a matrix without their mean: float32 of shape (rows,)."""
+    scores = np.zeros(len(matrix), np.float32)
+    for start in range(0, len(matrix), CENTRED_AT_ONCE):
+        centred = matrix[start : start + CENTRED_AT_ONCE] - mean
+        lengths = np.sqrt(np.einsum("ij,ij->i", centred, centred))
+        scores[start : start + CENTRED_AT_ONCE] = centred @ query / np.maximum(lengths, SHORTEST)
+    return scores
 
 
 def open_cache(reader: CsvReader, column: str, rebuild: bool) -> tuple[Matrix, Places]:

@@ -36,7 +36,10 @@ function renderDetail() {
     const isSame = detailFor.split(" ")[0] === String(row);
     detailFor = key;
     $("detail-title").replaceChildren(element("bdi", {}, nameOf(row)));
-    if (!isSame) showPicture(row);
+    if (!isSame) {
+      readBoxes(row);
+      showPicture(row);
+    }
     $("detail-facts").replaceChildren(...factsOf(row));
     if (!isSame) $("detail-facts").scrollTop = 0;
   }
@@ -60,15 +63,20 @@ function showPicture(row) {
   const parts = [];
   if (small) parts.push(element("img", { src: small, alt: altOf(row) }));
   else parts.push(element("p", { class: "none" }, "No picture"));
-  if (!full)
-    parts.push(
-      say(small ? "This report has no link to the image." : "The image was not available when this report was made."),
-    );
+  const notes = [
+    !full && (small ? "This report has no link to the image." : "The image was not available when this report was made."),
+    small && !full.startsWith("file:") && boxes.length && !data.size[row] &&
+      "Its boxes cannot be drawn, since its size is not known.",
+  ].filter(Boolean);
+  if (notes.length) parts.push(say(notes.join(" ")));
   $("detail-picture").replaceChildren(...parts);
+  if (small) drawBoxes(row);
   if (!full.startsWith("file:")) return; // a report needs no network
   const image = element("img", { alt: altOf(row) });
   image.onload = () => {
-    if (state.image === String(row)) $("detail-picture").replaceChildren(image);
+    if (state.image !== String(row) || !isUpright(row, image)) return; // the thumbnail stays, which is upright
+    $("detail-picture").replaceChildren(image);
+    drawBoxes(row, [image.naturalWidth, image.naturalHeight]);
   };
   image.onerror = () => {
     if (state.image === String(row))
@@ -77,6 +85,13 @@ function showPicture(row) {
       );
   };
   image.src = full;
+}
+
+/** Whether the browser shows an image as its boxes see it: browsers ignore the orientation that some formats note. */
+function isUpright(row, { naturalWidth, naturalHeight }) {
+  if (!data.size[row]) return true;
+  const [width, height] = data.size[row];
+  return Math.abs((naturalWidth * height) / (naturalHeight * width) - 1) < 0.05;
 }
 
 function factsOf(row) {
@@ -94,6 +109,16 @@ function factsOf(row) {
   if (data.categories[row]) add("Category", links("category", [data.categories[row]]));
   if (data.keywords[row]) add("Keywords", links("keyword", keywordsOf(row)));
   if (data.image_text[row]) add("Text on the image", data.image_text[row]);
+  const shown = [...boxes.entries()];
+  const lines = shown.filter(([, box]) => box.layers.includes("text"));
+  const objects = shown.filter(([, box]) => !box.layers.includes("text"));
+  if (objects.length)
+    add(
+      "Objects",
+      links("object", [...new Set(labelsOf(row))]),
+      ...boxList("Objects, the surest first", objects, data.objects[row].length),
+    );
+  if (lines.length) add("Text read by OCR", ...boxList("Lines of text", lines, data.ocr_boxes[row].length));
   if (flagsOf(row).length) add("Flags", links("flag", flagsOf(row)));
   if (confidence !== null)
     add("Confidence", confidence.toFixed(3), element("meter", { value: confidence, "aria-label": "Confidence" }));

@@ -2,7 +2,7 @@
 
 "use strict";
 
-const FILTERS = ["q", "category", "keyword", "flag", "error", "group", "errors"];
+const FILTERS = ["q", "category", "keyword", "flag", "object", "text", "error", "group", "errors"];
 const SORTS = {
   time: { column: "timestamp", name: "Time" },
   name: { column: "image_path", name: "Name" },
@@ -59,6 +59,8 @@ function passes() {
   return (row) =>
     (!state.category || data.categories[row] === state.category) &&
     (!state.flag || flagsOf(row).includes(state.flag)) &&
+    (!state.object || labelsOf(row).includes(state.object)) &&
+    (!state.text || data.ocr_boxes[row]?.length > 0) &&
     (!state.keyword || keywordsOf(row).includes(state.keyword)) &&
     (!state.errors || data.error[row] !== "") &&
     (!state.error || errorKind(row) === state.error) &&
@@ -73,8 +75,14 @@ const optionsOf = (pairs, all) => [
 
 function fillFilters() {
   $("category").append(...optionsOf(head.categories, "All"));
-  $("flag").append(...optionsOf(head.flags, "All"));
-  $("flag").parentElement.hidden = !head.flags.length;
+  for (const [name, pairs] of [
+    ["flag", head.flags],
+    ["object", head.objects],
+  ]) {
+    $(name).append(...optionsOf(pairs, "All"));
+    $(name).parentElement.hidden = !pairs.length;
+  }
+  $("text").parentElement.hidden = !head.boxed.text;
   $("keywords").append(...head.keywords.map(([value]) => element("option", { value })));
   const sorts = Object.keys(SORTS).filter(
     (name) => !["confidence", "clip"].includes(name) || SORTS[name].column in head.scores,
@@ -88,6 +96,8 @@ const CHIPS = {
   category: (value) => `Category: ${value}`,
   keyword: (value) => `Keyword: ${value}`,
   flag: (value) => `Flag: ${value}`,
+  object: (value) => `Object: ${value}`,
+  text: () => "With text",
   error: (value) => `Error: ${value}`,
   group: (value) => `Near-duplicates, group ${value}`,
   errors: () => "Errors only",
@@ -95,9 +105,9 @@ const CHIPS = {
 
 function showFilters() {
   const { name, isDescending } = sortOf();
-  for (const id of ["q", "category", "keyword", "flag"])
+  for (const id of ["q", "category", "keyword", "flag", "object"])
     if ($(id) !== document.activeElement || $(id).tagName === "SELECT") $(id).value = state[id];
-  $("errors").checked = state.errors !== "";
+  for (const id of ["text", "errors"]) $(id).checked = state[id] !== "";
   $("sort").value = name;
   $("direction").textContent = isDescending ? "↓" : "↑";
   $("direction").setAttribute("aria-label", isDescending ? "Descending; sort ascending" : "Ascending; sort descending");
@@ -143,9 +153,10 @@ function listenToFilters() {
     typing = setTimeout(() => go({ q: $("q").value.trim() }, false), 120);
   });
   $("keyword").addEventListener("change", () => go({ keyword: $("keyword").value.trim() }));
-  $("category").addEventListener("change", () => go({ category: $("category").value }));
-  $("flag").addEventListener("change", () => go({ flag: $("flag").value }));
-  $("errors").addEventListener("change", () => go({ errors: $("errors").checked ? "1" : "" }));
+  for (const name of ["category", "flag", "object"])
+    $(name).addEventListener("change", () => go({ [name]: $(name).value }));
+  for (const name of ["text", "errors"])
+    $(name).addEventListener("change", () => go({ [name]: $(name).checked ? "1" : "" }));
   const sort = (name, isDescending) =>
     go({ sort: (isDescending ? "-" : "") + (name === "time" && !isDescending ? "" : name) });
   $("sort").addEventListener("change", () => sort($("sort").value, sortOf().isDescending));

@@ -8,6 +8,8 @@ const EMPTY = {
   category: "",
   keyword: "",
   flag: "",
+  object: "",
+  text: "",
   error: "",
   group: "",
   errors: "",
@@ -98,6 +100,7 @@ function start(summary) {
   $("name").textContent = head.name;
   $("made").textContent = `${plural(head.rows, "image")}, made ${head.made.replace("T", " ")}`;
   fillFilters();
+  fillLayers();
   listen();
   readHash();
   loadPiece(0);
@@ -118,6 +121,7 @@ function listen() {
   $("groups-more").addEventListener("click", showMoreGroups);
   listenToMap();
   listenToDetail();
+  listenToBoxes();
 }
 
 /** What the data scripts call. */

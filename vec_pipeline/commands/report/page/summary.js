@@ -33,6 +33,7 @@ function renderSummary() {
         bars("Errors", head.errors, "error") ||
           element("section", { class: "plot" }, element("h3", {}, "Errors"), element("p", { class: "muted" }, "None.")),
         bars("Flags", head.flags, "flag"),
+        objectBars(),
         stages(),
       ].filter(Boolean),
     ),
@@ -76,6 +77,34 @@ function bars(title, pairs, filter, different = pairs.length) {
     element("h3", {}, title),
     list,
     different > BARS ? element("p", { class: "note" }, `The ${BARS} most frequent of ${count(different)}.`) : null,
+  );
+}
+
+/** The labels of most objects: how many images have one, and how many more objects there are in these. */
+function objectBars() {
+  if (!head.objects.length) return null;
+  const top = [...head.objects].sort((a, b) => b[2] - a[2]).slice(0, BARS);
+  const different = head.different.objects;
+  return element(
+    "section",
+    { class: "plot" },
+    element("h3", {}, "Objects"),
+    element(
+      "ol",
+      { class: "bars", "aria-label": "Objects" },
+      ...top.map(([label, images, objects]) =>
+        barRow(label, [images, objects - images].filter(Boolean), top[0][2], `${count(objects)} in ${count(images)}`, "object"),
+      ),
+    ),
+    element(
+      "p",
+      { class: "note" },
+      element("span", { class: "key" }),
+      "images",
+      element("span", { class: "key second" }),
+      "further objects in these images",
+      different > BARS ? `; the ${BARS} most frequent of ${count(different)}` : null,
+    ),
   );
 }
 
