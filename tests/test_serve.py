@@ -18,6 +18,7 @@ import httpx2
 import pytest
 
 from tests.conftest import EXAMPLES, PROJECT
+from tests.test_speak import needs_espeak
 from vec_pipeline import load_annotations
 
 CONFIG = PROJECT / "configs" / "demo.yaml"
@@ -28,10 +29,10 @@ STARTS_S = 60
 class Server:
     """A server in a process of its own."""
 
-    def __init__(self, csv: Path | None, *options: str) -> None:
+    def __init__(self, csv: Path | None, *options: str, config: Path = CONFIG) -> None:
         where = ["--csv", str(csv)] if csv else ["--ephemeral"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vec_pipeline", "serve", "--config", str(CONFIG), "--port", "0", *where, *options],
+            [sys.executable, "-m", "vec_pipeline", "serve", "--config", str(config), "--port", "0", *where, *options],
             cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
@@ -58,8 +59,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(csv: Path | None, *options: str) -> Iterator[Server]:
-    server = Server(csv, *options)
+def running(csv: Path | None, *options: str, config: Path = CONFIG) -> Iterator[Server]:
+    server = Server(csv, *options, config=config)
     try:
         yield server
     finally:
@@ -343,3 +344,39 @@ def test_nothing_is_left_of_an_ephemeral_server(tmp_path: Path, monkeypatch: pyt
         assert server.client.get("/v1/annotations").json() == [name]
         assert server.end() == 0
     assert list(tmp_path.glob("vec-pipeline-*")) == []
+
+
+# --- languages and speech
+
+SPOKEN = """
+device: cpu
+stages:
+  - {use: open_image, max_size_px: 112}
+  - {use: describe, model: models/demo/vision_language, max_new_tokens: 64}
+  - {use: translate, model: models/demo/translation, texts: [text]}
+  - {use: speak, texts: [text]}
+  - {use: speak, name: speak_ru, texts: [text_ru], language: ru}
+"""
+
+
+@needs_espeak
+def test_a_language_decides_which_texts_and_speech_there_are(tmp_path: Path) -> None:
+    config = tmp_path / "spoken.yaml"
+    config.write_text(SPOKEN)
+    with running(tmp_path / "a.csv", config=config) as server:
+        rows = {language: server.post(FLOWER, language=language) for language in ("", "en", "ru")}
+        found = {language: [name for name in ("text_ru", "text_audio", "text_ru_audio") if response.json()[name]]
+                 for language, response in rows.items()}  # fmt: skip
+        assert found == {"": ["text_ru", "text_audio", "text_ru_audio"], "en": ["text_audio"], "ru": [
+            "text_ru", "text_audio", "text_ru_audio"]}  # fmt: skip
+        assert "цветок" in rows["ru"].json()["text_ru"]
+        name = id_of(rows["ru"])
+        sounds = {
+            column: server.client.get(f"/v1/annotations/{name}/audio", params={"column": column})
+            for column in ("", "text_audio", "text_ru_audio")
+        }
+        assert all(sound.status_code == 200 and sound.content[:4] == b"RIFF" for sound in sounds.values())
+        assert sounds[""].content == sounds["text_audio"].content != sounds["text_ru_audio"].content
+        for column in ("image_path", "text", "nothing"):
+            assert server.client.get(f"/v1/annotations/{name}/audio", params={"column": column}).status_code == 404
+        assert server.post(FLOWER, language="de").status_code == 422

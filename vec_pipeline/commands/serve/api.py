@@ -31,14 +31,16 @@ MOST_FILES = 64
 class Service:
     """What requests are answered with.
 
+    csv_folder: where the paths in columns of type file begin.
     stages: names of those that a request may leave out, in order.
-    of_language: names of the stages that are only for rows in another language, by language.
+    of_language: names of the stages that are only for answers in a language, by language; all run if none is named.
     details: that a request may ask for.
     fetch: the bytes at an address; raises DownloadError and UserError.
     waiting: the records that are at work, and what becomes of them, by id.
     """
 
     annotator: Annotator
+    csv_folder: Path
     uploads: Uploads
     rows: Rows
     stages: Sequence[str]
@@ -53,7 +55,7 @@ class Service:
 def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="vec-pipeline", version="1", docs_url=None, redoc_url=None, openapi_url="/openapi.json")
 
-    @app.post("/v1/annotations", responses=RESPONSES, status_code=200)
+    @app.post("/v1/annotations", responses=RESPONSES | REFUSALS, status_code=200)
     async def annotate(
         file: Annotated[list[UploadFile], File(description="pictures")] = [],  # noqa: B006 (FastAPI copies it)
         url: Annotated[str, Form(description="the address of a picture, instead of a file")] = "",
@@ -102,7 +104,8 @@ def create_app(service: Service) -> FastAPI:
         if not (path := service.uploads.path(name)):
             raise HTTPException(404, UNKNOWN)
         try:
-            return Response(as_jpeg(path.read_bytes(), side_px), media_type="image/jpeg")
+            content, (width, height) = as_jpeg(path.read_bytes(), side_px)
+            return Response(content, media_type="image/jpeg", headers={"Picture-Size": f"{width}x{height}"})
         except Exception as error:  # of any decoder
             raise HTTPException(422, f"it cannot be opened ({type(error).__name__})") from None
 
@@ -111,9 +114,20 @@ def create_app(service: Service) -> FastAPI:
         """A column of type `file`, such as speech; the first one that there is."""
         _, row = answer_of(service, name)
         files = [each for each in ([column] if column else service.rows.names_of("file")) if row.get(each)]
-        if not files or files[0] not in service.rows.names_of("file"):
+        path = service.csv_folder / row[files[0]] if files else None
+        if not path or files[0] not in service.rows.names_of("file") or not path.is_file():
             raise HTTPException(404, "this annotation has no such file")
-        return FileResponse(row[files[0]])
+        return FileResponse(path)
+
+    @app.get("/v1/options")
+    async def options() -> dict[str, list[str]]:
+        """What a request may ask for, and the columns that `/audio` has files of."""
+        return {
+            "details": list(service.details),
+            "languages": list(service.of_language),
+            "stages": list(service.stages),
+            "audio": service.rows.names_of("file"),
+        }
 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
@@ -130,17 +144,31 @@ def create_app(service: Service) -> FastAPI:
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html")
 
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> FileResponse:
+        return FileResponse(PAGE / "docs.html")
+
     app.mount("/page", StaticFiles(directory=PAGE))
     return app
 
 
 UNKNOWN = "there is no such annotation"
-PICTURES: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}, 404: {"description": UNKNOWN}}
+SIZE = {"Picture-Size": {"description": "width x height of the file, upright, in pixels", "schema": {"type": "string"}}}
+PICTURES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/jpeg": {}}, "headers": SIZE},
+    404: {"description": UNKNOWN},
+}
 SOUNDS: dict[int | str, dict[str, Any]] = {200: {"content": {"audio/*": {}}}, 404: {"description": UNKNOWN}}
 RESPONSES: dict[int | str, dict[str, Any]] = {
     202: {"description": "not done yet"},
     404: {"description": "unknown"},
+}
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    413: {"description": "too large"},
+    415: {"description": "no picture of a known format"},
     429: {"description": "too many wait: come again after Retry-After seconds"},
+    503: {"description": "the server is ending, or has failed"},
+    507: {"description": "no room on the disk"},
 }
 
 
@@ -165,7 +193,7 @@ class Asked:
             raise HTTPException(422, f"this server asks its own question: detail is {', '.join(service.details)}")
         if language and language not in service.of_language:
             raise HTTPException(422, f"there is no {language}: there are {', '.join(service.of_language)}")
-        others = [names for of, names in service.of_language.items() if of != language]
+        others = [names for of, names in service.of_language.items() if language not in ("", of)]
         left_out = set(service.stages) - set(wanted) if wanted else set()
         return cls(detail, language, frozenset(left_out).union(*others))
 
@@ -247,15 +275,17 @@ async def progress(service: Service, name: str, request: Request) -> AsyncIterat
         await asyncio.sleep(POLL_S)
 
 
-def as_jpeg(content: bytes, side_px: int) -> bytes:
-    """Decode a picture as the worker does. Raises what its decoder raises."""
+def as_jpeg(content: bytes, side_px: int) -> tuple[bytes, tuple[int, int]]:
+    """A picture as a JPEG, and the width and height of its file, in whose pixels boxes are. Raises as its decoder."""
     from io import BytesIO
 
-    from vec_pipeline.stages.open_image import open_image
+    from vec_pipeline.pictures import Limits
+    from vec_pipeline.pictures.full_size import opened
 
+    image, size = opened(content, lambda _: side_px, Limits.megapixels)
     target = BytesIO()
-    open_image(content, side_px).save(target, "JPEG", quality=90)
-    return target.getvalue()
+    image.save(target, "JPEG", quality=90)
+    return target.getvalue(), size
 
 
 def event(kind: str, body: Any) -> str:

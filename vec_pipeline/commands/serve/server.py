@@ -76,14 +76,13 @@ class Server(uvicorn.Server):
 def serve(config: Config, options: argparse.Namespace, token_hash: str) -> int:
     """Listen until a signal ends the server, and finish what waits then. Returns the exit status."""
     check_wiring(config.stages, {})
-    stages = fetched(config.stages)
     with contextlib.ExitStack() as stack:
         if options.ephemeral:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vec-pipeline-")))
             config = replace(config, output=folder / "annotations.csv", result_cache=False)
         else:
             config = replace(config, output=options.csv or config.output)
-        service = stack.enter_context(made(config, stages, options))
+        service = stack.enter_context(made(config, fetched(config.stages), options))
         listening = stack.enter_context(contextlib.closing(listen(options.host, options.port)))
         host, port = listening.getsockname()[:2]
         app = Limited(create_app(service), token_hash, hosts(host, port), options.max_upload_mb * 10**6, BODY_S)
@@ -150,8 +149,9 @@ def made(config: Config, stages: Sequence[Stage], options: argparse.Namespace) -
         annotator = Annotator(executor, save, options.most_waiting, size.first)
         uploads = Uploads(beside(config.output, "uploads"))
         service = Service(
-            annotator, uploads, rows, [stage.name for stage in stages if stage.columns], languages_of(stages), list(ways),
-            lambda url: downloaded(url, config), Metrics(lambda: annotator.number_waiting),
+            annotator, config.output.parent, uploads, rows, [stage.name for stage in stages if stage.columns],
+            languages_of(stages), list(ways), lambda url: downloaded(url, config),
+            Metrics(lambda: annotator.number_waiting),
         )  # fmt: skip
         try:
             yield service
@@ -195,8 +195,10 @@ def languages_of(stages: Sequence[Stage]) -> dict[str, frozenset[str]]:
     of_language: dict[str, frozenset[str]] = {own_language(stages): frozenset()}
     written: dict[str, str] = {}  # column -> its language
     for stage in stages:
-        language = stage.to if isinstance(stage, Translate) else next(
-            (written[name] for name in stage.input_names if name in written), ""
+        language = (
+            stage.to
+            if isinstance(stage, Translate)
+            else next((written[name] for name in stage.input_names if name in written), "")
         )
         if language:
             of_language[language] = of_language.get(language, frozenset()) | {stage.name}
