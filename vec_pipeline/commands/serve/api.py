@@ -60,7 +60,7 @@ def create_app(service: Service) -> FastAPI:
         file: Annotated[list[UploadFile], File(description="pictures")] = [],  # noqa: B006 (FastAPI copies it)
         url: Annotated[str, Form(description="the address of a picture, instead of a file")] = "",
         detail: Annotated[Detail, Form()] = "normal",
-        language: Annotated[Literal["", "en", "ru"], Form(description="of the answer; empty for the server's")] = "",
+        language: Annotated[Literal["", "en", "ru"], Form(description="of the answer; empty for all")] = "",
         stages: Annotated[str, Form(description="names of stages, separated by commas; empty for all")] = "",
         wait_s: Annotated[float, Query(ge=0, le=300, description="seconds until 202 is answered instead")] = 30,
     ) -> Response:
