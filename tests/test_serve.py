@@ -275,6 +275,22 @@ def test_too_many_uploads_are_told_to_come_again(tmp_path: Path) -> None:
         assert all(int(each.headers["retry-after"]) > 0 for each in responses if each.status_code == 429)
 
 
+def test_clients_that_leave_give_up_their_places(tmp_path: Path) -> None:
+    with running(tmp_path / "a.csv", "--set", "chunk_size=4") as server:  # some chunks are taken ahead
+
+        def hasty(content: bytes) -> None:
+            client = httpx2.Client(base_url=server.url, timeout=httpx2.Timeout(30, read=0.3))
+            with pytest.raises(httpx2.ReadTimeout):
+                client.post("/v1/annotations", files={"file": ("a.jpg", content)})
+
+        pictures = [resaved(FLOWER, quality) for quality in range(50, 80)]
+        with ThreadPoolExecutor(30) as pool:  # before the models are loaded
+            list(pool.map(hasty, pictures))
+        wait_until(lambda: server.client.get("/healthz").json()["waiting"] == 0)
+        assert server.post(CAT).status_code == 200
+        assert len(server.client.get("/v1/annotations", params={"limit": 100}).json()) < 25
+
+
 # --- who may use it
 
 

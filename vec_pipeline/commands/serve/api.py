@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -36,7 +37,8 @@ class Service:
     of_language: names of the stages that are only for answers in a language, by language; all run if none is named.
     details: that a request may ask for.
     fetch: the bytes at an address; raises DownloadError and UserError.
-    waiting: the records that are at work, and what becomes of them, by id.
+    waiting: what becomes of the uploads that wait or are at work, by id.
+    awaited: how many requests wait for each of them.
     """
 
     annotator: Annotator
@@ -49,7 +51,13 @@ class Service:
     fetch: Callable[[str], bytes]
     metrics: Metrics
     is_draining: bool = False
-    waiting: dict[str, tuple[Record, "Future[Record]"]] = field(default_factory=dict)
+    waiting: dict[str, "Future[Record]"] = field(default_factory=dict)
+    awaited: Counter[str] = field(default_factory=Counter)
+
+    def forget(self, name: str, done: "Future[Record]") -> None:
+        """Keep why an upload has no row until that is asked for; of others, the row is all that is needed."""
+        if done.cancelled() or not done.exception():
+            self.waiting.pop(name, None)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -57,6 +65,7 @@ def create_app(service: Service) -> FastAPI:
 
     @app.post("/v1/annotations", responses=RESPONSES | REFUSALS, status_code=200)
     async def annotate(
+        request: Request,
         file: Annotated[list[UploadFile], File(description="pictures")] = [],  # noqa: B006 (FastAPI copies it)
         url: Annotated[str, Form(description="the address of a picture, instead of a file")] = "",
         detail: Annotated[Detail, Form()] = "normal",
@@ -72,7 +81,7 @@ def create_app(service: Service) -> FastAPI:
         if not contents or len(file) > MOST_FILES:
             raise HTTPException(422, f"give one to {MOST_FILES} pictures as `file`, or the address of one as `url`")
         names = [await asyncio.to_thread(submit, service, content, asked) for content in contents]
-        await settled(service, names, wait_s)
+        await settled(service, names, wait_s, request)
         answers = [answer_of(service, name) for name in names]
         is_done = all(status == 200 for status, _ in answers)
         body = answers[0][1] if len(answers) == 1 else [each for _, each in answers]
@@ -214,7 +223,8 @@ def submit(service: Service, content: bytes, asked: Asked) -> str:
         record = Record(str(path), {"content": LocalFile(str(path))}, without=asked.without)
         try:
             future = service.annotator.submit(record, asked.detail)
-            service.waiting[name] = record, future
+            service.waiting[name] = future
+            future.add_done_callback(lambda done: service.forget(name, done))
             service.metrics.watch(future)
         except Full:
             raise HTTPException(
@@ -236,17 +246,28 @@ def fetched(service: Service, url: str) -> bytes:
         raise HTTPException(422, str(error)) from None
 
 
-async def settled(service: Service, names: Sequence[str], wait_s: float) -> None:
-    """Wait until all rows are there, for so many seconds at most."""
-    futures = [asyncio.wrap_future(service.waiting[name][1]) for name in names if name in service.waiting]
-    if futures:
-        await asyncio.wait([asyncio.shield(each) for each in futures], timeout=wait_s)
+async def settled(service: Service, names: Sequence[str], wait_s: float, request: Request) -> None:
+    """Wait until all rows are there, for so many seconds at most. A client that leaves gives up its places."""
+    at_work = {name: service.waiting[name] for name in names if name in service.waiting}
+    service.awaited.update(at_work.keys())
+    try:
+        rows = {asyncio.ensure_future(asyncio.shield(asyncio.wrap_future(future))) for future in at_work.values()}
+        deadline_s = asyncio.get_running_loop().time() + wait_s
+        while rows and (left_s := deadline_s - asyncio.get_running_loop().time()) > 0:
+            _, rows = await asyncio.wait(rows, timeout=min(left_s, POLL_S))
+            if await request.is_disconnected():
+                for name in at_work:
+                    if service.awaited[name] == 1:  # by nobody else
+                        at_work[name].cancel()
+                return
+    finally:
+        service.awaited.subtract(at_work.keys())
+        service.awaited = +service.awaited
 
 
 def answer_of(service: Service, name: str) -> tuple[int, Any]:
     """The status and the body for an upload. Raises HTTPException where there is none, and where its row failed."""
-    if waiting := service.waiting.get(name):
-        future = waiting[1]
+    if future := service.waiting.get(name):
         if not future.done():
             return 202, {"id": name, "status": "running" if future.running() else "waiting"}
         del service.waiting[name]

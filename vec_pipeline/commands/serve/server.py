@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -37,7 +37,7 @@ from vec_pipeline.record import COLUMNS, Record, Stage, UserError, beside
 from vec_pipeline.result_cache import ResultCache
 from vec_pipeline.sinks.csv_file import CsvFile
 from vec_pipeline.sinks.csv_rows import contents_of
-from vec_pipeline.stages.describe import Describe
+from vec_pipeline.stages.describe import MAX_NEW_TOKENS, Describe
 from vec_pipeline.stages.translate import Translate
 
 HEADERS_S = 10.0  # until a request's headers are there
@@ -85,7 +85,8 @@ def serve(config: Config, options: argparse.Namespace, token_hash: str) -> int:
         service = stack.enter_context(made(config, fetched(config.stages), options))
         listening = stack.enter_context(contextlib.closing(listen(options.host, options.port)))
         host, port = listening.getsockname()[:2]
-        app = Limited(create_app(service), token_hash, hosts(host, port), options.max_upload_mb * 10**6, BODY_S)
+        names = frozenset() if token_hash else hosts(host, port)
+        app = Limited(create_app(service), token_hash, names, options.max_upload_mb * 10**6, BODY_S)
         server = Server(
             uvicorn.Config(
                 app, http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
@@ -171,15 +172,18 @@ def opened(config: Config, stages: Sequence[Stage], types: Mapping[str, str]) ->
     return sink
 
 
+def has_details(stage: Stage) -> TypeGuard[Describe]:
+    """Whether it can be asked for more or less: not with a question or a length that somebody has set."""
+    return isinstance(stage, Describe) and not stage.prompt and stage.max_new_tokens == MAX_NEW_TOKENS[stage.detail]
+
+
 def ways_of(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
     """The stages for each level of detail; those of the configuration where it asks a question of its own."""
-    if not any(isinstance(stage, Describe) and not stage.prompt for stage in stages):
+    if not any(has_details(stage) for stage in stages):
         return {"normal": list(stages)}
 
     def with_detail(stage: Stage, detail: Detail) -> Stage:
-        if not isinstance(stage, Describe) or stage.prompt or stage.detail == detail:
-            return stage
-        return replace(stage, detail=detail, max_new_tokens="auto")
+        return replace(stage, detail=detail, max_new_tokens="auto") if has_details(stage) else stage
 
     return {detail: [with_detail(stage, detail) for stage in stages] for detail in get_args(Detail)}
 
@@ -214,7 +218,8 @@ def downloaded(url: str, config: Config) -> bytes:
         with contextlib.closing(Downloads(options, folder)) as downloads:
             [record] = downloads.ahead([web_record(url, options)])
             if record.error:
-                raise UserError(record.error.partition(": ")[2] or record.error)
+                reason = record.error.partition(": ")[2] or record.error
+                raise UserError(reason.replace(": set allow_private to fetch from it", ""))
             return bytes(record.values["content"].read())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
