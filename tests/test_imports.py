@@ -56,7 +56,7 @@ ENTRIES = {"run", "vec_pipeline.__main__"}
 HEAVY = {
     *("torch", "numpy", "transformers", "pandas", "PIL", "llama_cpp", "gensim", "open_clip", "sentence_transformers"),
     *("pyarrow", "psycopg", "pgserver", "aiohttp", "fsspec", "datasets", "watchfiles"),
-    *("rapidocr", "cv2", "onnxruntime"),
+    *("rapidocr", "cv2", "onnxruntime", "fastapi", "uvicorn", "prometheus_client"),
 }
 
 

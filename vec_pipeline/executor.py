@@ -144,7 +144,8 @@ class Executor:
             alive = [record for record in chunk if not self.journal.fatal_stage(record.key)]
             for stage in stages:
                 with self._timed(stage):
-                    self._run_stage(stage, [record for record in alive if stage.is_ready(record.values)])
+                    ready = [record for record in alive if stage.is_ready(record.values)]
+                    self._run_stage(stage, [record for record in ready if stage.name not in record.without])
             yield chunk
 
     def _run_stage(self, stage: Stage, records: list[Record]) -> None:
@@ -218,7 +219,8 @@ class Executor:
         return records
 
     def _is_complete(self, record: Record) -> bool:
-        return all(stage.name in record.done for stage in (*self.local, *self.child))
+        stages = (*self.local, *self.child)
+        return all(stage.name in record.done or stage.name in record.without for stage in stages)
 
 
 def by_worker(stages: Sequence[Stage]) -> tuple[list[Stage], list[Stage], list[Stage]]:

@@ -116,6 +116,7 @@ class Record:
     error: str = ""  # the first failure; stages that need nothing of the failed one still run
     done: set[str] = field(default_factory=set)  # names of the stages that have succeeded
     hashes: dict[str, bytes] = field(default_factory=dict)  # of `values`, as far as the result cache has needed them
+    without: Container[str] = ()  # names of stages that are not to run for it
 
 
 @dataclass(frozen=True)

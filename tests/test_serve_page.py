@@ -1,0 +1,847 @@
+"""The server's page in a real browser, as those who see it and those who hear it use it: given a picture, what is said.
+
+Needs chromium and chromedriver, as test_gallery.py. Most rows come from a function of the test, behind the server's own
+HTTP interface; one test has the bundled models.
+"""
+
+import base64
+import json
+import re
+import shutil
+import socket
+import threading
+import time
+import wave
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+
+from tests.conftest import EXAMPLES, PROJECT
+from tests.test_gallery import HOSTILE, driver, requested  # noqa: F401 (driver is a fixture)
+from tests.test_serve import running
+from vec_pipeline.commands.serve.access import hash_of
+from vec_pipeline.commands.serve.annotator import Annotator
+from vec_pipeline.commands.serve.api import Service, create_app
+from vec_pipeline.commands.serve.limits import Limited
+from vec_pipeline.commands.serve.metrics import Metrics
+from vec_pipeline.commands.serve.rows import Rows
+from vec_pipeline.commands.serve.uploads import Uploads
+from vec_pipeline.record import COLUMNS, Record, UserError
+
+PAGE = PROJECT / "vec_pipeline" / "commands" / "serve" / "page"
+WAIT_S = 20.0
+TYPES = {**COLUMNS, "flags": "text", "objects": "json", "speech": "file", "asked": "text"}
+TYPES |= {"description_ru": "text", "description_audio": "file", "description_ru_audio": "file"}
+CUP = {
+    "description": "An orange cup on a green background.",
+    "text": "An orange cup on a green background. The text reads XZWH.",
+    "image_text": "XZWH",
+    "categories": "household",
+    "keywords": "cup, orange",
+}
+HEARD_OF_THE_CUP = [
+    "heading cup.png",
+    "An orange cup on a green background.",
+    "button Read aloud",
+    "button Copy the text",
+    "button Download as JSON",
+    "In full",
+    "An orange cup on a green background. The text reads XZWH.",
+    "Text on the picture",
+    "XZWH",
+    "Category",
+    "household",
+    "Keywords",
+    "cup, orange",
+]
+
+
+class Served:
+    """The server in a thread of this process, whose rows are `answers`, by the width of the picture in pixels."""
+
+    def __init__(self, folder: Path, token: str = "", most_waiting: int = 100, most_bytes: int = 10**6) -> None:
+        self.answers: dict[int, dict[str, Any]] = {}
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        self.service = self.made(folder, most_waiting)
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        port = self.listening.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        hosts = frozenset({f"127.0.0.1:{port}"})
+        app = Limited(create_app(self.service), hash_of(token) if token else "", hosts, most_bytes, 10)
+        self.server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1))
+        self.thread = threading.Thread(target=self.server.run, args=([self.listening],))
+        self.thread.start()
+
+    def made(self, folder: Path, most_waiting: int) -> Service:
+        def executor(way: str) -> Callable[[Iterable[list[Record]]], Iterator[list[Record]]]:
+            return lambda chunks: (self.annotated(chunk, way) for chunk in chunks)
+
+        def fetch(url: str) -> bytes:
+            if "private" in url:
+                raise UserError("PrivateAddress: the address is private")
+            return png(int(url.rpartition("/")[2]))
+
+        rows = Rows(TYPES, None)
+        annotator = Annotator(executor, rows.save, most_waiting, 64)
+        languages: dict[str, frozenset[str]] = {"en": frozenset(), "ru": frozenset()}
+        return Service(
+            annotator, folder, Uploads(folder), rows, ["describe"], languages, ["brief", "normal", "full"], fetch,
+            Metrics(lambda: annotator.number_waiting),
+        )  # fmt: skip
+
+    def annotated(self, chunk: list[Record], way: str) -> list[Record]:
+        assert self.may_go_on.wait(30)
+        for record in chunk:
+            width = Image.open(BytesIO(record.values["content"].read())).width
+            values = self.answers.get(width, CUP)
+            record.error = values.get("error", "")
+            record.values.update(values, asked=way)
+        return chunk
+
+    def end(self) -> None:
+        self.may_go_on.set()
+        self.service.annotator.close(1)
+        self.server.should_exit = True
+        self.thread.join(20)
+        self.listening.close()
+
+
+class Page:
+    """A browser with the server's page open."""
+
+    def __init__(self, driver: webdriver.Chrome, folder: Path) -> None:  # noqa: F811
+        self.driver = driver
+        self.folder = folder
+
+    def open(self, url: str, path: str = "/") -> None:
+        self.driver.get("about:blank")
+        self.driver.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": url, "storageTypes": "all"})
+        self.driver.get(url + path)
+        if path == "/":
+            self.until(lambda: self.find("#history-count").text or self.find("#token-form").is_displayed())
+
+    def script(self, text: str, *arguments: Any) -> Any:
+        return self.driver.execute_script(text, *arguments)
+
+    def find(self, selector: str) -> WebElement:
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def texts(self, selector: str) -> list[str]:
+        return self.script(
+            "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent.trim().replace(/\\s+/g, ' '))",
+            selector,
+        )
+
+    def said(self) -> list[str]:
+        """What the live region has said since the page was opened."""
+        return self.texts("#said p")
+
+    def until(self, condition: Callable[[], Any]) -> Any:
+        end_s = time.monotonic() + WAIT_S
+        while not (value := condition()):
+            assert time.monotonic() < end_s, f"still not so; what was said: {self.said()}"
+            time.sleep(0.03)
+        return value
+
+    def until_equal(self, function: Callable[[], Any], expected: Any) -> None:
+        end_s = time.monotonic() + WAIT_S
+        while (value := function()) != expected and time.monotonic() < end_s:
+            time.sleep(0.03)
+        assert value == expected
+
+    def give(self, *pictures: Path) -> None:
+        """Choose pictures, as the browser's own dialog does."""
+        self.find("#files").send_keys("\n".join(map(str, pictures)))
+
+    def picture(self, name: str = "cup.png", width_px: int = 40) -> Path:
+        path = self.folder / name
+        path.write_bytes(png(width_px))
+        return path
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            ActionChains(self.driver).send_keys(key).perform()
+
+    def tab_to(self, name: str) -> None:
+        """Press Tab until the element with that name, as a screen reader says it, has the focus."""
+        for _ in range(30):
+            self.press(Keys.TAB)
+            if self.driver.switch_to.active_element.accessible_name == name:
+                return
+        raise AssertionError(f"Tab does not lead to {name}")
+
+    def focused_text(self) -> str:
+        return self.script("return document.activeElement.textContent.trim()")
+
+    def emulate(self, width_px: int = 1280, scheme: str = "light", scale: float = 1, is_phone: bool = False) -> None:
+        metrics = {"width": width_px, "height": 860, "deviceScaleFactor": scale, "mobile": is_phone}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+
+    def findings(self) -> set[tuple[str, str]]:
+        """What axe-core finds: the rule, and the first element. Colours are looked at when they no longer change."""
+        self.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": AXE})
+        found = self.driver.execute_async_script(
+            "const end = arguments[0];"
+            "Promise.allSettled(document.getAnimations().map(each => each.finished)).then(() => axe.run()).then(end)"
+        )
+        return {(each["id"], each["nodes"][0]["html"]) for each in found["violations"]}
+
+    def heard(self, selector: str) -> list[str]:
+        """What a screen reader reads in an element, from top to bottom: texts, and the roles and names of controls."""
+        nodes = self.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+        by_id = {node["nodeId"]: node for node in nodes}
+        root = self.driver.execute_cdp_cmd("DOM.getDocument", {})["root"]["nodeId"]
+        found = self.driver.execute_cdp_cmd("DOM.querySelector", {"nodeId": root, "selector": selector})
+        described = self.driver.execute_cdp_cmd("DOM.describeNode", {"nodeId": found["nodeId"]})["node"]
+        [top] = [node for node in nodes if node.get("backendDOMNodeId") == described["backendNodeId"]]
+        return list(read(top, by_id))
+
+
+AXE = files("axe_core_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+SAID_WITH_ROLE = ("heading", "button", "link", "radio", "textbox", "searchbox", "image", "Audio", "combobox")
+
+
+def read(node: dict[str, Any], by_id: dict[str, dict[str, Any]]) -> Iterator[str]:
+    role, name = node.get("role", {}).get("value"), node.get("name", {}).get("value", "")
+    if not node["ignored"] and role in SAID_WITH_ROLE:
+        yield f"{role} {name}"
+    elif not node["ignored"] and role == "StaticText":
+        yield name
+    else:
+        within = [text for child in node.get("childIds", ()) for text in read(by_id[child], by_id)]
+        is_text = role == "paragraph" and not any(text.startswith(SAID_WITH_ROLE) for text in within)
+        yield from ["".join(within)] if is_text and within else within
+
+
+def png(width_px: int) -> bytes:
+    target = BytesIO()
+    Image.new("RGB", (width_px, 40), (30, 150, 40)).save(target, "PNG")
+    return target.getvalue()
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    served = Served(tmp_path / "uploads")
+    yield served
+    served.end()
+
+
+@pytest.fixture
+def page(driver: webdriver.Chrome, tmp_path: Path) -> Iterator[Page]:  # noqa: F811
+    """A page; when a test ends, nothing but refusals may stand in the console, and nobody else may have been asked."""
+    page = Page(driver, tmp_path)
+    page.emulate()
+    yield page
+    console = [entry["message"] for entry in driver.get_log("browser")]
+    assert [line for line in console if "Failed to load resource" not in line] == []
+    asked = [
+        address for address in requested(driver) if not re.match("(http://127.0.0.1:|about:|data:|blob:)", address)
+    ]
+    assert asked == []
+    assert driver.execute_script("return window.hacked") is None
+    driver.get("about:blank")
+
+
+# --- from a picture to its description
+
+
+def test_the_bundled_models_answer_in_russian_by_keyboard_alone(page: Page) -> None:
+    config = page.folder / "config.yaml"
+    config.write_text(SPOKEN if shutil.which("espeak-ng") else SPOKEN.partition("  - use: speak")[0])
+    with running(None, config=config) as server:
+        page.open(server.url)
+        page.driver.execute_cdp_cmd("Page.enable", {})
+        page.driver.execute_cdp_cmd("Page.setInterceptFileChooserDialog", {"enabled": True})
+        page.tab_to("Русский")
+        page.press(Keys.SPACE)
+        page.tab_to("Обычно")
+        page.press(Keys.ARROW_RIGHT)
+        assert page.script("return new FormData(document.getElementById('ask')).get('detail')") == "full"
+        page.press(Keys.ARROW_LEFT)  # the bundled model knows one length of answers
+        page.tab_to("Язык ответа")
+        page.press("Р")
+        page.tab_to("Выбрать картинки")
+        requested(page.driver)
+        page.press(Keys.SPACE)
+        choose(page, EXAMPLES / "red-flower.png")
+        page.until(lambda: page.texts(".lead"))
+        assert page.texts(".lead") == [RED_FLOWER]
+        assert page.focused_text() == "red-flower.png"  # the heading of the result
+        assert page.said()[0] == "Отправляется…"
+        assert page.said()[-1] == f"red-flower.png: {RED_FLOWER}"
+        if shutil.which("espeak-ng"):
+            page.until(lambda: page.script("return document.querySelector('audio').readyState") == 4)
+            page.tab_to("Речь на русском")
+            page.press(Keys.SPACE)
+            page.until(lambda: page.script("return document.querySelector('audio').currentTime > 0"))
+        page.tab_to("Скачать как JSON")
+        page.tab_to("Найти в списке")
+        assert page.texts("#rows button > span > span") == [RED_FLOWER]
+        page.until(lambda: page.script("return document.querySelector('figure img').naturalWidth"))
+        assert server.end() == 0
+
+
+SPOKEN = """
+output: output/annotations.csv
+device: cpu
+categories: [animal, plant, household]
+stages:
+  - {use: open_image, max_size_px: 112}
+  - {use: describe, model: models/demo/vision_language, max_new_tokens: 64}
+  - {use: structure, model: models/demo/llama/llama.gguf}
+  - {use: translate, model: models/demo/translation}
+  - {use: speak, texts: [description_ru], language: ru}
+"""
+RED_FLOWER = "Красный цветок на зелёном фоне, вверху."
+
+
+def choose(page: Page, path: Path) -> None:
+    """Answer the dialog that the keyboard has opened."""
+    opened: list[dict[str, Any]] = []
+
+    def is_open() -> bool:
+        messages = (json.loads(entry["message"])["message"] for entry in page.driver.get_log("performance"))
+        opened.extend(each["params"] for each in messages if each["method"] == "Page.fileChooserOpened")
+        return bool(opened)
+
+    page.until(is_open)
+    files = {"files": [str(path)], "backendNodeId": opened[0]["backendNodeId"]}
+    page.driver.execute_cdp_cmd("DOM.setFileInputFiles", files)
+    page.driver.execute_cdp_cmd("Page.setInterceptFileChooserDialog", {"enabled": False})
+
+
+def test_from_a_picture_to_its_speech_by_keyboard_alone(page: Page, served: Served) -> None:
+    with wave.open(str(page.folder / "speech.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(8000 * 2 * 20))
+    served.answers[40] = {**CUP, "speech": str(page.folder / "speech.wav")}
+    page.open(served.url)
+    page.give(page.picture())
+    page.until(lambda: page.script("return document.querySelector('audio')?.readyState") == 4)
+    assert page.script("return document.querySelector('audio').duration") == pytest.approx(20)
+    assert "Read aloud" not in page.texts(".card button")  # it has a voice already
+    page.press(Keys.TAB)
+    assert page.script("return document.activeElement.tagName") == "AUDIO"
+    assert page.script("return document.activeElement.getAttribute('aria-label')") == "Speech"
+    page.press(Keys.SPACE)
+    page.until(lambda: page.script("return document.querySelector('audio').currentTime > 0"))
+    page.press(Keys.SPACE)
+    page.until(lambda: page.script("return document.querySelector('audio').paused"))
+
+
+def test_speech_in_the_language_of_the_answer_is_offered(page: Page, served: Served) -> None:
+    with wave.open(str(page.folder / "speech.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(16000))
+    speech = {f"{name}_audio": str(page.folder / "speech.wav") for name in ("description", "description_ru")}
+    served.answers[40] = {**CUP, "description_ru": "Оранжевая чашка.", **speech}
+    page.open(served.url)
+    page.give(page.picture())
+    page.until(lambda: page.texts(".lead") == [CUP["description"]])
+    labels = "return [...document.querySelectorAll('audio')].map(e => e.getAttribute('aria-label'))"
+    assert page.script(labels) == ["Speech in English"]
+    page.find("#answer-language option[value=ru]").click()
+    page.give(page.picture())
+    page.until(lambda: "Оранжевая чашка." in page.texts(".lead"))
+    assert page.script(labels) == ["Speech in Russian", "Speech in English"]
+
+
+def test_what_is_said_from_sending_to_the_description(page: Page, served: Served) -> None:
+    page.open(served.url)
+    served.may_go_on.clear()
+    page.give(page.picture())
+    page.until(lambda: "Being described…" in page.said())
+    assert page.texts(".state") == ["Being described…"]
+    served.may_go_on.set()
+    page.until(lambda: len(page.said()) > 2)
+    assert [each for each in page.said() if not each.startswith("Waiting")] == [
+        "Sending…",
+        "Being described…",
+        "cup.png: An orange cup on a green background. Text on the picture: XZWH.",
+    ]
+    assert page.texts(".state") == [""]
+    tree = page.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    [log] = [node for node in tree if node.get("role", {}).get("value") == "log"]
+    live = {"name": "live", "value": {"type": "token", "value": "polite"}}
+    assert [node["nodeId"] for node in tree if live in node.get("properties", ())] == [
+        log["nodeId"]
+    ]  # nothing else speaks
+
+
+def test_a_long_wait_is_not_silent(page: Page, served: Served) -> None:
+    hasten = "const real = setInterval; window.setInterval = (call, ms) => real(call, ms / 40);"
+    added = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": hasten})
+    try:
+        page.open(served.url)
+    finally:
+        page.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+    assert page.said() == []
+    served.may_go_on.clear()
+    page.give(page.picture())
+    page.until(lambda: page.said().count("Still at work: cup.png.") > 1)
+    served.may_go_on.set()
+    page.until(lambda: page.texts(".lead"))
+    before = page.said()
+    time.sleep(1.2)
+    assert page.said() == before
+
+
+def test_each_of_several_pictures_is_said(page: Page, served: Served) -> None:
+    served.answers |= {width: {"description": f"Picture {width}."} for width in range(40, 50)}
+    page.open(served.url)
+    page.give(*(page.picture(f"{width}.png", width) for width in range(40, 50)))
+    page.until(lambda: len(page.said()) == 11)
+    assert page.said()[0] == "Sending 10 pictures."
+    for number, said in enumerate(page.said()[1:], 1):
+        assert re.fullmatch(rf"{number} of 10\. (\d+)\.png: Picture \1\.", said)
+    assert page.focused_text() == "40.png"
+    assert page.texts(".card h3") == [f"{width}.png" for width in range(40, 50)]
+    assert page.texts(".lead") == [f"Picture {width}." for width in range(40, 50)]
+
+
+def test_what_is_heard_of_a_result_word_by_word(page: Page, served: Served) -> None:
+    served.answers[41] = {
+        "description": "Two cups.",
+        "flags": "low_confidence text_mismatch ocr_missing own_flag",
+        "objects": [thing("cup", [0, 0, 9, 9]), thing("cup", [9, 9, 20, 20]), thing("person", [1, 1, 30, 30])],
+        "error": "structure: ValueError: no answer",
+    }
+    page.open(served.url)
+    page.give(page.picture())
+    page.until(lambda: page.texts(".lead"))
+    assert page.heard(".card") == HEARD_OF_THE_CUP
+    page.give(page.picture("cups.png", 41))
+    page.until(lambda: page.texts(".lead")[0] == "Two cups.")
+    care = "Take care: the model was not sure; words on the picture may be missing or misspelt; own_flag."
+    assert page.said()[-1] == f"cups.png: Two cups. {care}"
+    assert page.heard(".card") == [
+        "heading cups.png",
+        "This picture could not be finished (structure: ValueError: no answer). Try again, or choose another file.",
+        "button Try again",
+        "Two cups.",
+        care,
+        *HEARD_OF_THE_CUP[2:5],
+        "Objects",
+        "cup: 2, person: 1",
+    ]
+
+
+def thing(label: str, box: Sequence[int]) -> dict[str, Any]:
+    return {"label": label, "score": 0.9, "box": list(box)}
+
+
+def test_boxes_lie_on_the_picture_in_pixels_of_its_file(page: Page, served: Served) -> None:
+    served.answers[3000] = {"description": "A person.", "objects": [thing("person", [1500, 0, 3000, 40])]}
+    page.open(served.url)
+    page.give(page.picture("wide.png", 3000))
+    page.until(
+        lambda: page.script(
+            "return document.querySelector('figure rect') && document.querySelector('figure img').naturalWidth == 1024"
+        )
+    )
+    picture, box = page.script(
+        "return ['figure img', 'figure rect'].map(s => document.querySelector(s).getBoundingClientRect().toJSON())"
+    )
+    assert box["left"] == pytest.approx(picture["left"] + picture["width"] / 2, abs=2.5)
+    assert box["right"] == pytest.approx(picture["right"], abs=2.5)
+    assert page.find("figure text").text == "person"
+
+
+def test_pictures_are_pasted_and_dropped_and_addresses_too(page: Page, served: Served) -> None:
+    page.open(served.url)
+    for number, (kind, what) in enumerate([("paste", "data"), ("drop", "data"), ("paste", "url"), ("drop", "url")]):
+        page.script(HAND_OVER, kind, what, base64.b64encode(png(40 + number)).decode(), "https://example.org/40")
+        page.until(lambda count=number + 1: len(page.texts(".lead")) == count)
+    assert page.texts(".card h3") == ["https://example.org/40", "https://example.org/40", "given.png", "given.png"]
+    assert page.script(HAND_OVER, "paste", "url", "", "no address")  # it is left to the browser
+    assert page.script(HAND_OVER.replace('"files"', '"url"'), "paste", "url", "", "https://example.org/45")
+    assert len(page.texts(".card")) == 4
+
+
+HAND_OVER = """
+const [kind, what, content, text] = arguments;
+const data = new DataTransfer();
+if (what === "url") data.setData("text/plain", text);
+else {
+  const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
+  data.items.add(new File([bytes], "given.png", { type: "image/png" }));
+}
+const options = { bubbles: true, cancelable: true, dataTransfer: data, clipboardData: data };
+const event = kind === "paste" ? new ClipboardEvent("paste", options) : new DragEvent("drop", options);
+return document.getElementById("files").dispatchEvent(event);
+"""
+
+
+def test_detail_and_language_are_asked_for(page: Page, served: Served) -> None:
+    served.answers[40] = {**CUP, "description_ru": "Оранжевая чашка."}
+    page.open(served.url)
+    page.find("input[value=full]").click()
+    page.find("#answer-language option[value=ru]").click()
+    page.give(page.picture())
+    page.until(lambda: page.texts(".lead"))
+    assert page.texts(".lead") == ["Оранжевая чашка."]
+    assert page.find(".lead").get_attribute("lang") == "ru"
+    assert page.said()[-1].startswith("cup.png: Оранжевая чашка.")
+    row = json.loads(page.driver.execute_async_script(ROW))
+    assert row["asked"] == "full"
+    shown = "return [...document.querySelectorAll('#answer-language option:not([hidden])')].map(each => each.value)"
+    assert page.script(shown) == ["en", "ru"]
+    served.service.details, served.service.of_language = ["normal"], {"ru": frozenset()}
+    page.open(served.url)
+    assert not page.find("#details").is_displayed() and not page.find("#answer-language").is_displayed()
+    assert page.script(shown) == ["ru"]
+    page.give(page.picture())
+    page.until(lambda: page.texts(".lead"))
+    assert page.texts(".lead") == ["Оранжевая чашка."]
+
+
+ROW = """
+const end = arguments[0];
+const newest = fetch("/v1/annotations").then((response) => response.json());
+newest.then(([id]) => fetch(`/v1/annotations/${id}`)).then((response) => response.text()).then(end);
+"""
+
+
+def test_copy_download_and_read_aloud(page: Page, served: Served, tmp_path: Path) -> None:
+    permissions = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"], "origin": served.url}
+    page.driver.execute_cdp_cmd("Browser.grantPermissions", permissions)
+    downloads = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", downloads)
+    page.open(served.url)
+    page.give(page.picture())
+    page.until(lambda: page.texts(".lead"))
+    copy, download = page.driver.find_elements(By.CSS_SELECTOR, ".buttons button")[1:]
+    copy.click()
+    page.until(lambda: page.said()[-1] == "Copied.")
+    copied = page.driver.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
+    assert copied == f"{CUP['description']}\nText on the picture: XZWH\nCategory: household\nKeywords: cup, orange"
+    download.click()
+    saved = page.until(lambda: list(tmp_path.glob("*.json")))
+    assert json.loads(saved[0].read_text())["description"] == CUP["description"]
+    page.script(
+        "speechSynthesis.speak = (speech) => { window.spoken = speech; };"
+        "speechSynthesis.cancel = () => window.spoken?.onend();"
+    )
+    read_aloud = page.find(".buttons button")
+    read_aloud.click()
+    assert page.script("return [spoken.text, spoken.lang]") == [copied, "en"]
+    assert read_aloud.text == "Stop reading"
+    read_aloud.click()
+    assert read_aloud.text == "Read aloud"
+    page.script("window.spoken = null")
+    read_aloud.click()
+    page.script("spoken.onerror({ error: 'synthesis-failed' })")
+    assert read_aloud.text == "Read aloud"
+    assert page.said()[-1].startswith("This browser has no voice for the text. Install one")
+
+
+# --- earlier pictures
+
+
+def test_the_list_of_earlier_pictures(page: Page, served: Served) -> None:
+    served.answers |= {width: {**CUP, "description": f"Cafés number {width}."} for width in range(40, 60)}
+    page.open(served.url)
+    assert page.texts("#history-count") == ["There are none yet."]
+    page.give(*(page.picture(f"{width}.png", width) for width in range(40, 60)))
+    page.until(lambda: len(page.texts("#rows li")) == 20)
+    assert page.said()[-1].endswith(f"{page.texts('#rows button > span > span')[0]} Text on the picture: XZWH.")
+    page.driver.refresh()
+    page.until(lambda: page.texts("#history-count") == ["12 of 12 loaded pictures"])
+    page.find("#more").send_keys(Keys.ENTER)
+    page.until_equal(lambda: page.texts("#history-count"), ["20 of 20 loaded pictures"])
+    assert not page.find("#more").is_displayed()
+    assert page.script("return [...document.querySelectorAll('#rows button')].indexOf(document.activeElement)") == 12
+    found = page.texts("#rows button > span > span")
+    assert sorted(found) == [f"Cafés number {width}." for width in range(40, 60)]
+    page.find("#filter").send_keys("47 cafes")
+    page.until_equal(lambda: page.texts("#history-count"), ["1 of 20 loaded pictures"])
+    page.until_equal(lambda: page.said()[-1:], ["1 of 20 loaded pictures"])
+    assert len(page.said()) == 1  # not at each key
+    page.tab_to(page.find("#rows li:not([hidden]) button").accessible_name)
+    page.press(Keys.ENTER)
+    assert page.focused_text() == "Cafés number 47."
+    assert page.texts(".lead") == ["Cafés number 47."]
+
+
+# --- what goes wrong is said
+
+
+def test_a_busy_server_is_asked_again(page: Page, tmp_path: Path) -> None:
+    served = Served(tmp_path / "uploads", most_waiting=1)
+    try:
+        page.open(served.url)
+        served.may_go_on.clear()
+        page.give(page.picture("first.png", 40))
+        page.until(lambda: "Being described…" in page.said())
+        page.give(page.picture("second.png", 41))
+        busy = "The server is busy. It is asked again in 2 seconds."
+        page.until(lambda: busy in page.said())
+        assert page.texts(".state")[0] == busy
+        served.may_go_on.set()
+        page.until(lambda: len(page.texts(".lead")) == 2)
+        assert page.said()[-1].startswith("second.png: An orange cup")
+    finally:
+        served.end()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (
+            b"no picture",
+            "This file is not a picture of a known kind. Choose a JPEG, PNG, WebP or HEIC file, for example.",
+        ),
+        (bytes(1_100_000), "The file is too large for this server (more than 1 MB). Choose a smaller one."),
+    ],
+)
+def test_a_refused_file_is_said_with_what_to_do(page: Page, served: Served, content: bytes, sentence: str) -> None:
+    page.open(served.url)
+    (page.folder / "bad.png").write_bytes(content)
+    page.give(page.folder / "bad.png")
+    page.until(lambda: page.texts(".card .error"))
+    assert page.texts(".card .error") == [sentence]
+    assert page.said()[-1] == f"bad.png: {sentence}"
+    page.press(Keys.TAB)
+    assert page.focused_text() == "Try again"
+
+
+def test_a_server_that_is_gone_is_said_and_tried_again(page: Page, served: Served) -> None:
+    page.open(served.url)
+    page.driver.execute_cdp_cmd("Network.enable", {})
+    network = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", {"offline": True, **network})
+    page.give(page.picture())
+    page.until(lambda: page.texts(".card .error"))
+    assert page.texts(".card .error")[0].startswith("The server cannot be reached. Check the connection")
+    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", {"offline": False, **network})
+    page.press(Keys.TAB, Keys.ENTER)
+    page.until(lambda: page.texts(".lead"))
+    assert page.texts(".card .error") == []
+
+
+def test_addresses(page: Page, served: Served) -> None:
+    page.open(served.url)
+    page.find("#url").send_keys("cup.png", Keys.ENTER)
+    assert page.said() == ["Enter an address that begins with https:// or http://."]
+    assert page.find("#url").get_attribute("aria-invalid") == "true"
+    page.find("#url").clear()
+    page.find("#url").send_keys("http://private/", Keys.ENTER)
+    refusal = "The server cannot use this (PrivateAddress: the address is private). Change it and try again."
+    page.until_equal(lambda: page.texts(".card .error"), [refusal])
+    assert page.find("#url").get_attribute("aria-invalid") == "false"
+    page.find("#url").send_keys("https://example.org/44", Keys.ENTER)
+    page.until(lambda: page.texts(".lead"))
+    assert page.focused_text() == "https://example.org/44"
+
+
+def test_the_token_is_asked_for_and_kept_for_the_tab(page: Page, tmp_path: Path) -> None:
+    served = Served(tmp_path / "uploads", token="the right one")
+    served.answers[40] = {**CUP, "speech": str(tmp_path / "speech.wav")}
+    with wave.open(str(tmp_path / "speech.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(16000))
+    try:
+        page.open(served.url)
+        assert not page.find("#ask").is_displayed()
+        assert page.driver.switch_to.active_element.accessible_name == "Token"
+        page.press(Keys.ENTER)
+        assert page.said() == ["Enter the token."]
+        page.press("a wrong one", Keys.ENTER)
+        page.until(lambda: len(page.said()) == 2)
+        assert page.said()[1] == "The server does not accept this token. Check it and enter it again."
+        assert page.driver.switch_to.active_element.accessible_name == "Token"
+        page.press("the right one", Keys.ENTER)
+        page.until_equal(lambda: page.texts("#history-count"), ["There are none yet."])
+        assert page.driver.switch_to.active_element.accessible_name == "Choose pictures"
+        page.give(page.picture())
+        page.until(lambda: page.script("return document.querySelector('audio')?.readyState") == 4)
+        page.until(lambda: page.script("return document.querySelector('figure img')?.naturalWidth") == 40)
+        page.driver.refresh()
+        page.until_equal(lambda: page.texts("#history-count"), ["1 of 1 loaded pictures"])
+        assert not page.find("#token-form").is_displayed()
+        page.driver.get(f"{served.url}/docs")
+        page.until(lambda: page.texts(".operation"))
+        assert page.script("return localStorage.length") == 0
+    finally:
+        served.end()
+
+
+# --- whatever a picture or a file is called
+
+
+def test_hostile_texts_are_texts(page: Page, served: Served) -> None:
+    names = [f"{number} {text.replace('/', '')[:60]}.png" for number, text in enumerate(HOSTILE)]
+    for number, text in enumerate(HOSTILE):
+        boxes = [thing(text, [0, 0, 9, 9])]
+        every = dict.fromkeys(("description", "text", "image_text", "categories", "keywords", "flags", "error"), text)
+        served.answers[40 + number] = {**every, "text": f"{text} in full", "objects": boxes}
+    page.emulate(width_px=360, is_phone=True)
+    page.open(served.url)
+    page.give(*(page.picture(name, 40 + number) for number, name in enumerate(names)))
+    page.until(lambda: len(page.texts(".lead")) == len(HOSTILE))
+    assert sorted(page.texts(".card h3")) == sorted(" ".join(name.split()) for name in names)
+    assert {" ".join(text.split()) for text in HOSTILE} == set(page.texts(".lead"))
+    assert page.script("return document.querySelectorAll('[onerror], [onload], #cards script, img[src=x]').length") == 0
+    assert page.script("return document.documentElement.scrollWidth <= innerWidth")
+    page.driver.refresh()
+    page.until(lambda: page.texts("#history-count")[0].startswith(f"{len(HOSTILE)} of"))
+    assert page.script("return document.documentElement.scrollWidth <= innerWidth")
+    page.find("#rows button").click()
+    assert page.texts(".card .error") and "Try again" not in page.texts(".card button")  # its file is not here any more
+
+
+# --- for everybody
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("language", ["en", "ru"])
+def test_axe_finds_nothing(page: Page, served: Served, scheme: str, language: str) -> None:
+    served.answers[41] = {**CUP, "error": "structure: ValueError: no", "flags": "low_confidence"}
+    page.emulate(scheme=scheme)
+    page.open(served.url)
+    page.find(f"[data-language={language}]").click()
+    page.find("#url").send_keys("x", Keys.ENTER)
+    page.give(page.picture(), page.picture("41.png", 41))
+    page.until(lambda: len(page.texts(".lead")) == 2)
+    served.may_go_on.clear()
+    page.give(page.picture("42.png", 42))
+    page.until(lambda: page.find(".state progress"))
+    page.script("document.getElementById('token-form').hidden = false")
+    assert page.findings() == set()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_on_the_page_of_the_api(page: Page, served: Served, scheme: str) -> None:
+    page.emulate(scheme=scheme)
+    page.open(served.url, "/docs")
+    page.until(lambda: page.texts(".operation"))
+    assert page.findings() == set()
+
+
+@pytest.mark.parametrize(
+    ("width_px", "scale", "is_phone"),
+    [(360, 1, True), (640, 2, False), (320, 4, False)],
+    ids=["phone", "200 %", "400 %"],
+)
+def test_nothing_is_wider_than_the_window(
+    page: Page, served: Served, width_px: int, scale: float, is_phone: bool
+) -> None:
+    page.emulate(width_px, scale=scale, is_phone=is_phone)
+    page.open(served.url)
+    page.give(page.picture("W" * 100 + ".png"))
+    page.until(lambda: page.texts(".lead"))
+    left = "return ['figure', '.says'].map(name => document.querySelector(name).getBoundingClientRect().left)"
+    assert len(set(page.script(left))) == 1  # one above the other
+    for language in ("en", "ru"):
+        page.find(f"[data-language={language}]").click()
+        assert page.script("return document.documentElement.scrollWidth <= innerWidth")
+        cut = page.script(
+            "return [...document.querySelectorAll('main *')].filter(e => getComputedStyle(e).overflowX === 'visible' &&"
+            "e.clientWidth && e.scrollWidth > e.clientWidth + 1 && !e.closest('.unseen')).map(e => e.outerHTML)"
+        )
+        assert cut == []
+    page.driver.get(f"{served.url}/docs")
+    page.until(lambda: page.texts(".operation"))
+    assert page.script("return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_without_styles_the_order_is_the_same(page: Page, served: Served) -> None:
+    page.open(served.url)
+    page.give(page.picture())
+    page.until(lambda: page.texts(".lead"))
+    page.script("for (const sheet of document.styleSheets) sheet.disabled = true")
+    order = [
+        "h1",
+        "#details",
+        "#files",
+        "#url",
+        "#results-title",
+        ".card h3",
+        ".lead",
+        ".buttons",
+        "dl",
+        "#filter",
+        "#rows",
+    ]
+    tops = page.script("return arguments[0].map(s => document.querySelector(s).getBoundingClientRect().top)", order)
+    assert tops == sorted(tops)
+    assert not page.find("#token-form").is_displayed()
+    assert page.heard(".card") == HEARD_OF_THE_CUP
+
+
+def test_the_page_speaks_russian(page: Page, served: Served) -> None:
+    page.driver.execute_cdp_cmd("Network.setUserAgentOverride", {"userAgent": "a", "acceptLanguage": "ru-RU"})
+    try:
+        page.open(served.url)
+    finally:
+        page.driver.execute_cdp_cmd("Network.setUserAgentOverride", {"userAgent": "", "acceptLanguage": ""})
+    page.give(page.picture())
+    page.until(lambda: page.texts(".lead"))
+    assert page.find("html").get_attribute("lang") == "ru"
+    assert page.driver.title == "Описание картинок"
+    assert page.find(".languages").accessible_name == "Язык страницы"
+    assert page.find("#answer-language").get_attribute("value") == "ru"
+    assert page.said()[-1] == f"cup.png: {CUP['description']} Текст на картинке: XZWH."
+    assert page.heard(".card")[2:5] == ["button Прочитать вслух", "button Скопировать текст", "button Скачать как JSON"]
+    assert page.find(".lead").get_attribute("lang") == "en"  # a screen reader changes its voice
+    english = re.compile(r"[A-Za-z]{3,}")
+    texts = [re.sub(f"^({'|'.join(SAID_WITH_ROLE)}) ", "", text) for text in page.heard("#ask")]
+    assert len(texts) > 8 and [text for text in texts if english.search(text.replace("https://", ""))] == []
+    page.find("[data-language=en]").click()
+    assert page.heard(".card") == HEARD_OF_THE_CUP
+    assert page.find("[data-language=en]").get_attribute("aria-pressed") == "true"
+    page.driver.refresh()
+    assert page.until(lambda: page.driver.title) == "Describe pictures"  # it is remembered
+
+
+def test_every_text_of_the_page_has_a_translation() -> None:
+    words = (PAGE / "words.js").read_text()
+    translations = words[words.index("RUSSIAN = {") : words.index("};")]
+    known = set(re.findall(r'^  "(.+?)":\s', translations, re.MULTILINE))
+    html = (PAGE / "index.html").read_text()
+    used = set(re.findall(r"data-say[^>]*>([^<\n]+)<", html)) | set(
+        re.findall(r'aria-label="([^"]+)" data-say-label', html)
+    )
+    scripts = "".join((PAGE / name).read_text() for name in ("page.js", "server.js", "results.js", "history.js"))
+    used |= {text for text in known if f'"{text}"' in scripts}
+    written = set(re.findall(r'"([A-Z][^"]*[.…]|[A-Z]\w+(?: \w+)+)"', scripts))
+    assert used | written == known
+    for english, russian in re.findall(r'^  "(.+?)":\s+"(.+?)",$', translations, re.MULTILINE):
+        assert re.search("[а-я]", russian) or english == russian
+        assert set(re.findall(r"\{\w+\}", english)) == set(re.findall(r"\{\w+\}", russian)), english
+
+
+def test_the_page_of_the_api_lists_every_request(page: Page, served: Served) -> None:
+    page.open(served.url, "/docs")
+    page.until(lambda: page.texts(".operation"))
+    text = page.driver.execute_async_script("fetch('/openapi.json').then(r => r.text()).then(arguments[0])")
+    schema = json.loads(text)
+    expected = [f"{method.upper()} {path}" for path, methods in schema["paths"].items() for method in methods]
+    assert page.texts(".operation h2") == expected
+    first = page.find(".operation").text
+    for name in ("file", "url", "detail", "language", "stages", "wait_s", "200", "202", "413", "415", "429"):
+        assert name in page.texts(".operation:first-child dt"), name
+    assert f"curl --form file=@picture.jpg {served.url}/v1/annotations" in first
+
+
+def test_no_file_of_the_page_has_anything_inline_or_from_elsewhere() -> None:
+    for path in PAGE.iterdir():
+        text = path.read_text()
+        assert not re.search(
+            r"innerHTML|insertAdjacentHTML|document\.write|\beval\(|style=|<script>|\son\w+=\"", text
+        ), path
+        assert set(re.findall(r"https?://\w[\w.]+", text)) <= {"http://www.w3.org"}, path

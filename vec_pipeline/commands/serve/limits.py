@@ -1,0 +1,119 @@
+"""What surrounds every request: who may ask, how large and how slow it may be, and the headers of every answer."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+from vec_pipeline.commands.serve.access import is_right
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+LINGER_S = 2.0
+OPEN_PATHS = ("/healthz", "/", "/docs", "/openapi.json")  # without a token: they show no picture and no row
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "media-src 'self' blob:; connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+
+class Limited:
+    """An ASGI application behind these checks.
+
+    token_hash: of the token that requests must have; empty where none is needed.
+    hosts: names that a request may call the server by: a page elsewhere cannot have its own name lead here.
+    most_bytes: of a body. body_s: until all of it is there.
+    """
+
+    def __init__(self, app: App, token_hash: str, hosts: frozenset[str], most_bytes: int, body_s: float) -> None:
+        self._app, self._token_hash, self._hosts = app, token_hash, hosts
+        self._most_bytes, self._body_s = most_bytes, body_s
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        has_begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal has_begun
+            if message["type"] == "http.response.start":
+                has_begun = True
+                own = {name for name, _ in message.get("headers", ())}
+                added = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in own]
+                message = {**message, "headers": [*message.get("headers", ()), *added]}
+            await send(message)
+
+        try:
+            self._check(scope)
+            await self._app(scope, self._receiving(scope, receive), sending)
+        except HTTPException as error:
+            if not has_begun:
+                await answer(sending, error, receive)
+
+    def _check(self, scope: Message) -> None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if self._hosts and headers.get("host", "") not in self._hosts:
+            raise HTTPException(421, "the server is not known by this name")
+        origin = headers.get("origin", "")
+        if origin and origin.partition("://")[2] != headers.get("host", ""):
+            raise HTTPException(403, "pages of other origins may not use this server")
+        if (
+            self._token_hash
+            and not is_open(scope["path"])
+            and not is_right(headers.get("authorization", ""), self._token_hash)
+        ):
+            raise HTTPException(401, "a token is needed: Authorization: Bearer TOKEN")
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > self._most_bytes:
+            raise HTTPException(413, f"more than {self._most_bytes // 10**6} MB")
+
+    def _receiving(self, scope: Message, receive: Receive) -> Receive:
+        """Receive a body that may be neither too large nor too slow."""
+        size, deadline = 0, asyncio.get_running_loop().time() + self._body_s
+        is_whole = False
+
+        async def receiving() -> Message:
+            nonlocal size, is_whole
+            if is_whole:  # what is waited for now is the client's leaving
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the request took more than {self._body_s:.0f} s") from None
+            size += len(message.get("body", b""))
+            if size > self._most_bytes:
+                raise HTTPException(413, f"more than {self._most_bytes // 10**6} MB")
+            is_whole = not message.get("more_body", False)
+            return message
+
+        return receiving
+
+
+def is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith("/page/")
+
+
+async def answer(send: Send, error: HTTPException, receive: Receive) -> None:
+    """Send a refusal, and take for a moment what still comes: who is hung up on while sending reads nothing."""
+    body = json.dumps({"detail": error.detail}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(b"connection", b"close")] + [(b"www-authenticate", b"Bearer")] * (error.status_code == 401)
+    await send({"type": "http.response.start", "status": error.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while (await receive()).get("more_body"):
+                pass
+    await send({"type": "http.response.body"})

@@ -1,0 +1,152 @@
+/* What the page says, in English and in Russian. A text is found by its English words. */
+
+const RUSSIAN = {
+  "Skip to the results": "К результатам",
+  "Describe pictures": "Описание картинок",
+  "Language of this page": "Язык страницы",
+  "This server needs a token": "Серверу нужен токен",
+  "Token": "Токен",
+  "Who runs the server has it. It is forgotten when this tab is closed.":
+    "Он есть у того, кто запустил сервер. Он забывается, когда вкладка закрыта.",
+  "Use the token": "Использовать токен",
+  "Enter the token.": "Введите токен.",
+  "The server does not accept this token. Check it and enter it again.":
+    "Сервер не принимает этот токен. Проверьте его и введите снова.",
+  "Give a picture": "Выберите картинку",
+  "How much detail": "Подробность",
+  "Brief": "Кратко",
+  "Normal": "Обычно",
+  "Full": "Подробно",
+  "Language of the answer": "Язык ответа",
+  "Choose pictures": "Выбрать картинки",
+  "Take a photo": "Сделать снимок",
+  "You can also paste a picture or its address, or drop files on this page. The answer begins at once.":
+    "Можно также вставить картинку или её адрес либо перетащить файлы на эту страницу. Ответ начнётся сразу.",
+  "Address of a picture": "Адрес картинки",
+  "Describe it": "Описать",
+  "Enter an address that begins with https:// or http://.": "Введите адрес, который начинается с https:// или http://.",
+  "Results": "Результаты",
+  "No picture has been given yet.": "Картинок ещё не было.",
+  "Earlier pictures": "Прежние картинки",
+  "Find in the list": "Найти в списке",
+  "Show older ones": "Показать более ранние",
+  "For programs: the API": "Для программ: API",
+  "Messages": "Сообщения",
+  "Sending {count} pictures.": "Отправляется картинок: {count}.",
+  "Sending…": "Отправляется…",
+  "The server is busy. It is asked again in {wait_s} seconds.": "Сервер занят. Новая попытка через {wait_s} с.",
+  "Waiting. In the queue: {ahead}.": "Ожидание. В очереди: {ahead}.",
+  "Being described…": "Картинка описывается…",
+  "Still at work: {name}.": "Работа продолжается: {name}.",
+  "{done} of {total}.": "{done} из {total}.",
+  "Text on the picture": "Текст на картинке",
+  "Category": "Категория",
+  "Keywords": "Ключевые слова",
+  "Objects": "Предметы",
+  "In full": "Полностью",
+  "There is no description of this picture.": "Описания этой картинки нет.",
+  "Take care:": "Осторожно:",
+  "the model was not sure": "модель не уверена",
+  "the description may not fit the picture": "описание может не подходить к картинке",
+  "there is almost nothing to see": "на картинке почти ничего не видно",
+  "the model said nothing": "модель ничего не ответила",
+  "the description was cut off": "описание обрывается",
+  "the description repeats itself": "описание повторяется",
+  "words on the picture may be missing or misspelt": "слова с картинки могут быть пропущены или искажены",
+  "some words may not be on the picture": "некоторых слов на картинке может не быть",
+  "the picture was seen in low resolution": "картинка рассмотрена в низком разрешении",
+  "a part of the picture is missing in the file": "в файле нет части картинки",
+  "only the first page was seen": "рассмотрена только первая страница",
+  "This picture could not be finished ({error}). Try again, or choose another file.":
+    "Картинку не удалось обработать ({error}). Попробуйте ещё раз или выберите другой файл.",
+  "Speech": "Речь",
+  "Speech in English": "Речь на английском",
+  "Speech in Russian": "Речь на русском",
+  "Read aloud": "Прочитать вслух",
+  "Stop reading": "Остановить чтение",
+  "This browser has no voice for the text. Install one in the system, or use a screen reader.":
+    "В этом браузере нет голоса для такого текста. Установите голос в системе или используйте программу экранного доступа.",
+  "Copy the text": "Скопировать текст",
+  "Copied.": "Скопировано.",
+  "The browser does not allow copying. Select the text and copy it with the keyboard.":
+    "Браузер не разрешает копировать. Выделите текст и скопируйте его с клавиатуры.",
+  "Download as JSON": "Скачать как JSON",
+  "Try again": "Попробовать ещё раз",
+  "{shown} of {loaded} loaded pictures": "Показано {shown} из {loaded} загруженных",
+  "There are none yet.": "Их ещё нет.",
+  "The list could not be loaded: {reason}": "Список не загружен: {reason}",
+  "The server no longer has this picture. Send it again.": "На сервере больше нет этой картинки. Отправьте её снова.",
+  "Sending the picture took too long. Try a smaller one, or a faster connection.":
+    "Отправка заняла слишком много времени. Возьмите картинку поменьше или более быструю связь.",
+  "The file is too large for this server ({detail}). Choose a smaller one.":
+    "Файл слишком велик для этого сервера ({detail}). Выберите файл поменьше.",
+  "This file is not a picture of a known kind. Choose a JPEG, PNG, WebP or HEIC file, for example.":
+    "Этот файл не картинка известного вида. Выберите, например, файл JPEG, PNG, WebP или HEIC.",
+  "The server cannot use this ({detail}). Change it and try again.":
+    "Сервер не может это использовать ({detail}). Измените и попробуйте ещё раз.",
+  "The server is still busy. Try again in a minute.": "Сервер всё ещё занят. Попробуйте через минуту.",
+  "The server cannot answer now ({detail}). Try again in a minute.":
+    "Сервер сейчас не может ответить ({detail}). Попробуйте через минуту.",
+  "The server has no room for the picture ({detail}). Tell who runs it.":
+    "На сервере нет места для картинки ({detail}). Сообщите тому, кто его запустил.",
+  "The server answered with an error ({status} {detail}). Try again, or tell who runs it.":
+    "Сервер ответил ошибкой ({status} {detail}). Попробуйте ещё раз или сообщите тому, кто его запустил.",
+  "The server cannot be reached. Check the connection and that it runs, then try again.":
+    "Сервер недоступен. Проверьте связь и то, что он запущен, и попробуйте ещё раз.",
+};
+
+const texts = new WeakMap(); // node -> its English text and the values in it
+let language = localStorage.getItem("language") || (navigator.language.startsWith("ru") ? "ru" : "en");
+
+export const pageLanguage = () => language;
+
+/** A text in the language of the page; `{name}` in it is replaced by a value. */
+export function translated(text, values = {}) {
+  const found = language === "ru" && Object.hasOwn(RUSSIAN, text) ? RUSSIAN[text] : text;
+  return found.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+}
+
+/** Set the text of a node; it follows the language of the page from then on. */
+export function say(node, text, values = {}) {
+  texts.set(node, [text, values]);
+  node.dataset.say = "";
+  node.textContent = translated(text, values);
+  return node;
+}
+
+/** The same for the name that a screen reader says. */
+export function label(node, text) {
+  texts.set(node, [text, {}]);
+  node.dataset.sayLabel = "";
+  node.setAttribute("aria-label", translated(text));
+  return node;
+}
+
+export function setLanguage(name) {
+  language = name;
+  document.documentElement.lang = name;
+  document.title = translated("Describe pictures");
+  for (const node of document.querySelectorAll("[data-say]")) {
+    say(node, ...(texts.get(node) || [node.textContent.trim()]));
+  }
+  for (const node of document.querySelectorAll("[data-say-label]")) {
+    label(node, (texts.get(node) || [node.getAttribute("aria-label")])[0]);
+  }
+  for (const button of document.querySelectorAll("[data-language]")) {
+    button.setAttribute("aria-pressed", button.dataset.language === name);
+  }
+}
+
+/** The language of a text by its letters, so that a screen reader reads it with the right voice. */
+export const languageOf = (text) => (/[а-яё]/i.test(text) ? "ru" : "en");
+
+const MOST_SAID = 30;
+
+/** Let a screen reader say something, after what it says now. Parts are nodes, or texts in the language of the page. */
+export function announce(...parts) {
+  const log = document.getElementById("said");
+  const line = document.createElement("p");
+  line.append(...parts.flatMap((part) => [part, " "]));
+  log.append(line);
+  while (log.children.length > MOST_SAID) log.firstChild.remove();
+}

@@ -1,0 +1,225 @@
+"""Makes the parts of a server, listens, and takes them down again however it ends."""
+
+import argparse
+import contextlib
+import logging
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeGuard, get_args
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from vec_pipeline import settings
+from vec_pipeline.chunk_size import chunk_size
+from vec_pipeline.commands.run import fetched
+from vec_pipeline.commands.run.messages import start_log
+from vec_pipeline.commands.serve.access import is_loopback
+from vec_pipeline.commands.serve.annotator import Annotator
+from vec_pipeline.commands.serve.api import Detail, Service, create_app
+from vec_pipeline.commands.serve.limits import Limited
+from vec_pipeline.commands.serve.metrics import Metrics
+from vec_pipeline.commands.serve.rows import Rows
+from vec_pipeline.commands.serve.uploads import Uploads
+from vec_pipeline.config import Config, check_wiring
+from vec_pipeline.crash_journal import CrashJournal
+from vec_pipeline.downloads import Downloads
+from vec_pipeline.downloads.web import web_record
+from vec_pipeline.executor import Executor
+from vec_pipeline.memory import ModelCache
+from vec_pipeline.record import COLUMNS, Record, Stage, UserError, beside
+from vec_pipeline.result_cache import ResultCache
+from vec_pipeline.sinks.csv_file import CsvFile
+from vec_pipeline.sinks.csv_rows import contents_of
+from vec_pipeline.stages.describe import MAX_NEW_TOKENS, Describe
+from vec_pipeline.stages.translate import Translate
+
+HEADERS_S = 10.0  # until a request's headers are there
+BODY_S = 60.0  # until its body is
+DRAIN_S = 60.0  # for what waits when the server ends
+CONNECTIONS = 512
+
+logger = logging.getLogger("vec_pipeline")
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1 whose clients must send the headers of their first request in time."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.loop.call_later(HEADERS_S, self._end_if_silent)
+
+    def _end_if_silent(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """A server that a signal ends, and not the process: it has rows to finish and files to close."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def serve(config: Config, options: argparse.Namespace, token_hash: str) -> int:
+    """Listen until a signal ends the server, and finish what waits then. Returns the exit status."""
+    check_wiring(config.stages, {})
+    with contextlib.ExitStack() as stack:
+        if options.ephemeral:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vec-pipeline-")))
+            config = replace(config, output=folder / "annotations.csv", result_cache=False)
+        else:
+            config = replace(config, output=options.csv or config.output)
+        service = stack.enter_context(made(config, fetched(config.stages), options))
+        listening = stack.enter_context(contextlib.closing(listen(options.host, options.port)))
+        host, port = listening.getsockname()[:2]
+        names = frozenset() if token_hash else hosts(host, port)
+        app = Limited(create_app(service), token_hash, names, options.max_upload_mb * 10**6, BODY_S)
+        server = Server(
+            uvicorn.Config(
+                app, http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+                limit_concurrency=CONNECTIONS, timeout_keep_alive=15, timeout_graceful_shutdown=int(DRAIN_S),
+            )
+        )  # fmt: skip
+        name = f"[{host}]" if ":" in host else host
+        print(f"http://{name}:{port} annotates pictures; Ctrl-C ends it", flush=True)
+        server.run(sockets=[listening])
+        if service.annotator.failure and not service.is_draining:
+            print(f"the server has ended: {service.annotator.failure}", file=sys.stderr)
+            return 2
+    return 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises UserError."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.socket(family)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(1024)
+    except OSError as error:
+        raise UserError(f"{host}:{port} cannot be listened at ({error.strerror}): name another --port") from None
+    return listening
+
+
+def hosts(host: str, port: int) -> frozenset[str]:
+    """What requests may call the server by: any name where it is reached from elsewhere, which needs a token."""
+    if not is_loopback(host):
+        return frozenset()
+    return frozenset(f"{name}:{port}" for name in ("localhost", "127.0.0.1", "[::1]"))
+
+
+@contextlib.contextmanager
+def made(config: Config, stages: Sequence[Stage], options: argparse.Namespace) -> Iterator[Service]:
+    """What answers requests, until the block ends."""
+    with contextlib.ExitStack() as stack:
+        types = {**COLUMNS, **config.extra_columns({})}
+        sink = None if options.ephemeral else stack.enter_context(contextlib.closing(opened(config, stages, types)))
+        start_log(beside(config.output, "log"), config.log_level)
+        journal = stack.enter_context(contextlib.closing(CrashJournal(beside(config.output, "journal.sqlite"))))
+        cache = beside(config.output, "cache.sqlite") if config.result_cache else None
+        results = stack.enter_context(contextlib.closing(ResultCache(cache, settings.fingerprint)))
+        ways = ways_of(stages)
+        size = chunk_size(stages, config.chunk_size)
+        every = [stage for some in ways.values() for stage in some]
+        models = ModelCache(every, config.model_cache_size, config.clear_threshold_gb, size.images_gb)
+        stack.callback(models.close)
+        rows = Rows({name: types[name] for name in sink.header} if sink else types, sink)
+
+        def executor(way: str) -> Executor:
+            return Executor(ways[way], models, results, journal, config.read_threads, {}, sys.maxsize)
+
+        def save(records: Sequence[Record]) -> None:
+            rows.save(records)
+            results.note_pictures(records)
+            results.confirm_pictures()
+
+        annotator = Annotator(executor, save, options.most_waiting, size.first)
+        uploads = Uploads(beside(config.output, "uploads"))
+        service = Service(
+            annotator, config.output.parent, uploads, rows, [stage.name for stage in stages if stage.columns],
+            languages_of(stages), list(ways), lambda url: downloaded(url, config),
+            Metrics(lambda: annotator.number_waiting),
+        )  # fmt: skip
+        try:
+            yield service
+        finally:
+            service.is_draining = True
+            annotator.close(DRAIN_S)
+
+
+def opened(config: Config, stages: Sequence[Stage], types: Mapping[str, str]) -> CsvFile:
+    """The CSV, whose settings must be these. Raises UserError."""
+    extra = [name for name in types if name not in COLUMNS]
+    existing = contents_of(config.output, tuple(extra))
+    if existing.rows:
+        settings.check_settings(config.output, config.stages, existing.header)
+    sink = CsvFile(config.output, extra, existing, retry_errors=True)
+    settings.write_settings(config.output, stages, config.stages, dict(types), config.sources, {}, config.store_path)
+    return sink
+
+
+def has_details(stage: Stage) -> TypeGuard[Describe]:
+    """Whether it can be asked for more or less: not with a question or a length that somebody has set."""
+    return isinstance(stage, Describe) and not stage.prompt and stage.max_new_tokens == MAX_NEW_TOKENS[stage.detail]
+
+
+def ways_of(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
+    """The stages for each level of detail; those of the configuration where it asks a question of its own."""
+    if not any(has_details(stage) for stage in stages):
+        return {"normal": list(stages)}
+
+    def with_detail(stage: Stage, detail: Detail) -> Stage:
+        return replace(stage, detail=detail, max_new_tokens="auto") if has_details(stage) else stage
+
+    return {detail: [with_detail(stage, detail) for stage in stages] for detail in get_args(Detail)}
+
+
+def own_language(stages: Sequence[Stage]) -> str:
+    """What the models answer in."""
+    return next((str(stage.language) for stage in stages if hasattr(stage, "language")), "en")
+
+
+def languages_of(stages: Sequence[Stage]) -> dict[str, frozenset[str]]:
+    """The languages that there are answers in, and the stages for each alone: those that translate into it, and those
+    that read translations."""
+    of_language: dict[str, frozenset[str]] = {own_language(stages): frozenset()}
+    written: dict[str, str] = {}  # column -> its language
+    for stage in stages:
+        language = (
+            stage.to
+            if isinstance(stage, Translate)
+            else next((written[name] for name in stage.input_names if name in written), "")
+        )
+        if language:
+            of_language[language] = of_language.get(language, frozenset()) | {stage.name}
+            written |= dict.fromkeys(stage.outputs.values(), language)
+    return of_language
+
+
+def downloaded(url: str, config: Config) -> bytes:
+    """The bytes of a picture on the web, never of a private address. Raises DownloadError, UserError."""
+    options = replace(config.source_options(), store=None, allow_private=False)
+    folder = Path(tempfile.mkdtemp(prefix="vec-pipeline-"))
+    try:
+        with contextlib.closing(Downloads(options, folder)) as downloads:
+            [record] = downloads.ahead([web_record(url, options)])
+            if record.error:
+                reason = record.error.partition(": ")[2] or record.error
+                raise UserError(reason.replace(": set allow_private to fetch from it", ""))
+            return bytes(record.values["content"].read())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
