@@ -13,6 +13,7 @@ from tests.conftest import PROJECT
 from vec_pipeline.engines import Answer, grammar
 from vec_pipeline.engines.llama_process import LlamaProcess
 from vec_pipeline.engines.llama_slots import LlamaSlots
+from vec_pipeline.record import UserError
 from vec_pipeline.stages.describe import Describe
 from vec_pipeline.stages.structure import Structure
 
@@ -169,7 +170,7 @@ def test_a_prompt_of_special_tokens_ends_no_process(describer: Any, tmp_path: Pa
         stage = Describe(model=DESCRIBE.model, max_new_tokens=8, device="cpu", prompt=prompt, batch_size=1)
         try:
             [row] = stage.run(describer, [{"image": sign("A")}], 1)
-        except (ValueError, IndexError, RuntimeError, StopIteration) as error:
+        except (ValueError, IndexError, RuntimeError, StopIteration, UserError) as error:
             assert str(error)
         else:
             assert "49" not in row["text"]

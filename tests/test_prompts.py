@@ -179,9 +179,12 @@ class Echo:
     """An engine that answers with the question."""
 
     slots = 0
+    kind = "qwen2_vl"
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+
+    def set_question(self, question: str, max_new_tokens: int) -> None: ...
 
     def generate(self, images: Sequence[Any], slots: int, questions: Sequence[str] | None = None) -> list[Answer]:
         self.asked += questions or [""] * len(images)

@@ -19,7 +19,7 @@ from vec_pipeline.commands.serve.metrics import Metrics
 from vec_pipeline.commands.serve.rows import Rows
 from vec_pipeline.commands.serve.uploads import NotAPicture, Uploads, id_of
 from vec_pipeline.record import Record, UserError
-from vec_pipeline.sources.folder import LocalFile
+from vec_pipeline.sources import content_of
 
 Detail = Literal["brief", "normal", "full"]
 RETRY_AFTER_S = 2
@@ -220,7 +220,7 @@ def submit(service: Service, content: bytes, asked: Asked) -> str:
         raise HTTPException(507, f"it cannot be kept ({error.strerror})") from None
     name = id_of(path)
     if not service.rows.has(path):
-        record = Record(str(path), {"content": LocalFile(str(path))}, without=asked.without)
+        record = Record(str(path), {"content": content_of(str(path))}, without=asked.without)
         try:
             future = service.annotator.submit(record, asked.detail)
             service.waiting[name] = future
