@@ -352,6 +352,21 @@ def test_after_a_kill_rows_are_found_again_and_made_no_second_time(tmp_path: Pat
     assert len(load_annotations(csv)) == 1
 
 
+def test_a_csv_that_a_run_has_made_goes_on_with_the_columns_of_its_source(tmp_path: Path) -> None:
+    csv = tmp_path / "a.csv"
+    (tmp_path / "list.csv").write_text(f"path,title\n{FLOWER},A flower\n")
+    run = [sys.executable, "run.py", str(tmp_path / "list.csv"), "--keep", "title", "--config", str(CONFIG)]
+    assert subprocess.run([*run, "--output", str(csv)], cwd=PROJECT, timeout=120).returncode == 0
+    settings = (tmp_path / "a.settings.yaml").read_text()
+    with running(csv) as server:
+        row = server.post(CAT).json()
+        assert "cat" in row["text"] and row["title"] == ""
+        assert server.end() == 0
+    assert list(load_annotations(csv)["title"]) == ["A flower", ""]
+    assert (tmp_path / "a.settings.yaml").read_text() == settings
+    assert subprocess.run([*run, "--output", str(csv)], cwd=PROJECT, timeout=120).returncode == 0
+
+
 def test_nothing_is_left_of_an_ephemeral_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with running(None) as server:

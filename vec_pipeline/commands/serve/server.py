@@ -82,7 +82,9 @@ def serve(config: Config, options: argparse.Namespace, token_hash: str) -> int:
             config = replace(config, output=folder / "annotations.csv", result_cache=False)
         else:
             config = replace(config, output=options.csv or config.output)
-        service = stack.enter_context(made(config, fetched(config.stages), options))
+        recorded = settings.recorded_settings(config.output) if config.output.exists() else settings.Recorded()
+        stages = fetched(settings.with_recorded_commits(config.stages, recorded))
+        service = stack.enter_context(made(config, stages, options))
         listening = stack.enter_context(contextlib.closing(listen(options.host, options.port)))
         host, port = listening.getsockname()[:2]
         names = frozenset() if token_hash else hosts(host, port)
@@ -126,8 +128,13 @@ def hosts(host: str, port: int) -> frozenset[str]:
 def made(config: Config, stages: Sequence[Stage], options: argparse.Namespace) -> Iterator[Service]:
     """What answers requests, until the block ends."""
     with contextlib.ExitStack() as stack:
-        types = {**COLUMNS, **config.extra_columns({})}
-        sink = None if options.ephemeral else stack.enter_context(contextlib.closing(opened(config, stages, types)))
+        of_sources = settings.columns_of_sources(config.output, {})
+        types = {**COLUMNS, **config.extra_columns(of_sources)}
+        sink = (
+            None
+            if options.ephemeral
+            else stack.enter_context(contextlib.closing(opened(config, stages, types, of_sources)))
+        )
         start_log(beside(config.output, "log"), config.log_level)
         journal = stack.enter_context(contextlib.closing(CrashJournal(beside(config.output, "journal.sqlite"))))
         cache = beside(config.output, "cache.sqlite") if config.result_cache else None
@@ -161,14 +168,19 @@ def made(config: Config, stages: Sequence[Stage], options: argparse.Namespace) -
             annotator.close(DRAIN_S)
 
 
-def opened(config: Config, stages: Sequence[Stage], types: Mapping[str, str]) -> CsvFile:
-    """The CSV, whose settings must be these. Raises UserError."""
+def opened(config: Config, stages: Sequence[Stage], types: Mapping[str, str], of_sources: Mapping[str, str]) -> CsvFile:
+    """The CSV, whose settings must be these.
+
+    types: of all columns. of_sources: those that sources have brought. Raises UserError.
+    """
     extra = [name for name in types if name not in COLUMNS]
     existing = contents_of(config.output, tuple(extra))
     if existing.rows:
         settings.check_settings(config.output, config.stages, existing.header)
     sink = CsvFile(config.output, extra, existing, retry_errors=True)
-    settings.write_settings(config.output, stages, config.stages, dict(types), config.sources, {}, config.store_path)
+    settings.write_settings(
+        config.output, stages, config.stages, dict(types), config.sources, of_sources, config.store_path
+    )
     return sink
 
 
