@@ -271,7 +271,7 @@ def test_the_bundled_models_answer_in_russian_by_keyboard_alone(page: Page) -> N
         page.tab_to("Обычно")
         page.press(Keys.ARROW_RIGHT)
         assert page.script("return new FormData(document.getElementById('ask')).get('detail')") == "full"
-        page.press(Keys.ARROW_LEFT)  # the bundled model knows one length of answers
+        page.press(Keys.ARROW_LEFT)  # the bundled model knows the words of one length of answers
         page.tab_to("Язык ответа")
         page.press("Р")
         page.tab_to("Выбрать картинки")
@@ -301,7 +301,7 @@ device: cpu
 categories: [animal, plant, household]
 stages:
   - {use: open_image, max_size_px: 112}
-  - {use: describe, model: models/demo/vision_language, max_new_tokens: 64}
+  - {use: describe, model: models/demo/vision_language}
   - {use: structure, model: models/demo/llama/llama.gguf}
   - {use: translate, model: models/demo/translation}
   - {use: speak, texts: [description_ru], language: ru}
