@@ -36,7 +36,7 @@ class Service:
     stages: names of those that a request may leave out, in order.
     of_language: names of the stages that are only for answers in a language, by language; all run if none is named.
     details: that a request may ask for.
-    fetch: the bytes at an address; raises DownloadError and UserError.
+    fetch: the bytes at an address; raises UserError.
     waiting: what becomes of the uploads that wait or are at work, by id.
     awaited: how many requests wait for each of them.
     """
@@ -62,6 +62,17 @@ class Service:
 
 def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="vec-pipeline", version="1", docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    add_annotations(app, service)
+    add_files(app, service)
+    add_figures(app, service)
+    app.add_api_route("/", lambda: FileResponse(PAGE / "index.html"), include_in_schema=False)
+    app.add_api_route("/docs", lambda: FileResponse(PAGE / "docs.html"), include_in_schema=False)
+    app.mount("/page", StaticFiles(directory=PAGE))
+    return app
+
+
+def add_annotations(app: FastAPI, service: Service) -> None:
+    """Add what takes pictures and answers with rows."""
 
     @app.post("/v1/annotations", responses=RESPONSES | REFUSALS, status_code=200)
     async def annotate(
@@ -69,7 +80,7 @@ def create_app(service: Service) -> FastAPI:
         file: Annotated[list[UploadFile], File(description="pictures")] = [],  # noqa: B006 (FastAPI copies it)
         url: Annotated[str, Form(description="the address of a picture, instead of a file")] = "",
         detail: Annotated[Detail, Form()] = "normal",
-        language: Annotated[Literal["", "en", "ru"], Form(description="of the answer; empty for all")] = "",
+        language: Annotated[str, Form(description="of the answer, such as ru; empty for all")] = "",
         stages: Annotated[str, Form(description="names of stages, separated by commas; empty for all")] = "",
         wait_s: Annotated[float, Query(ge=0, le=300, description="seconds until 202 is answered instead")] = 30,
     ) -> Response:
@@ -88,7 +99,7 @@ def create_app(service: Service) -> FastAPI:
         return JSONResponse(body, 200 if is_done else 202, {"Location": f"/v1/annotations/{names[0]}"})
 
     @app.get("/v1/annotations/{name}", responses=RESPONSES)
-    async def annotation(name: str) -> Response:
+    def annotation(name: str) -> Response:
         """The row of a picture, or 202 as long as there is none."""
         status, body = answer_of(service, name)
         return JSONResponse(body, status)
@@ -107,6 +118,10 @@ def create_app(service: Service) -> FastAPI:
         """The ids of the newest rows, newest first."""
         return await asyncio.to_thread(service.rows.latest, limit, before)
 
+
+def add_files(app: FastAPI, service: Service) -> None:
+    """Add what sends pictures and audio."""
+
     @app.get("/v1/annotations/{name}/image", responses=PICTURES, response_class=Response)
     def image(name: str, side_px: Annotated[int, Query(ge=16, le=2048)] = 1024) -> Response:
         """The picture, upright, reduced to `side_px`, as a JPEG: no byte of the upload itself is sent."""
@@ -119,7 +134,7 @@ def create_app(service: Service) -> FastAPI:
             raise HTTPException(422, f"it cannot be opened ({type(error).__name__})") from None
 
     @app.get("/v1/annotations/{name}/audio", responses=SOUNDS, response_class=Response)
-    async def audio(name: str, column: str = "") -> Response:
+    def audio(name: str, column: str = "") -> Response:
         """A column of type `file`, such as speech; the first one that there is."""
         _, row = answer_of(service, name)
         files = [each for each in ([column] if column else service.rows.names_of("file")) if row.get(each)]
@@ -127,6 +142,10 @@ def create_app(service: Service) -> FastAPI:
         if not path or files[0] not in service.rows.names_of("file") or not path.is_file():
             raise HTTPException(404, "this annotation has no such file")
         return FileResponse(path)
+
+
+def add_figures(app: FastAPI, service: Service) -> None:
+    """Add what tells of the server itself."""
 
     @app.get("/v1/options")
     async def options() -> dict[str, list[str]]:
@@ -148,17 +167,6 @@ def create_app(service: Service) -> FastAPI:
         failure = service.annotator.failure
         body = {"status": "failed" if failure else "ok", "waiting": service.annotator.number_waiting}
         return JSONResponse(body | ({"reason": failure} if failure else {}), 503 if failure else 200)
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(PAGE / "index.html")
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> FileResponse:
-        return FileResponse(PAGE / "docs.html")
-
-    app.mount("/page", StaticFiles(directory=PAGE))
-    return app
 
 
 UNKNOWN = "there is no such annotation"
@@ -236,12 +244,8 @@ def submit(service: Service, content: bytes, asked: Asked) -> str:
 
 
 def fetched(service: Service, url: str) -> bytes:
-    from vec_pipeline.downloads import DownloadError
-
     try:
-        return bytes(service.fetch(url))
-    except DownloadError as error:
-        raise HTTPException(422, f"{error.kind}: {error}") from None
+        return service.fetch(url)
     except UserError as error:
         raise HTTPException(422, str(error)) from None
 
@@ -270,7 +274,7 @@ def answer_of(service: Service, name: str) -> tuple[int, Any]:
     if future := service.waiting.get(name):
         if not future.done():
             return 202, {"id": name, "status": "running" if future.running() else "waiting"}
-        del service.waiting[name]
+        service.waiting.pop(name, None)  # another thread may have taken it out
         if future.cancelled() or (error := future.exception()):
             raise HTTPException(503, "the server is ending" if future.cancelled() else str(error))
     if row := service.rows.find(name):

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from vec_pipeline.annotations import CsvReader
-from vec_pipeline.commands.serve.uploads import id_of
+from vec_pipeline.commands.serve.uploads import id_of, is_id
 from vec_pipeline.record import Record
 from vec_pipeline.sinks.csv_file import CsvFile, row_of
 from vec_pipeline.sinks.csv_rows import cells_of
@@ -88,7 +88,8 @@ class Rows:
         for block in reader.blocks(["image_path"], start=self._read_to):
             names = map(id_of, block.table["image_path"].to_pylist())
             places = zip(block.starts.tolist(), block.ends.tolist(), strict=True)
-            self._places |= zip(names, places, strict=True)
+            # A run may have made other rows of the CSV, whose files have names of their own.
+            self._places |= {name: place for name, place in zip(names, places, strict=True) if is_id(name)}
             self._read_to = int(block.ends[-1])
 
 

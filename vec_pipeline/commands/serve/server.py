@@ -18,9 +18,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vec_pipeline import settings
 from vec_pipeline.chunk_size import chunk_size
-from vec_pipeline.commands.run import fetched
+from vec_pipeline.commands.run import cache_path, fetched
 from vec_pipeline.commands.run.messages import start_log
-from vec_pipeline.commands.serve.access import is_loopback
 from vec_pipeline.commands.serve.annotator import Annotator
 from vec_pipeline.commands.serve.api import Detail, Service, create_app
 from vec_pipeline.commands.serve.limits import Limited
@@ -87,7 +86,7 @@ def serve(config: Config, options: argparse.Namespace, token_hash: str) -> int:
         service = stack.enter_context(made(config, stages, options))
         listening = stack.enter_context(contextlib.closing(listen(options.host, options.port)))
         host, port = listening.getsockname()[:2]
-        names = frozenset() if token_hash else hosts(host, port)
+        names = frozenset() if token_hash else own_names(port)
         app = Limited(create_app(service), token_hash, names, options.max_upload_mb * 10**6, BODY_S)
         server = Server(
             uvicorn.Config(
@@ -117,10 +116,8 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def hosts(host: str, port: int) -> frozenset[str]:
-    """What requests may call the server by: any name where it is reached from elsewhere, which needs a token."""
-    if not is_loopback(host):
-        return frozenset()
+def own_names(port: int) -> frozenset[str]:
+    """What requests may call a server without a token by, which only this machine reaches."""
     return frozenset(f"{name}:{port}" for name in ("localhost", "127.0.0.1", "[::1]"))
 
 
@@ -137,8 +134,7 @@ def made(config: Config, stages: Sequence[Stage], options: argparse.Namespace) -
         )
         start_log(beside(config.output, "log"), config.log_level)
         journal = stack.enter_context(contextlib.closing(CrashJournal(beside(config.output, "journal.sqlite"))))
-        cache = beside(config.output, "cache.sqlite") if config.result_cache else None
-        results = stack.enter_context(contextlib.closing(ResultCache(cache, settings.fingerprint)))
+        results = stack.enter_context(contextlib.closing(ResultCache(cache_path(config), settings.fingerprint)))
         ways = ways_of(stages)
         size = chunk_size(stages, config.chunk_size)
         every = [stage for some in ways.values() for stage in some]
@@ -223,7 +219,7 @@ def languages_of(stages: Sequence[Stage]) -> dict[str, frozenset[str]]:
 
 
 def downloaded(url: str, config: Config) -> bytes:
-    """The bytes of a picture on the web, never of a private address. Raises DownloadError, UserError."""
+    """The bytes of a picture on the web, never of a private address. Raises UserError."""
     options = replace(config.source_options(), store=None, allow_private=False)
     folder = Path(tempfile.mkdtemp(prefix="vec-pipeline-"))
     try:

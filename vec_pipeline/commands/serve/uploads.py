@@ -40,7 +40,7 @@ class Uploads:
 
     def path(self, name: str) -> Path | None:
         """The file of an upload, by its hash; None where there is none."""
-        if len(name) != 2 * ID_BYTES or not set(name) <= set("0123456789abcdef"):
+        if not is_id(name):
             return None
         return next(self._folder_of(name).glob(f"{name}.*"), None)
 
@@ -57,6 +57,11 @@ class Uploads:
             except BaseException:
                 os.unlink(file.name)
                 raise
+
+
+def is_id(name: str) -> bool:
+    """Whether a name has the form of an upload's hash."""
+    return len(name) == 2 * ID_BYTES and set(name) <= set("0123456789abcdef")
 
 
 def id_of(path: str | Path) -> str:

@@ -85,7 +85,7 @@ function drawBoxes(row, size = null) {
   if (!boxes.length || !boxesSize) return;
   const shapes = boxes
     .map((box, i) => ({ box, i }))
-    .sort((a, b) => areaOf(b.box) - areaOf(a.box)) // so that none hides a smaller one from the pointer
+    .sort((a, b) => areaOf(b.box) - areaOf(a.box)) // largest first: the smaller ones are drawn on top, where the pointer reaches them
     .map(({ box, i }) => {
       const points = box.corners.join(" ");
       const line = svg("polygon", { points });
