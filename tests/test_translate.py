@@ -840,3 +840,15 @@ def test_a_run_translates_the_descriptions_of_the_example_pictures(tmp_path: Pat
 )
 def test_the_russian_of_the_training_agrees_in_gender_number_and_case(scene: Scene, russian: str) -> None:
     assert train_translation.caption(scene) == russian
+
+
+def test_nobody_is_asked_to_run_a_models_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the user was asked"))
+    folder = tmp_path / "own"
+    shutil.copytree(DEMO, folder)
+    config = json.loads((folder / "config.json").read_text())
+    maps = dict.fromkeys(("AutoConfig", "AutoTokenizer", "AutoModelForSeq2SeqLM"), "conf.Thing")
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "marian-x", "auto_map": maps}))
+    (folder / "conf.py").write_text("open('ran', 'w')\n")
+    with pytest.raises(UserError, match=r"^translate: \S+ runs Python files of its own: give "):
+        Translate(model=str(folder)).fetch()

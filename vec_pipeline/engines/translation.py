@@ -97,9 +97,10 @@ class Seq2Seq:
             "ignore", message="Recommended: pip install sacremoses"
         )  # which changes quotation marks
         disable_progress_bar()  # of reading files, in the middle of the worker's own; downloads have theirs
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        offline = {"local_files_only": True, "trust_remote_code": False}
+        self.tokenizer = AutoTokenizer.from_pretrained(path, **offline)
         self.model = AutoModelForSeq2SeqLM.from_pretrained(
-            path, dtype=dtype or torch.float32, use_safetensors=None if allow_pickle else True
+            path, dtype=dtype or torch.float32, use_safetensors=None if allow_pickle else True, **offline
         )
         self.model.to(where).eval()
         self._request = request_of(self.tokenizer, self.model.config, path, language, to)
@@ -257,13 +258,13 @@ def check_translator(folder: Path, language: str, to: str, *, allow_pickle: bool
     from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer
 
     with checkpoint.reading(folder):
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         raise ValueError(f"{folder} is a {config.model_type} model, which does not translate: give {TRANSLATOR}")
     checkpoint.check_weights(folder, allow_pickle=allow_pickle)
     if any(folder.glob("*.spm")) and not find_spec("sentencepiece"):
         raise ValueError(f"{folder} needs sentencepiece: pip install 'vec-pipeline[translate]'")
     with checkpoint.reading(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     checkpoint.check_tokenizer(tokenizer, folder)
     request_of(tokenizer, config, folder, language, to)

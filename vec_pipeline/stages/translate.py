@@ -140,6 +140,8 @@ class Translate(RemoteStage):
             super().check(path)
             check_translator(path, self.language, self.to, allow_pickle=self.allow_pickle)
         except ValueError as error:
+            if "trust_remote_code" in str(error):
+                error = ValueError(f"{path} runs Python files of its own: give {TRANSLATOR}")
             raise UserError(f"{self.name}: {error}") from None
 
     def weights_gb(self) -> float:
