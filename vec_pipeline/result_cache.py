@@ -1,8 +1,11 @@
 """Finished results of stages, by the stage's settings and by the values that it read. Deleting them costs time."""
 
 import json
+import logging
 import os
+import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vec_pipeline.database import Database
+from vec_pipeline.database import VERSION, Database
 from vec_pipeline.record import Record, Stage, Values
 
 SCHEMA = """  -- paths and identities are hashes
@@ -21,6 +24,8 @@ CREATE TEMPORARY TABLE IF NOT EXISTS unsaved (image_path BLOB PRIMARY KEY, ident
 """
 QUERY_KEYS = 256  # asked for at once
 HASH_BYTES = 16
+
+logger = logging.getLogger(__name__)
 
 
 class ResultCache:
@@ -71,6 +76,21 @@ class ResultCache:
         known = dict(self._select("SELECT image_path, identity FROM pictures WHERE image_path IN", list(hashes)))
         changed = [record for name, record in hashes.items() if name in known and has_changed(record, known[name])]
         return changed, [record for name, record in hashes.items() if name not in known]
+
+    def take_over(self, path: Path) -> None:
+        """Add what another cache holds, as far as it can be read."""
+        if not path.exists():
+            return
+        try:
+            with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as other:
+                if other.execute("PRAGMA user_version").fetchone() != (VERSION,):
+                    return
+                for table in ("results", "pictures"):
+                    rows = other.execute(f"SELECT * FROM {table}")
+                    while some := rows.fetchmany(QUERY_KEYS):
+                        self._database.write((f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", some))
+        except sqlite3.Error as error:
+            logger.warning("%s cannot be read (%s): its results will be computed again", path, error)
 
     def close(self) -> None:
         self._database.close()

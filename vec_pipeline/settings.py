@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ class Recorded:
     """
 
     columns: dict[str, str] = field(default_factory=dict)
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
     source_columns: list[str] = field(default_factory=list)
     store: str = ""
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def settings_path(csv_path: Path) -> Path:
@@ -216,14 +216,19 @@ def write_settings(
     found = {stage.name: stage_settings(configured[stage.name]) for stage in stages}
     for stage in stages:
         found[stage.name] |= commits_of(stage, configured[stage.name])
-    content = {
-        "columns": dict(columns),
-        "sources": list(sources),
-        "source_columns": [name for name in source_columns if name in columns],
-        "store": os.path.relpath(store, csv_path.parent) if store else "",
-        "stages": found,
-    }
-    text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
+    recorded = Recorded(
+        columns=dict(columns),
+        sources=list(sources),
+        source_columns=[name for name in source_columns if name in columns],
+        store=os.path.relpath(store, csv_path.parent) if store else "",
+        stages=found,
+    )
+    write_recorded(csv_path, recorded)
+
+
+def write_recorded(csv_path: Path, recorded: Recorded) -> None:
+    """Write them beside a CSV, atomically. Raises UserError where there is no space left."""
+    text = yaml.safe_dump(asdict(recorded), allow_unicode=True, sort_keys=False)
     new = settings_path(csv_path).with_suffix(".new")
     try:
         with new.open("w", encoding="utf-8") as file:

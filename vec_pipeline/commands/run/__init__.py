@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from vec_pipeline.commands import CONFIG_HELP, add_source_arguments, path
 from vec_pipeline.commands.run.messages import start_log
 from vec_pipeline.commands.run.order import ORDER_HELP, order_type
+from vec_pipeline.commands.run.shard import output_of, part_of, shard_type
 from vec_pipeline.record import COLUMNS, Source, Stage, UserError, beside
 from vec_pipeline.terminal import INTERRUPTED, Interrupt, plural, visible
 
@@ -45,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
     parser.add_argument("--order", type=order_type, default="", metavar="ORDER", help=ORDER_HELP)
     parser.add_argument("--first", action="append", default=[], metavar="GLOB", help="what matches is annotated first")
+    parser.add_argument(
+        "--shard", type=shard_type, metavar="K/N", help="one of N parts, each run alone and merged later: 0/8 to 7/8"
+    )
     parser.add_argument("--watch", action="store_true", help="stay, and annotate files that arrive in the folders")
     parser.add_argument(
         "--mirror", default="", metavar="ADDRESS", help="copy the CSV there as it grows, such as s3://bucket/a.csv"
@@ -67,8 +71,8 @@ def integer(text: str) -> int:
 def run(options: argparse.Namespace) -> int:
     if options.refresh and (options.retry_errors or options.limit is not None):
         raise UserError("--refresh updates all rows: leave --limit and --retry-errors out")
-    if options.watch and (options.refresh or options.dry_run):
-        raise UserError("--watch waits for new files: leave --refresh and --dry-run out")
+    if options.watch and (options.refresh or options.dry_run or options.shard):
+        raise UserError("--watch waits for new files: leave --refresh, --dry-run and --shard out")
     interrupt = Interrupt()
     try:
         return annotate(options, interrupt)
@@ -94,9 +98,9 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
     from vec_pipeline.sources import content_of, open_source
 
     config = load_config(options.config, options.set)
-    config = replace(config, output=options.output or config.output)
+    config = replace(config, output=options.output or output_of(config.output, options.shard))
     wanted = config.source_options(options.column, options.keep, own_files(config.output, config.store_path))
-    source = open_source(options.source, config.sources, wanted)
+    source = part_of(open_source(options.source, config.sources, wanted), options.shard)
     if options.watch:
         check_folders(options.source)
     check_wiring(config.stages, source.columns)
@@ -139,7 +143,7 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
             record_settings()
             results.confirm_pictures()
             print(f"{plural(changed, 'row')} changed, {sink.rows - changed:,} unchanged")
-    may_be_empty = options.limit == 0 or options.watch
+    may_be_empty = options.limit == 0 or options.watch or options.shard is not None
     return verdict(sink, source, watcher.failures if watcher else [], may_be_empty=may_be_empty)
 
 
@@ -157,7 +161,9 @@ def plan_run(
         settings.check_settings(config.output, config.stages, existing.header)
     if existing.header and (missing := [name for name in columns if name not in existing.header]):
         print(f"{config.output} has no column {', '.join(missing)}: run with --refresh to add it")
-    todo = Todo(source, existing, cache_path(config), compares=options.prune, may_be_empty=options.watch)
+    todo = Todo(
+        source, existing, cache_path(config), compares=options.prune, may_be_empty=options.watch or bool(options.shard)
+    )
     todo.new(options.limit, options.retry_errors)
     recorded = settings.recorded_settings(config.output) if existing.rows else settings.Recorded()
     stages = settings.with_recorded_commits(config.stages_for(existing.header), recorded)
@@ -175,7 +181,7 @@ def plan_refresh(
     from vec_pipeline.sinks.csv_rows import keys_without_files
 
     stages = config.stages if options.dry_run else fetched(config.stages)
-    todo = Todo(source, existing, cache_path(config), compares=True)
+    todo = Todo(source, existing, cache_path(config), compares=True, may_be_empty=options.shard is not None)
     of_files = [name for stage in config.stages for name, kind in stage.columns.items() if kind == "file"]
     gone = KeySet(keys_without_files(config.output, of_files) if of_files and existing.rows else ())
     todo.refresh(settings.outdated(config.output, config.stages, stages, existing.header, columns), gone)
