@@ -8,7 +8,7 @@ from typing import Any
 
 from vec_pipeline.contract import check_results, is_finite, normalised
 from vec_pipeline.crash_journal import CrashJournal
-from vec_pipeline.memory import Failure, ModelCache, describe_failure
+from vec_pipeline.memory import BrokenGpu, Failure, ModelCache, describe_failure
 from vec_pipeline.record import Interrupted, Record, Stage, UserError, Values
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class Batches:
             failure = describe_failure(error)
             if failure.is_of_gpu:
                 self.journal.count_death([record.key for record in batch], self.stage.name)
-                raise UserError(f"the GPU failed ({failure.message[:200]}): rerun the same command") from None
+                raise BrokenGpu(f"the GPU failed ({failure.message[:200]}): rerun the same command") from None
             return failure
         return None
 

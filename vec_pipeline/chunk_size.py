@@ -8,6 +8,7 @@ from vec_pipeline import device
 from vec_pipeline.record import Stage
 
 if TYPE_CHECKING:
+    from vec_pipeline.children import Children
     from vec_pipeline.executor import Executor
 
 FIRST_IMAGES = {True: 1024, False: 64}  # with and without a GPU: several times what is decoded at once, so slots refill
@@ -31,7 +32,7 @@ class ChunkSize:
         """Host memory of the images at work."""
         return CHUNKS_AT_WORK * self.first * self.image_bytes / device.GB
 
-    def next(self, executor: "Executor") -> int:
+    def next(self, executor: "Executor | Children") -> int:
         """Images of the next chunk: where not all models stay loaded, so many that loading is LOADING_SHARE of it."""
         if executor.models.holds_all or not executor.chunks:
             return self.first

@@ -55,6 +55,7 @@ class Config(DownloadOptions):
     model_cache_size: int = 5
     clear_threshold_gb: float = 1.0
     read_threads: int = 4
+    devices: str = ""
     log_level: Literal["debug", "info", "warning"] = "info"
     sources: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ("@eaDir", "#recycle", ".thumbnails")

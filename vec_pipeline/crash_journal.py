@@ -2,9 +2,10 @@
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 from vec_pipeline.database import Database
 from vec_pipeline.record import Record
@@ -14,9 +15,19 @@ CREATE TABLE IF NOT EXISTS in_flight (  -- live: images in flight with it; over 
     image_path TEXT PRIMARY KEY, stage TEXT, live INTEGER, deaths INTEGER, together INTEGER  -- live at the last death
 ) WITHOUT ROWID;
 """
+COUNT_DEATH = "UPDATE in_flight SET deaths = deaths + 1, together = live, live = 0 WHERE live"
+SELECT = "SELECT image_path, stage, deaths, together FROM in_flight"
 MARK = "INSERT OR REPLACE INTO in_flight VALUES (?, ?, ?, ?, ?)"
 FATAL_DEATHS = 2  # of an image that was alone at the last one
 FEW_SUSPECTS = 32  # of more, so many are tried at once: batches hold up to a thousand, and most kills are chance
+
+
+class Suspicion(NamedTuple):
+    """What is held against an image: the stage in which it was in flight, at how many deaths, with how many others."""
+
+    stage: str
+    deaths: int
+    together: int
 
 
 class CrashJournal:
@@ -26,22 +37,46 @@ class CrashJournal:
     in flight at another death gets an error row.
 
     path: the file; None to keep nothing.
+    database: of a process that this one works for, in place of a file: that process tells whom to suspect.
+    deaths: of suspects, by image.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._database = Database(path, SCHEMA)
+    def __init__(self, path: Path | None, database: Database | None = None) -> None:
+        self.database = database or Database(path, SCHEMA)
         self._changed = threading.Condition()
         self._batches, self._are_suspects = 0, False  # in flight
-        self._database.write(("UPDATE in_flight SET deaths = deaths + 1, together = live, live = 0 WHERE live", [()]))
-        rows = self._database.read("SELECT image_path, stage, deaths, together FROM in_flight")
-        self.deaths = {path: deaths for path, _, deaths, _ in rows}  # of suspects
-        self._stages = {path: stage for path, stage, _, _ in rows}
-        self._together = {path: together for path, _, _, together in rows}
+        self.deaths: dict[str, int] = {}
+        self._stages: dict[str, str] = {}
+        self._together: dict[str, int] = {}
+        if database is None:
+            self.database.write((COUNT_DEATH, [()]))
+            self.learn({path: Suspicion(*rest) for path, *rest in self.database.read(SELECT)})
 
     def fatal_stage(self, image_path: str) -> str:
         """The stage in which an image was in flight at two deaths or more, the last time alone; else empty."""
         is_fatal = self.deaths.get(image_path, 0) >= FATAL_DEATHS and self._together[image_path] == 1
         return self._stages[image_path] if is_fatal else ""
+
+    def learn(self, suspicions: Mapping[str, Suspicion]) -> None:
+        """Take it into account that these images are suspects."""
+        for path, (stage, deaths, together) in suspicions.items():
+            self._stages[path], self.deaths[path], self._together[path] = stage, deaths, together
+
+    def suspicions(self, image_paths: Iterable[str]) -> dict[str, Suspicion]:
+        """What there is to `learn` of these images."""
+        return {
+            path: Suspicion(self._stages[path], self.deaths[path], self._together[path])
+            for path in image_paths
+            if path in self.deaths
+        }
+
+    def note_death(self, image_paths: Sequence[str]) -> set[str]:
+        """A process that had these images has died: suspect those that were in flight, and return them."""
+        names = [(path,) for path in image_paths]
+        self.database.write((f"{COUNT_DEATH} AND image_path = ?", names))
+        found = {path: Suspicion(*rest) for path, *rest in self.database.read(SELECT) if path in {*image_paths}}
+        self.learn(found)
+        return {*found}
 
     def suspects_last(self, records: Iterable[Record]) -> Iterator[Iterable[Record]]:
         """Yield what is not suspect, then the suspects that may go together, then those that go alone.
@@ -81,13 +116,13 @@ class CrashJournal:
             self._batches, self._are_suspects = self._batches + 1, are_suspects
         try:
             rows = [(path, stage, len(image_paths), *self._past(path)) for path in image_paths]
-            self._database.write((MARK, rows))
+            self.database.write((MARK, rows))
             yield
         finally:
             suspects = [(path,) for path in image_paths if path in self.deaths]
             others = [(path,) for path in image_paths if path not in self.deaths]
             try:
-                self._database.write(
+                self.database.write(
                     ("UPDATE in_flight SET live = 0 WHERE image_path = ?", suspects),
                     ("DELETE FROM in_flight WHERE image_path = ?", others),
                 )
@@ -102,7 +137,7 @@ class CrashJournal:
     def count_death(self, image_paths: Sequence[str], stage: str) -> None:
         """Suspect images as if they had killed the process: after a GPU error only a new process can continue."""
         rows = [(path, stage, 0, self._past(path)[0] + 1, len(image_paths)) for path in image_paths]
-        self._database.write((MARK, rows))
+        self.database.write((MARK, rows))
 
     def clear(self, image_paths: Iterable[str]) -> None:
         """Suspect images no longer: those that went well, or that the user wants tried again."""
@@ -110,8 +145,8 @@ class CrashJournal:
         for (path,) in cleared:
             self._together.pop(path, None)
         if cleared:
-            self._database.write(("DELETE FROM in_flight WHERE image_path = ?", cleared))
+            self.database.write(("DELETE FROM in_flight WHERE image_path = ?", cleared))
 
     def close(self) -> None:
         """Close the file. What a thread left behind has in flight then was not killed, and leaves no mark."""
-        self._database.close(("DELETE FROM in_flight WHERE deaths = 0", [()]), ("UPDATE in_flight SET live = 0", [()]))
+        self.database.close(("DELETE FROM in_flight WHERE deaths = 0", [()]), ("UPDATE in_flight SET live = 0", [()]))

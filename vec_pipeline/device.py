@@ -17,6 +17,7 @@ from vec_pipeline.record import UserError
 Device = Annotated[str, "auto", "cuda", "cuda:0", "cpu", "mps"]
 
 GB = 1e9
+MOST_PROCESSES = 256  # on CPUs
 AMPERE = (8, 0)  # compute capability
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -219,6 +220,36 @@ def _integers(folder: Path, *names: str) -> list[int]:
         return [int(word) for name in names for word in (folder / name).read_text().split()]
     except (OSError, ValueError):
         return []
+
+
+def cores_each(processes: int) -> int:
+    """CPU cores for each of several processes that work at the same time: OMP_NUM_THREADS where it is set."""
+    return _requested_threads() or max(1, free_cores() // processes)
+
+
+def names(text: str) -> list[str]:
+    """The devices of a run in several processes: all GPUs for all, else as listed; `cpu:N` stands for N processes.
+
+    Raises ValueError for what is no such list.
+    """
+    found: list[str] = []
+    for each in text.replace(" ", "").split(","):
+        kind, _, number = each.partition(":")
+        if each == "all":
+            import torch
+
+            found += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        elif kind == "cpu" and number.isdecimal() and 0 < int(number) <= MOST_PROCESSES:
+            found += [f"cpu:{index}" for index in range(int(number))]
+        elif kind == "cuda" and number.isdecimal():
+            found.append(each)
+        else:
+            raise ValueError(f"{each!r} is not a device: name all, GPUs such as cuda:0,cuda:2, or cpu:2")
+    if not found:
+        raise ValueError("all: torch sees no GPU here: name cpu:2, say, or leave devices out")
+    if len({*found}) < len(found):
+        raise ValueError(f"{text!r} names a device twice")
+    return found
 
 
 def leave_half_the_cores() -> None:

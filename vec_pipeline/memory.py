@@ -33,6 +33,10 @@ class LoadError(UserError):
     """A model could not be loaded, not even with the device to itself."""
 
 
+class BrokenGpu(UserError):  # noqa: N818 (it says what happened)
+    """A GPU has failed: only another process can go on with it."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """What went wrong, as text: the exception itself would keep the tensors of its frames alive."""

@@ -14,6 +14,7 @@ from vec_pipeline.record import Record
 from vec_pipeline.terminal import duration, plural
 
 if TYPE_CHECKING:
+    from vec_pipeline.children import Children
     from vec_pipeline.downloads import Statistics
     from vec_pipeline.executor import Executor
 
@@ -32,7 +33,7 @@ class Progress:
     def __init__(
         self,
         total: int | None,
-        executor: "Executor",
+        executor: "Executor | Children",
         stream: TextIO | None = None,
         downloads: "Statistics | None" = None,
         about: int = 0,

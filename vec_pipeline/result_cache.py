@@ -33,10 +33,13 @@ class ResultCache:
 
     path: the file; None to keep nothing.
     fingerprint: returns what decides a stage's results beside what it reads.
+    database: of a process that this one works for, in place of a file.
     """
 
-    def __init__(self, path: Path | None, fingerprint: Callable[[Stage], str]) -> None:
-        self._database = Database(path, SCHEMA)
+    def __init__(
+        self, path: Path | None, fingerprint: Callable[[Stage], str], database: Database | None = None
+    ) -> None:
+        self.database = database or Database(path, SCHEMA)
         self._begun = cache(lambda stage: blake2b(fingerprint(stage).encode(), digest_size=HASH_BYTES))
 
     def key(self, stage: Stage, record: Record) -> bytes:
@@ -58,17 +61,17 @@ class ResultCache:
     def store(self, results: Mapping[bytes, Values]) -> None:
         """Keep a batch of results, in one transaction."""
         rows = [(key, encode(values)) for key, values in results.items()]
-        self._database.write(("INSERT OR REPLACE INTO results VALUES (?, ?)", rows))
+        self.database.write(("INSERT OR REPLACE INTO results VALUES (?, ?)", rows))
 
     def note_pictures(self, records: Iterable[Record]) -> None:
         """Keep the identities of pictures whose rows are about to be saved, until `confirm_pictures`."""
         rows = [(hash_of(record.key), record.hashes["content"]) for record in records if record.hashes.get("content")]
-        self._database.write(("INSERT OR REPLACE INTO unsaved VALUES (?, ?)", rows))
+        self.database.write(("INSERT OR REPLACE INTO unsaved VALUES (?, ?)", rows))
 
     def confirm_pictures(self) -> None:
         """The rows of all noted pictures are saved."""
         move = "INSERT OR REPLACE INTO pictures SELECT * FROM unsaved"
-        self._database.write((move, [()]), ("DELETE FROM unsaved", [()]))
+        self.database.write((move, [()]), ("DELETE FROM unsaved", [()]))
 
     def changed_pictures(self, records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
         """Those whose content is not what it was when their row was made, and those of which that is not known."""
@@ -88,17 +91,17 @@ class ResultCache:
                 for table in ("results", "pictures"):
                     rows = other.execute(f"SELECT * FROM {table}")
                     while some := rows.fetchmany(QUERY_KEYS):
-                        self._database.write((f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", some))
+                        self.database.write((f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", some))
         except sqlite3.Error as error:
             logger.warning("%s cannot be read (%s): its results will be computed again", path, error)
 
     def close(self) -> None:
-        self._database.close()
+        self.database.close()
 
     def _select(self, query: str, keys: Sequence[bytes]) -> Iterable[tuple[Any, ...]]:
         for start in range(0, len(keys), QUERY_KEYS):
             some = keys[start : start + QUERY_KEYS]
-            yield from self._database.read(f"{query} ({','.join('?' * len(some))})", tuple(some))
+            yield from self.database.read(f"{query} ({','.join('?' * len(some))})", tuple(some))
 
 
 def has_changed(record: Record, before: bytes) -> bool:

@@ -14,7 +14,7 @@ from vec_pipeline.commands import CONFIG_HELP, add_source_arguments, path
 from vec_pipeline.commands.run.messages import start_log
 from vec_pipeline.commands.run.order import ORDER_HELP, order_type
 from vec_pipeline.commands.run.shard import output_of, part_of, shard_type
-from vec_pipeline.record import COLUMNS, Source, Stage, UserError, beside
+from vec_pipeline.record import COLUMNS, Source, SourceOptions, Stage, UserError, beside
 from vec_pipeline.terminal import INTERRUPTED, Interrupt, plural, visible
 
 if TYPE_CHECKING:
@@ -89,20 +89,19 @@ def run(options: argparse.Namespace) -> int:
 
 def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
     from vec_pipeline import checks, settings
-    from vec_pipeline.commands.run.watch import Watcher, check_folders
-    from vec_pipeline.commands.run.work import Job, mirrored, work
+    from vec_pipeline.commands.run.watch import Watcher
+    from vec_pipeline.commands.run.work import Job, devices_of, mirrored, work
     from vec_pipeline.config import check_wiring, load_config
     from vec_pipeline.result_cache import ResultCache
     from vec_pipeline.sinks.csv_file import CsvFile
     from vec_pipeline.sinks.csv_rows import contents_of
-    from vec_pipeline.sources import content_of, open_source
+    from vec_pipeline.sources import content_of
 
     config = load_config(options.config, options.set)
     config = replace(config, output=options.output or output_of(config.output, options.shard))
+    devices_of(config)  # named before anything is downloaded
     wanted = config.source_options(options.column, options.keep, own_files(config.output, config.store_path))
-    source = part_of(open_source(options.source, config.sources, wanted), options.shard)
-    if options.watch:
-        check_folders(options.source)
+    source = source_of(config, options, wanted)
     check_wiring(config.stages, source.columns)
     of_sources = settings.columns_of_sources(config.output, source.columns)
     columns = config.extra_columns(of_sources)
@@ -145,6 +144,16 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
             print(f"{plural(changed, 'row')} changed, {sink.rows - changed:,} unchanged")
     may_be_empty = options.limit == 0 or options.watch or options.shard is not None
     return verdict(sink, source, watcher.failures if watcher else [], may_be_empty=may_be_empty)
+
+
+def source_of(config: "Config", options: argparse.Namespace, wanted: SourceOptions) -> Source:
+    """What the command line names, or the shard of it. Raises UserError."""
+    from vec_pipeline.commands.run.watch import check_folders
+    from vec_pipeline.sources import open_source
+
+    if options.watch:
+        check_folders(options.source)
+    return part_of(open_source(options.source, config.sources, wanted), options.shard)
 
 
 Plan = tuple[tuple[Stage, ...], "Todo"]

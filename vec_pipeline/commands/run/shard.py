@@ -30,9 +30,7 @@ def shard_type(text: str) -> Shard:
     """A value of --shard. Raises ArgumentTypeError."""
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if not found or not int(found[1]) < int(found[2]):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no shard: write 0/8 for the first of eight, 7/8 for the last"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r} is no shard: write 0/8 for the first of eight, 7/8 for the last")
     return Shard(int(found[1]), int(found[2]))
 
 

@@ -4,12 +4,15 @@ import argparse
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from vec_pipeline import device, pipeline
-from vec_pipeline.chunk_size import chunk_size
-from vec_pipeline.commands.run.messages import stderr_in
+from vec_pipeline.child import Work
+from vec_pipeline.children import Children
+from vec_pipeline.chunk_size import CHUNKS_AT_WORK, ChunkSize, chunk_size
+from vec_pipeline.commands.run.messages import start_log, stderr_in
 from vec_pipeline.commands.run.order import ordered
 from vec_pipeline.commands.run.todo import Todo
 from vec_pipeline.commands.run.watch import Watcher
@@ -19,8 +22,9 @@ from vec_pipeline.downloads import Downloads
 from vec_pipeline.executor import Executor
 from vec_pipeline.memory import ModelCache
 from vec_pipeline.progress import Progress
-from vec_pipeline.record import Record, Source, SourceOptions, Stage, beside
+from vec_pipeline.record import Record, Source, SourceOptions, Stage, UserError, beside
 from vec_pipeline.result_cache import ResultCache
+from vec_pipeline.settings import fingerprint
 from vec_pipeline.sinks.csv_file import CsvFile
 from vec_pipeline.sources import resume
 from vec_pipeline.terminal import Interrupt
@@ -65,14 +69,10 @@ def work(job: Job) -> None:
         if options.retry_errors:
             journal.clear(list(journal.deaths))
         size = chunk_size(job.stages, config.chunk_size)
-        models = ModelCache(job.stages, config.model_cache_size, config.clear_threshold_gb, size.images_gb)
-        stack.callback(models.close)
-        logger.info("%s; chunks of %d images", models.summary, size.first)
-        columns, most = job.todo.source_columns, config.max_consecutive_errors
-        executor = Executor(job.stages, models, job.results, journal, config.read_threads, columns, most)
         total = None if job.watcher else job.todo.number
-        if executor.has_two_at_work and (total is None or total > size.first):
-            device.leave_half_the_cores()
+        names = devices_of(config)
+        size = smaller(size, total, len(names))
+        executor = (in_children if names else in_this_process)(job, journal, size, total, stack)
         downloads = stack.enter_context(
             contextlib.closing(Downloads(job.source_options, beside(config.output, "downloads")))
         )
@@ -93,7 +93,8 @@ def work(job: Job) -> None:
         def at_once() -> int:
             """Images of the next chunk: where a download is waited for, the models take what is there by then."""
             wanted = size.next(executor)
-            return min(wanted, 1 + downloads.ready()) if downloads.is_active and models.holds_all else wanted
+            takes_what_is_there = downloads.is_active and executor.models.holds_all
+            return min(wanted, 1 + downloads.ready()) if takes_what_is_there else wanted
 
         records, done = job.records(), sink.keys()
         pipeline.run(records, executor, done, save, at_once, options.limit, downloads.ahead, journal.suspects_last)
@@ -101,6 +102,49 @@ def work(job: Job) -> None:
             limit = None if options.limit is None else options.limit - progress.done
             with watching(watcher, job.interrupt):
                 pipeline.run(watcher, executor, done, save, lambda: min(size.first, 1 + watcher.ready()), limit)
+
+
+def in_this_process(
+    job: Job, journal: CrashJournal, size: ChunkSize, total: int | None, stack: contextlib.ExitStack
+) -> Executor:
+    config = job.config
+    models = ModelCache(job.stages, config.model_cache_size, config.clear_threshold_gb, size.images_gb)
+    stack.callback(models.close)
+    logger.info("%s; chunks of %d images", models.summary, size.first)
+    columns, most = job.todo.source_columns, config.max_consecutive_errors
+    executor = Executor(job.stages, models, job.results, journal, config.read_threads, columns, most)
+    if executor.has_two_at_work and (total is None or total > size.first):
+        device.leave_half_the_cores()
+    return executor
+
+
+def in_children(
+    job: Job, journal: CrashJournal, size: ChunkSize, total: int | None, stack: contextlib.ExitStack
+) -> Children:
+    config, names = job.config, devices_of(job.config)
+    child = Work(
+        tuple(job.stages), config.model_cache_size, config.clear_threshold_gb, size.images_gb, config.read_threads,
+        job.todo.source_columns, config.max_consecutive_errors, device.cores_each(len(names)), fingerprint,
+        partial(start_log, beside(config.output, "log"), config.log_level),
+    )  # fmt: skip
+    logger.info("a process each for %s; chunks of %d images", ", ".join(names), size.first)
+    return stack.enter_context(contextlib.closing(Children(names, child, job.results, journal)))
+
+
+def devices_of(config: Config) -> list[str]:
+    """The devices that have a process each; none where this process does the work. Raises UserError."""
+    try:
+        return device.names(config.devices) if config.devices else []
+    except ValueError as error:
+        raise UserError(f"devices: {error}") from None
+
+
+def smaller(size: ChunkSize, total: int | None, processes: int) -> ChunkSize:
+    """Chunks of which each of several processes gets its share, where there are few images."""
+    if not processes or total is None:
+        return size
+    most = max(1, total // (CHUNKS_AT_WORK * processes))
+    return replace(size, first=min(size.first, most), largest=min(size.largest, most))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,67 @@
+"""Stages for the tests of child processes: importable there, and telling which process they ran in."""
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from tests.fakes import Read
+from vec_pipeline.record import Stage, UserError, Values
+
+__all__ = ["Read", "Tell"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tell(Stage):
+    """content_text -> text that says it, and the process. Some contents do something to that process."""
+
+    reads: ClassVar[tuple[str, ...]] = ("image", "content_text")
+    writes: ClassVar[Mapping[str, str]] = {"text": "text", "pid": "number"}
+
+    name: str = field(default="tell", compare=False)
+    device: str = "auto"
+    sleep_s: float = 0.0
+
+    def load(self) -> str:
+        return self.device
+
+    def run(self, model: str, rows: list[Values], at_once: int) -> list[Values]:
+        time.sleep(self.sleep_s * len(rows))
+        return [self._told(row["content_text"]) for row in rows]
+
+    def _told(self, text: str) -> Values:
+        if "kill" in text:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "full" in text:
+            raise UserError("the disk is full: free some space")
+        if "gpu" in text and not os.environ.get("VEC_TEST_GPU_WORKS"):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if "refused" in text:
+            raise ValueError("no such picture")
+        return {"text": f"told {text}", "pid": os.getpid()}
+
+
+def begin() -> None:
+    """What a child does first where nothing is to be tested of it."""
+
+
+def begin_without_a_second_device() -> None:
+    """Fail as a device that is broken does, in the child for cpu:1."""
+    import multiprocessing
+
+    if multiprocessing.current_process().name == "cpu:1":
+        raise RuntimeError("no such device")
+
+
+def begin_without_any_device() -> None:
+    raise RuntimeError("no such device")
+
+
+def fingerprint(stage: Stage) -> str:
+    return str(stage)
+
+
+def no_fingerprint_of_device(stage: Any) -> str:
+    return str(stage.name)
