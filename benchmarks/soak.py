@@ -37,6 +37,7 @@ KINDS = {  # and how often each, of a hundred
     "SIGKILL of the llama.cpp child": 13,
     "SIGABRT of the llama.cpp child": 12,
 }
+OF_DEVICES = {**KINDS, "SIGKILL of a device's child": 60}  # with --devices: it is replaced, and the worker goes on
 ENDS_BY_ITSELF_S = 600  # a worker that takes longer hangs
 CHILD_GONE_S = 15
 ALL_MODELS = 12  # as many as any configuration has, or more
@@ -78,6 +79,7 @@ class Soak:
     tally: Tally
     most_kills: int
     deadline_s: float  # of time.monotonic
+    devices: str = ""
     starts: int = 0
 
     @property
@@ -90,7 +92,7 @@ class Soak:
         output.parent.mkdir()
         cached = self.chance.choice(("true", "true", "false"))
         models = self.chance.choice((3, ALL_MODELS, ALL_MODELS))
-        options = small_steps(self.config, self.chance.randint(2, 12), models, result_cache=cached)
+        options = small_steps(self.config, self.chance.randint(2, 12), models, cached, self.devices)
         known = b""
         while not self.is_over:
             is_finished = self.one_worker(output, options)
@@ -104,9 +106,10 @@ class Soak:
         """Start a worker, kill it or what belongs to it at random moments; say whether it came to its end."""
         self.starts += 1
         pid = start([str(self.photos), "--output", str(output), *options], output, is_fresh=self.starts % 10 == 0)
+        kinds = OF_DEVICES if self.devices else KINDS
         try:
             while True:
-                kind = self.chance.choices(list(KINDS), list(KINDS.values()))[0]
+                kind = self.chance.choices(list(kinds), list(kinds.values()))[0]
                 if kind == "SIGKILL at start-up":
                     time.sleep(self.chance.uniform(0, 4))
                 else:
@@ -114,7 +117,9 @@ class Soak:
                     time.sleep(self.chance.uniform(0, 2))
                 if (status := poll(pid)) is not None:
                     return check_status(status, output)
-                if "child" in kind:
+                if "device" in kind:
+                    self.tally.kills[kind] += kill_one(device_children(pid), self.chance)
+                elif "child" in kind:
                     for child in llama_children(pid):
                         child.send_signal(signal.SIGABRT if kind.startswith("SIGABRT") else signal.SIGKILL)
                         self.tally.kills[kind] += 1
@@ -125,11 +130,11 @@ class Soak:
                 os.kill(pid, signal.SIGKILL)
 
     def kill(self, pid: int, kind: str, output: Path) -> bool:
-        children = llama_children(pid)
+        left_alone = children(pid)
         os.kill(pid, signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)
         status = wait(pid)
         self.tally.kills[kind] += 1
-        _, left = psutil.wait_procs(children, timeout=CHILD_GONE_S)
+        _, left = psutil.wait_procs(left_alone, timeout=CHILD_GONE_S)
         if left:
             raise BrokenPromise(f"{kind}: process {left[0].pid} was left behind")
         if kind == "SIGTERM" and status not in (INTERRUPTED, -signal.SIGTERM):
@@ -173,7 +178,9 @@ class Soak:
             raise BrokenPromise(f"{output}: a run with nothing to do has changed it")
 
 
-def small_steps(config: Path, chunk_size: int, model_cache_size: int, result_cache: str = "true") -> list[str]:
+def small_steps(
+    config: Path, chunk_size: int, model_cache_size: int, result_cache: str = "true", devices: str = ""
+) -> list[str]:
     """Options that put many appends and writes of the databases into a second.
 
     model_cache_size: ALL_MODELS holds all, so that the workers work side by side; with fewer they alternate.
@@ -183,6 +190,7 @@ def small_steps(config: Path, chunk_size: int, model_cache_size: int, result_cac
         "model_cache_size": model_cache_size,
         "result_cache": result_cache,
         "read_threads": 2,
+        "devices": devices,
     }
     sets = [text for key, value in values.items() for text in ("--set", f"{key}={value}")]
     return ["--config", str(config), *sets]
@@ -269,11 +277,37 @@ def read_from(path: Path, offset: int) -> bytes:
         return file.read()
 
 
-def llama_children(pid: int) -> list[psutil.Process]:
+def children(pid: int) -> list[psutil.Process]:
     try:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def llama_children(pid: int) -> list[psutil.Process]:
+    return [child for child in children(pid) if "llama_process" in command_of(child)]
+
+
+def device_children(pid: int) -> list[psutil.Process]:
+    return [child for child in children(pid) if "spawn_main" in command_of(child)]
+
+
+def command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has ended
+        return ""
+
+
+def kill_one(processes: list[psutil.Process], chance: random.Random) -> int:
+    """Kill one of them; return how many were killed."""
+    if not processes:
+        return 0
+    try:
+        chance.choice(processes).kill()
+    except psutil.NoSuchProcess:
+        return 0
+    return 1
 
 
 # --- what its CSV holds
@@ -353,6 +387,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=300, help="end after so many (default: %(default)s)")
     parser.add_argument("--images", type=int, default=240, help="scenes drawn (default: %(default)s)")
     parser.add_argument("--config", type=Path, default=PROJECT / "configs/demo.yaml", help="default: %(default)s")
+    parser.add_argument("--devices", default="", metavar="cpu:2", help="run in several processes, and kill those, too")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and kinds of the kills")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
@@ -369,7 +404,10 @@ def report(folder: Path, options: argparse.Namespace) -> int:
     expected = parse(undisturbed.read_bytes())
     deadline_s = start_s + 60 * options.minutes
     tally = Tally()
-    soak = Soak(photos, folder, options.config, random.Random(options.seed), expected, tally, options.kills, deadline_s)
+    soak = Soak(
+        photos, folder, options.config, random.Random(options.seed), expected, tally, options.kills, deadline_s,
+        options.devices,
+    )  # fmt: skip
     failure = ""
     try:
         while not soak.is_over:

@@ -1,4 +1,4 @@
-"""One child process for each device: rows as of one process, and what is left of a death, an interrupt, a bad device."""
+"""A child process for each device: rows as of one process, and what deaths, interrupts and bad devices leave."""
 
 import os
 import signal

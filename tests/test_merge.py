@@ -29,7 +29,8 @@ def write_csv(path: Path, *rows: dict[str, str], settings: Recorded = SETTINGS, 
     defaults = {"timestamp": "2026-01-01T00:00:00"}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(
-        encode_row(header) + b"".join(encode_row([{**defaults, **row}.get(name, "") for name in header]) for row in rows)
+        encode_row(header)
+        + b"".join(encode_row([{**defaults, **row}.get(name, "") for name in header]) for row in rows)
     )
     write_recorded(path, settings)
     return path
