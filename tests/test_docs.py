@@ -261,6 +261,7 @@ NOT_RUN: dict[str, tuple[str, Check]] = {
         ),
         ("needs the server, as tests/test_serve.py has", nothing),
     ),
+    "vec-pipeline run ~/photos --set devices=all": ("needs GPUs; tests/test_children.py has cpu:2", parser_takes),
     "vec-pipeline run ~/photos --watch": ("does not end", parser_takes),
     "VEC_ENDPOINT_TOKEN=... vec-pipeline run ~/photos --config remote.yaml": ("needs a server", parser_takes),
     **servers(

@@ -28,6 +28,8 @@ MAY_IMPORT = {  # a package stands for each of its modules; what is missing here
     "remote": {"engines", "weights"},
     "pipeline": {"record"},
     "executor": {"batches", "contract", "crash_journal", "memory", "result_cache", "record"},
+    "children": {"child", "crash_journal", "database", "downloads", "record", "result_cache"},
+    "child": {"crash_journal", "database", "device", "executor", "memory", "record", "result_cache"},
     "batches": {"contract", "crash_journal", "memory", "record"},
     "contract": {"record"},
     "memory": {"record", "device"},
@@ -48,7 +50,9 @@ MAY_IMPORT = {  # a package stands for each of its modules; what is missing here
     "annotations": {"record", "sinks", "device", "settings", "sources"},
 }
 FOR_TYPES_ONLY = {  # within `if TYPE_CHECKING:`
+    ("chunk_size", "children"),
     ("chunk_size", "executor"),
+    ("progress", "children"),
     ("progress", "downloads"),
     ("progress", "executor"),
 }
