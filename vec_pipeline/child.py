@@ -133,7 +133,7 @@ def hear(connection: "Connection[Any, Any]", chunks: "SimpleQueue[Any]") -> None
                 os.kill(os.getpid(), signal.SIGINT)
             else:
                 break
-    except (EOFError, OSError):
+    except Exception:  # it has ended, or a signal has interrupted it in the middle of a message
         pass
     os._exit(0)
 
