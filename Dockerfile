@@ -1,5 +1,5 @@
-# The worker in a container, for an NVIDIA GPU: docker build --tag vec-pipeline .
-# Without one:                docker build --build-arg VARIANT=cpu --tag vec-pipeline:cpu .
+# The worker and the server in a container, for an NVIDIA GPU: docker build --tag vec-pipeline .
+# Without one: docker build --build-arg VARIANT=cpu --tag vec-pipeline:cpu .
 ARG VARIANT=cuda
 
 FROM ubuntu:24.04 AS cpu

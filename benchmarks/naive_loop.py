@@ -104,7 +104,8 @@ class NaiveLoop:
 
     def structure(self, text: str) -> str:
         stage = self.stages["structure"]
-        schema = stage.schema() | {"required": list(stage.schema()["properties"]), "additionalProperties": False}
+        required = list(stage.answer_schema["properties"])
+        schema = {**stage.answer_schema, "required": required, "additionalProperties": False}
         completion = self.llama.create_chat_completion(
             [{"role": "system", "content": stage.system_prompt()}, {"role": "user", "content": text}],
             response_format={"type": "json_object", "schema": schema},

@@ -10,6 +10,7 @@ All servers run on 127.0.0.1, with the bundled models. No picture is sent twice,
 import argparse
 import asyncio
 import contextlib
+import csv
 import itertools
 import os
 import random
@@ -37,7 +38,7 @@ CONFIG = PROJECT / "configs" / "demo.yaml"
 CLIENTS = (1, 8, 64)
 ROUNDS = 3
 ROUND_S = 10.0
-STARTS_S = 120.0
+PATIENCE_S = 300  # of a client, on a machine that is busy otherwise
 NAIVE = """
 import asyncio, sys, tempfile, threading
 from pathlib import Path
@@ -69,9 +70,11 @@ def pictures(seed: str) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def server(command: list[str], folder: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """A server in a process of its own, until the block ends: its address."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TMPDIR": str(folder)}
+def server(command: list[str], folder: Path) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """A server in a process of its own, until the block ends: its address. Its temporary files lie in `folder`/tmp."""
+    temporary = folder / "tmp"
+    temporary.mkdir(exist_ok=True)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TMPDIR": str(temporary)}
     process = subprocess.Popen(
         command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
     )
@@ -80,7 +83,7 @@ def server(command: list[str], folder: Path) -> Iterator[tuple[str, psutil.Proce
         line = next(each for each in process.stdout if "http://" in each)
         found = re.search(r"http://[\d.]+:\d+", line)
         assert found
-        yield found[0], psutil.Process(process.pid)
+        yield found[0], process
     finally:
         process.terminate()
         process.wait(90)
@@ -102,13 +105,13 @@ def plain() -> list[str]:
 async def upload(session: aiohttp.ClientSession, url: str, picture: bytes) -> tuple[int, dict[str, object]]:
     form = aiohttp.FormData()
     form.add_field("file", picture, filename="a.jpg", content_type="image/jpeg")
-    async with session.post(f"{url}/v1/annotations", data=form) as response:
+    async with session.post(f"{url}/v1/annotations?wait_s={PATIENCE_S}", data=form) as response:
         return response.status, await response.json()
 
 
 @contextlib.asynccontextmanager
 async def session_of(clients: int) -> AsyncIterator[aiohttp.ClientSession]:
-    connector, timeout = aiohttp.TCPConnector(limit=clients), aiohttp.ClientTimeout(total=120)
+    connector, timeout = aiohttp.TCPConnector(limit=clients), aiohttp.ClientTimeout(total=PATIENCE_S + 10)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         yield session
 
@@ -166,7 +169,8 @@ def compare(folder: Path, seconds: float) -> None:
 def memory(folder: Path, number: int) -> None:
     """Resident memory of the server and its child, along the way."""
     source = pictures("memory")
-    with server(own(folder), folder) as (url, process):
+    with server(own(folder), folder) as (url, started):
+        process = psutil.Process(started.pid)
 
         async def run() -> None:
             done = 0
@@ -191,74 +195,121 @@ def memory(folder: Path, number: int) -> None:
         asyncio.run(run())
 
 
-def load(folder: Path, seconds: float) -> None:
-    """Clients that behave and clients that do not; ends with an error where one that behaves gets no row."""
-    source, seen = pictures("load"), Counter[str]()
-    with server(own(folder, "--max-upload-mb", "5", "--most-waiting", "48"), folder) as (url, process):
-        host, port = url.removeprefix("http://").split(":")
+class Clients:
+    """Clients that behave and clients that do not, each of which does the same again and again.
 
-        async def good(session: aiohttp.ClientSession) -> None:
-            status, row = await upload(session, url, next(source))
-            seen[f"good: {status}"] += 1
-            if status == 429:
-                await asyncio.sleep(0.5)
-            elif status != 200 or row["error"]:
-                raise AssertionError(f"{status} {row}")
+    deadline_s: a moment of time.monotonic(), after which the slow ones wait no more.
+    seen: how often each kind of client got each answer.
+    """
 
-        async def broken(session: aiohttp.ClientSession) -> None:
-            whole = next(source)
-            part = random.choice([whole[: len(whole) // 3], whole[:100], b"", b"<svg", bytes(5000), whole[::-1]])
-            status, _ = await upload(session, url, part)
-            seen[f"broken: {status}"] += 1
-            await asyncio.sleep(0.05)
+    def __init__(self, session: aiohttp.ClientSession, url: str, deadline_s: float) -> None:
+        self.session, self.url, self.deadline_s = session, url, deadline_s
+        self.pictures, self.seen = pictures("load"), Counter[str]()
+        self.slow_parts = itertools.cycle([("headers", False), ("body", True)])
 
-        async def huge(session: aiohttp.ClientSession) -> None:
-            with contextlib.suppress(aiohttp.ClientError):
-                status, _ = await upload(session, url, b"\xff\xd8\xff" + bytes(20_000_000))
-                seen[f"huge: {status}"] += 1
+    async def send(self, kind: str, content: bytes) -> tuple[int, dict[str, object]]:
+        status, row = await upload(self.session, self.url, content)
+        self.seen[f"{kind}: {status}"] += 1
+        return status, row
+
+    async def good(self) -> None:
+        status, row = await self.send("good", next(self.pictures))
+        if status == 429:
             await asyncio.sleep(0.5)
+        elif status != 200 or row["error"]:
+            raise AssertionError(f"{status} {row}")
 
-        async def slow() -> None:
-            _, writer = await asyncio.open_connection(host, int(port))
-            head = b"POST /v1/annotations HTTP/1.1\r\nHost: " + f"{host}:{port}\r\n".encode()
-            with contextlib.suppress(OSError):
-                for letter in head + b"Content-Length: 1000000\r\nContent-Type: multipart/form-data; boundary=b\r\n":
-                    writer.write(bytes([letter]))
-                    await writer.drain()
-                    await asyncio.sleep(0.5)
-            seen["slow: ended"] += 1
-            writer.close()
+    async def broken(self) -> None:
+        whole = next(self.pictures)
+        parts = [whole[: len(whole) // 3], whole[:100], b"", b"<svg", bytes(5000), whole[::-1]]
+        await self.send("broken", random.choice(parts))
+        await asyncio.sleep(0.05)
 
-        async def aborted(session: aiohttp.ClientSession) -> None:
-            task = asyncio.create_task(upload(session, url, next(source)))
-            await asyncio.sleep(random.random() * 0.2)
-            task.cancel()
-            seen["aborted"] += 1
-            await asyncio.sleep(0.1)
+    async def huge(self) -> None:
+        with contextlib.suppress(aiohttp.ClientError):  # the server may hang up
+            await self.send("huge", b"\xff\xd8\xff" + bytes(20_000_000))
+        await asyncio.sleep(0.5)
 
-        async def run() -> None:
-            deadline_s = time.monotonic() + seconds
-            async with session_of(200) as session:
-                await asyncio.wait_for(
-                    asyncio.gather(
-                        until(deadline_s, 40, lambda: good(session)),
-                        until(deadline_s, 8, lambda: broken(session)),
-                        until(deadline_s, 4, lambda: huge(session)),
-                        until(deadline_s, 6, slow),
-                        until(deadline_s, 6, lambda: aborted(session)),
-                    ),
-                    seconds + 120,
-                )
+    async def slow(self) -> None:
+        """Headers, or a body, of two bytes a second, until the server hangs up."""
+        host, port = self.url.removeprefix("http://").split(":")
+        head = f"POST /v1/annotations HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 1000000\r\n"
+        head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+        kind, at_once = next(self.slow_parts)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        with contextlib.suppress(OSError):
+            writer.write(head[: len(head) * at_once].encode())
+            for letter in (head + "--b\r\n" * 1000)[len(head) * at_once :]:
+                writer.write(letter.encode())
+                await writer.drain()
+                if await hangs_up(reader, 0.5) or time.monotonic() > self.deadline_s:
+                    break
+        self.seen[f"slow {kind}: {'hung up' if reader.at_eof() else 'not yet'}"] += 1
+        writer.close()
 
-        asyncio.run(run())
-        status = process.status()
+    async def aborted(self) -> None:
+        task = asyncio.create_task(upload(self.session, self.url, next(self.pictures)))
+        await asyncio.sleep(random.random() * 0.2)
+        task.cancel()
+        await asyncio.wait([task])
+        self.seen["aborted"] += 1
+        await asyncio.sleep(0.1)
+
+    async def late(self) -> None:
+        """A good upload to a server that is ending."""
+        try:
+            status, row = await self.send("at the end", next(self.pictures))
+            assert status in (429, 503) or (status == 200 and not row["error"]), row
+        except aiohttp.ClientError:  # it no longer listens
+            self.seen["at the end: refused"] += 1
+
+
+async def hangs_up(reader: asyncio.StreamReader, seconds: float) -> bool:
+    """Whether the server hangs up within a time; an answer before that is read and left."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while await reader.read(10_000):
+                pass
+    return reader.at_eof()
+
+
+async def crowd(url: str, clients: int, seconds: float, end: Callable[[], None]) -> Counter[str]:
+    """Let clients work for a time, more than half of them good ones; then end the server while as many upload."""
+    async with session_of(4 * clients) as session:
+        some = Clients(session, url, time.monotonic() + seconds)
+        shares = {some.broken: 8, some.huge: 4, some.slow: 6, some.aborted: 6}
+        numbers = {one: max(1, clients * share // 64) for one, share in shares.items()}
+        numbers[some.good] = clients - sum(numbers.values())
+        work = [until(some.deadline_s, number, one) for one, number in numbers.items()]
+        await asyncio.wait_for(asyncio.gather(*work), seconds + PATIENCE_S)
+        late = [asyncio.create_task(some.late()) for _ in range(clients)]
+        await asyncio.sleep(0.2)
+        end()
+        await asyncio.gather(*late)
+        return some.seen
+
+
+def load(folder: Path, seconds: float, clients: int) -> None:
+    """Ends with an error where a good upload gets no row, a 5xx is none of an ending server, or files are left."""
+    with server(own(folder, "--max-upload-mb", "5", "--most-waiting", str(clients * 3 // 4)), folder) as (url, process):
+        seen = asyncio.run(crowd(url, clients, seconds, process.terminate))
+        status = process.wait(90)
     for name, number in sorted(seen.items()):
-        print(f"{name:<16} {number:>7,}")
-    left = [path for path in folder.rglob("*") if path.is_file() and ("new" in path.parts or "upload" in path.name)]
-    print(f"server: {status}, temporary files left: {len(left)}")
-    wrong = [name for name in seen if re.search(r": 5\d\d", name)]
-    if left or wrong or not seen["good: 200"]:
+        print(f"{name:<24} {number:>7,}")
+    left = left_over(folder)
+    print(f"exit status {status}, files left: {len(left)}")
+    wrong = [name for name in seen if re.search(r": 5\d\d", name) and name != "at the end: 503"]
+    if status or left or wrong or not seen["good: 200"]:
         sys.exit(f"not as it should be: {left[:3]} {wrong}")
+
+
+def left_over(folder: Path) -> list[Path]:
+    """Files in the temporary folder, and pictures without a row in the CSV."""
+    with (folder / "annotations.csv").open(newline="", encoding="utf-8") as file:
+        csv.field_size_limit(10**9)
+        of_rows = {row["image_path"] for row in csv.DictReader(file)}
+    found = [path for name in ("tmp", "annotations.uploads") for path in (folder / name).rglob("*") if path.is_file()]
+    return [path for path in found if str(path) not in of_rows]
 
 
 def main() -> None:
@@ -266,12 +317,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=ROUND_S, help="of each of the rounds (default: %(default)s)")
     parser.add_argument("--memory", type=int, metavar="UPLOADS", help="measure memory instead")
     parser.add_argument("--load", type=float, metavar="SECONDS", help="behave badly instead")
+    parser.add_argument("--clients", type=int, default=64, help="of --load (default: %(default)s)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="serve-") as folder:
         if options.memory:
             memory(Path(folder), options.memory)
         elif options.load:
-            load(Path(folder), options.load)
+            load(Path(folder), options.load, options.clients)
         else:
             compare(Path(folder), options.seconds)
 

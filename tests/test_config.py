@@ -29,6 +29,7 @@ from vec_pipeline.settings import (
     write_settings,
 )
 from vec_pipeline.sources import open_source
+from vec_pipeline.sources.reddit import Reddit
 from vec_pipeline.weights import HUB_GB, ModelStage
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -38,7 +39,11 @@ STAGE_NAMES = sorted(path.stem for path in (PROJECT / "vec_pipeline/stages").glo
 
 # The stages of most configurations, which of these some leave out, and which others some have, with their columns.
 USUAL_STAGES = {*"open_image describe embed_text embed_words embed_image structure flag".split()}
-LEFT_OUT = {"laptop.yaml": {"embed_words"}}
+LEFT_OUT = {
+    "laptop.yaml": {"embed_words"},
+    **{name: {"describe", "embed_words"} for name in ("requests.yaml", "demo-requests.yaml")},
+    **{name: {"embed_text", "embed_words", "structure"} for name in ("edit.yaml", "demo-edit.yaml")},
+}
 EYES = {
     "read_text": {"ocr_text": "text", "ocr_boxes": "json", "ocr_confidence": "number"},
     "detect": {"objects": "json", "object_counts": "json"},
@@ -46,7 +51,21 @@ EYES = {
 }
 PEOPLE = {"people": {"people_count": "number", "people": "json"}}
 TRANSLATION = {"translate": {"description_ru": "text"}}
-BESIDES = {"eyes.yaml": EYES, "demo-eyes.yaml": EYES | PEOPLE | TRANSLATION}
+PAIRS = {
+    "embed_edited": {"edited_vector": "vector", "edited_clip_score": "number"},
+    "compare_pair": dict.fromkeys(("pair_similarity", "pair_difference", "edit_direction"), "number"),
+}
+REQUESTS = {"open_edited": {}, "structure": dict.fromkeys(("task", "what", "where", "tone"), "text"), **PAIRS}
+EDITS = {
+    "edit_image": {"edited_path": "file", "edit_difference": "number"},
+    "describe_edited": {"edited_text": "text", "edited_text_confidence": "number"},
+    **PAIRS,
+}
+BESIDES: dict[str, dict[str, dict[str, str]]] = {
+    **{"eyes.yaml": EYES, "demo-eyes.yaml": EYES | PEOPLE | TRANSLATION},
+    **dict.fromkeys(("requests.yaml", "demo-requests.yaml"), REQUESTS),
+    **dict.fromkeys(("edit.yaml", "demo-edit.yaml"), EDITS),
+}
 
 Load = Callable[..., Config]
 
@@ -87,10 +106,11 @@ def test_a_shipped_configuration_loads_without_its_models(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(weights, "PROJECT_FOLDER", tmp_path)
     config = load_config(path)
-    more = BESIDES.get(path.name, {})
-    assert {stage.name for stage in config.stages} == USUAL_STAGES - LEFT_OUT.get(path.name, set()) | more.keys()
-    check_wiring(config.stages, {})
-    extra = {"text_confidence": "number", "clip_score": "number", "flags": "text"}
+    more, left_out = BESIDES.get(path.name, {}), LEFT_OUT.get(path.name, set())
+    assert {stage.name for stage in config.stages} == USUAL_STAGES - left_out | more.keys()
+    check_wiring(config.stages, Reddit.columns if "requests" in path.name else {})
+    extra = {"clip_score": "number", "flags": "text"}
+    extra |= {} if "describe" in left_out else {"text_confidence": "number"}
     assert config.extra_columns({}) == extra | {
         name: kind for columns in more.values() for name, kind in columns.items()
     }

@@ -49,7 +49,7 @@ from vec_pipeline.stages.open_image import open_image
 from vec_pipeline.stages.structure import Structure
 
 COLOURS = [(red, green, 40) for red in range(0, 250, 50) for green in range(0, 250, 50)]
-SCHEMA = Structure(model=MODEL).schema()
+SCHEMA = Structure(model=MODEL).answer_schema
 QUESTION = "What is it?"
 CAR = Answer("A car.", True, 7)  # without probabilities
 
@@ -730,7 +730,7 @@ def test_structure_writes_its_columns(server: EndpointServer) -> None:
     assert thought["description"] == "A car."
     request = server.requests[0]
     assert request.body["messages"][0] == {"role": "system", "content": stage.system_prompt()}
-    assert request.body["response_format"]["json_schema"]["schema"]["properties"] == stage.schema()["properties"]
+    assert request.body["response_format"]["json_schema"]["schema"]["properties"] == stage.answer_schema["properties"]
     assert "logprobs" not in request.body
 
 

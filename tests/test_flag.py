@@ -16,6 +16,7 @@ from tests.conftest import EXAMPLES, run_worker
 from vec_pipeline import load_annotations
 from vec_pipeline.prompts import PROMPTS
 from vec_pipeline.record import Values
+from vec_pipeline.stages.compare_pair import ComparePair
 from vec_pipeline.stages.flag import Flag, pixel_variance, repeated_share
 from vec_pipeline.stages.open_image import OpenImage
 from vec_pipeline.stages.read_text import ReadText
@@ -63,9 +64,12 @@ def test_flags_are_in_a_fixed_order_separated_by_spaces() -> None:
         "pixels_lowered": True,
         "is_cut": True,
         "has_pages": True,
+        "edit_difference": 0.0,
+        "pair_difference": 0.0,
+        "pair_similarity": 0.0,
     }
     every_flag = "low_confidence low_clip_score blank_image truncated repetitive text_mismatch"
-    more = "ocr_missing ocr_invented pixels_lowered truncated_image pages"
+    more = "ocr_missing ocr_invented pixels_lowered truncated_image pages edit_unchanged unchanged not_a_pair"
     assert Flag().run(None, [row], 1) == [{"flags": f"{every_flag} {more}"}]
 
 
@@ -106,6 +110,7 @@ def test_thresholds_are_options() -> None:
 def test_odd_values_raise_neither_errors_nor_flags(odd: object) -> None:
     assert flags(text_confidence=odd, clip_score=odd, is_truncated=odd, pixels_lowered=odd) == []
     assert flags(is_cut=odd, has_pages=odd) == []
+    assert flags(edit_difference=odd, pair_difference=odd, pair_similarity=odd) == []
     assert "repetitive" not in flags(text=odd)
     assert flags(text=odd, image_text=odd) == (["empty_text"] if odd == "" else [])
 
@@ -286,6 +291,26 @@ def test_what_the_models_did_not_see_of_a_file_is_flagged(value: str, flag: str)
     assert flags(**{value: True}) == [flag]
     assert flags(**{value: False}) == []
     assert {"is_cut", "has_pages"} <= {*Flag.optional} & {*OpenImage.intermediates}
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "enough", "flag"),
+    [
+        ("edit_difference", 0.049, 0.05, "edit_unchanged"),
+        ("pair_difference", 0.049, 0.05, "unchanged"),
+        ("pair_similarity", 0.599, 0.6, "not_a_pair"),
+    ],
+)
+def test_a_pair_that_is_none_is_flagged(name: str, low: float, enough: float, flag: str) -> None:
+    assert flags(**{name: low}) == [flag]
+    assert flags(**{name: enough}) == []
+    assert flags(Flag(low_edit_difference=0.9, low_pair_similarity=0.9), **{name: 0.8}) == [flag]
+    assert flags(Flag(low_edit_difference=0.0, low_pair_similarity=0.0), **{name: 0.01}) == []
+
+
+def test_what_flags_read_of_pairs_is_what_compare_pair_writes() -> None:
+    assert {"pair_difference", "pair_similarity"} <= {*Flag.optional} & {*ComparePair.writes}
+    assert flags() == [], "without a pair there are no such flags"
 
 
 def test_example_pictures_carry_the_flags_they_deserve(example_rows: pd.DataFrame) -> None:

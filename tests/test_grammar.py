@@ -10,7 +10,7 @@ import llama_cpp.llama_cpp as c
 import pytest
 
 from tests.tiny_gguf import write_tiny_gguf
-from vec_pipeline.engines.grammar import MAX_REPETITIONS, Schema, max_bytes, parse, to_gbnf
+from vec_pipeline.engines.grammar import MAX_REPETITIONS, Schema, bounded, max_bytes, parse, to_gbnf
 
 CATEGORIES = ["животное", 'знак "Стоп"', "a\\b", "line\nbreak", "it's [a] - ^test", "日本 🚗"]
 ANNOTATION: Schema = {
@@ -161,6 +161,48 @@ def test_lists_and_strings_have_exactly_the_allowed_sizes(
     assert {size for size in range(6) if accepts(string, dumps("ж" * size))} == accepted
 
 
+@pytest.mark.parametrize(
+    ("minimum", "maximum", "inside", "outside"),
+    [
+        (0, 1, ["0", "0.5", "0.125", "0.999", "1"], ["1.5", "1.000", "-0.5", "2", "0.", ".5", "0.1234", "00", "1e-1"]),
+        (-2, 1, ["-2", "-1.75", "-1", "-0.5", "-0", "0", "0.5", "1"], ["-2.5", "-3", "1.001", "+1", "--1"]),
+        (-5, -4, ["-5", "-4.5", "-4"], ["-5.1", "-3.9", "-3", "4", "0"]),
+        (9, 11, ["9", "9.9", "10.05", "11"], ["8.9", "11.1", "1", "12"]),
+        (3, 3, ["3"], ["3.5", "2", "4"]),
+        (-1, 0, ["-1", "-0.9", "0"], ["-1.1", "0.1", "1"]),
+    ],
+)
+def test_numbers_have_exactly_the_values_between_their_bounds(
+    accepts: Accepts, minimum: int, maximum: int, inside: list[str], outside: list[str]
+) -> None:
+    schema = {"type": "number", "minimum": minimum, "maximum": maximum}
+    for text in inside:
+        assert accepts(schema, text), text
+        assert parse(text, schema) == float(text)
+        assert len(text) <= max_bytes(schema)
+    assert [text for text in outside if accepts(schema, text)] == []
+
+
+@pytest.mark.parametrize("answer", ["1.0001", "-0.1", "NaN", "Infinity", "true", '"0.5"', "null"])
+def test_a_number_outside_its_bounds_is_no_answer(answer: str) -> None:
+    with pytest.raises(ValueError, match=r"^\$: "):
+        parse(answer, {"type": "number", "minimum": 0, "maximum": 1})
+
+
+def test_bounds_that_a_schema_lacks_are_set_at_every_depth(accepts: Accepts) -> None:
+    places = {"type": "array", "items": {"type": "object", "properties": {"name": {"type": "string"}}}}
+    properties = {"places": places, "tone": {"type": "string", "maxLength": 3, "description": "of voice"}}
+    schema = bounded({"type": "object", "properties": properties, "required": ["tone", "places"]}, 5, 2)
+    assert schema["properties"]["tone"] == properties["tone"], "what it says stays"
+    assert [*schema["properties"]] == ["places", "tone"]
+    assert accepts(schema, dumps({"places": [{"name": "x" * 5}] * 2, "tone": "xxx"}))
+    assert not accepts(schema, dumps({"places": [{"name": "x" * 6}], "tone": ""}))
+    assert not accepts(schema, dumps({"places": [{"name": ""}] * 3, "tone": ""}))
+    inner = schema["properties"]["places"]["items"]
+    assert (inner["required"], inner["additionalProperties"]) == (["name"], False), "as OpenAI's strict mode asks"
+    assert bounded(schema, 99, 99) == schema
+
+
 def test_nested_lists_and_objects(accepts: Accepts) -> None:
     pair = {"type": "object", "properties": {"ключ": {"type": "string", "maxLength": 2}, "": {"enum": ["x"]}}}
     row = {"type": "array", "items": pair, "maxItems": 2}
@@ -184,6 +226,8 @@ def test_the_largest_repetition_is_still_bounded(accepts: Accepts) -> None:
         ({"enum": ["a", "щука", '""']}, "щука"),
         ({"type": "boolean"}, False),
         ({"type": "integer", "minimum": -100, "maximum": 5}, -100),
+        ({"type": "number", "minimum": -100, "maximum": 5}, -99.125),
+        ({"type": "number", "minimum": 10, "maximum": 10}, 10),
         ({"type": "array", "items": {"type": "boolean"}, "maxItems": 3}, [False, False, False]),
         ({"type": "array", "items": {"type": "boolean"}, "maxItems": 0}, []),
         ({"type": "object", "properties": {}}, {}),
@@ -212,7 +256,16 @@ def test_max_bytes_is_the_length_of_the_longest_answer(accepts: Accepts, schema:
         ({"type": "integer", "minimum": 0}, "maximum is missing"),
         ({"type": "integer", "minimum": 0, "maximum": 10**9}, "1000000001 values"),
         ({"type": "integer", "minimum": 3, "maximum": 2}, "spans 0 values"),
-        ({"type": "number"}, "number is not supported"),
+        ({"type": "number", "maximum": 3}, "minimum or maximum is missing"),
+        ({"type": "number", "minimum": 0, "maximum": 0.5}, r"the bound 0\.5 is not a whole number"),
+        ({"type": "integer", "minimum": True, "maximum": 3}, "the bound True is not a whole number"),
+        ({"type": "string", "maxLength": "3"}, "the bound '3' is not a whole number"),
+        ({"type": "object", "properties": {"a": 5}}, r"^\$\.a: 5 is not a schema"),
+        ({"type": "object", "properties": {5: {"type": "boolean"}}}, "whose names are texts"),
+        ({"type": "object", "properties": ["a"]}, "whose names are texts"),
+        ({"type": "object", "properties": {}, "required": "a"}, "all of them required"),
+        ({"enum": "ab"}, "enum needs"),
+        ({"type": "boolean", 3: 4}, "3 is not supported for boolean"),
         ({"type": "null"}, "null is not supported"),
         ({"type": ["string", "null"], "maxLength": 3}, "is not supported"),
         ({}, "None is not supported"),

@@ -58,7 +58,7 @@ def describer() -> Any:
 
 def assert_in_schema(row: dict[str, str]) -> None:
     assert "error" not in row
-    extracted = grammar.parse(row["llama_extracted"], STRUCTURE.schema())
+    extracted = grammar.parse(row["llama_extracted"], STRUCTURE.answer_schema)
     assert row["categories"] == extracted["category"] in CATEGORIES
     assert row["description"] == extracted["description"]
 

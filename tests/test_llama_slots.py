@@ -140,7 +140,7 @@ def test_a_trained_models_tokens_are_checked_one_at_a_time(monkeypatch: pytest.M
         [system, {"role": "user", "content": random_scene(rng, held_out=True).caption()}] for _ in range(4)
     ]
     with closing(LlamaSlots(BUNDLED, **own(512), threads=1)) as llama:
-        llama.generate(prompts, to_gbnf(Structure(model="m").schema()), max_tokens=500, slots=4)
+        llama.generate(prompts, to_gbnf(Structure(model="m").answer_schema), max_tokens=500, slots=4)
     assert len(chosen) > 100
     assert len(second) < len(chosen) / 20
 
@@ -158,7 +158,7 @@ def test_every_answer_of_the_bundled_model_is_that_of_the_serial_call(context: d
     prompts: list[list[Message]] = [
         [{"role": "system", "content": structure_prompt()}, {"role": "user", "content": text}] for text in descriptions
     ]
-    gbnf = to_gbnf(Structure(model="m").schema())
+    gbnf = to_gbnf(Structure(model="m").answer_schema)
     oracle = llama_cpp.Llama(str(BUNDLED), n_ctx=2048, n_threads=1, n_threads_batch=1, verbose=False)
     grammar = llama_cpp.LlamaGrammar.from_string(gbnf, verbose=False)
     serial = [

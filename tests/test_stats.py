@@ -13,7 +13,7 @@ from tests.conftest import Run
 from tests.rows import failed, finished, write, write_declared
 from vec_pipeline import load_annotations
 from vec_pipeline.__main__ import main
-from vec_pipeline.commands.stats import bars, distribution, images_per_second
+from vec_pipeline.commands.stats.counts import bars, distribution, images_per_second
 from vec_pipeline.sinks import csv_file
 
 START = datetime(2026, 1, 2, 3, 0, 0)

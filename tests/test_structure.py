@@ -86,12 +86,12 @@ def test_the_longest_answer_the_grammar_admits_fits_the_tokens_asked_for(categor
     answer = json.dumps(longest, ensure_ascii=False)
     parrot = Parrot(Answer(answer, True, 1))
     stage.run(parrot, [{"text": "?"}], 1)
-    assert grammar.parse(answer, stage.schema()) == longest
+    assert grammar.parse(answer, stage.answer_schema) == longest
     assert len(answer.encode()) <= parrot.max_tokens
 
 
 def test_only_configured_categories_are_admitted() -> None:
-    schema = Structure(model="m", categories=("portrait", "document")).schema()
+    schema = Structure(model="m", categories=("portrait", "document")).answer_schema
     grammar.parse(json.dumps({**ANSWER, "category": "portrait", "keywords": []}), schema)
     with pytest.raises(ValueError, match="category"):
         grammar.parse(json.dumps({**ANSWER, "keywords": []}), schema)

@@ -86,6 +86,7 @@ class Config(DownloadOptions):
             store=self.store_path,
             temporary=beside(self.output, "downloads"),
             positions=beside(self.output, "positions.json"),
+            salt=beside(self.output, "salt"),
         )
 
     def extra_columns(self, of_source: Mapping[str, str]) -> dict[str, str]:
@@ -94,7 +95,8 @@ class Config(DownloadOptions):
         of_source: the columns of the source.
         """
         written = {name: kind for stage in self.stages for name, kind in stage.columns.items()}
-        return {name: kind for name, kind in {**of_source, **written}.items() if name not in COLUMNS}
+        kinds = {**of_source, **written}
+        return {name: kind for name, kind in kinds.items() if name not in COLUMNS and kind != "content"}
 
     def stages_for(self, header: Collection[str]) -> tuple[Stage, ...]:
         """The stages that write columns of a CSV, and those that they read from; all if it has none yet."""
@@ -286,6 +288,8 @@ def convert(value: Any, hint: Any, key: str, words: Sequence[str] = ()) -> Any:
         return tuple(convert(item, arguments[0], key) for item in value)
     if origin is Mapping and isinstance(value, dict):
         return {convert(name, arguments[0], key): convert(each, arguments[1], key) for name, each in value.items()}
+    if hint is Any:
+        return value
     if hint is Path and isinstance(value, str):
         return Path(os.path.expanduser(value))  # Path's own raises for a user who does not exist
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -340,7 +344,7 @@ def check_wiring(stages: Sequence[Stage], of_source: Mapping[str, str]) -> None:
             name in OWN_COLUMNS
             or not NAME.fullmatch(name)
             or COLUMNS.get(name, kind) != kind
-            or kind not in COLUMN_TYPES
+            or kind not in (*COLUMN_TYPES, "content")
         ):
             raise ConfigError(f"the source brings a column {name!r} of type {kind!r}: fix the source")
     makers: dict[str, Stage | None] = dict.fromkeys((*SOURCE_VALUES, *of_source))

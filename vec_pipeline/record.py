@@ -94,6 +94,7 @@ class SourceOptions(DownloadOptions):
     store: the folder of pictures that were downloaded; None where they are not kept.
     temporary: the folder of files that are needed for a moment; a run empties it. None for the system's.
     positions: the file in which a data set notes where it can start again; None for nowhere.
+    salt: the file of what names of authors are hashed with; None for nowhere.
     """
 
     exclude: tuple[str, ...] = ()
@@ -102,6 +103,7 @@ class SourceOptions(DownloadOptions):
     store: Path | None = None
     temporary: Path | None = None
     positions: Path | None = None
+    salt: Path | None = None
 
 
 ContentOf = Callable[[str], Content]  # the content of a key; raises UserError, of which NotFound is one
@@ -155,6 +157,8 @@ class Stage:
     intermediates: ClassVar[Mapping[str, str]] = {}  # values for later stages, never saved; also of type image
     speed_options: ClassVar[tuple[str, ...]] = ("batch_size", "device")  # they change speed and memory, not results
     call_options: ClassVar[tuple[str, ...]] = ()  # that `run` alone uses: what `load` returns fits any value of them
+    newer_options: ClassVar[tuple[str, ...]] = ()  # which, at their defaults, leave results as they were without them
+    in_files: ClassVar[tuple[str, ...]] = ()  # intermediates that `restored` reads in files: no cache holds them too
     version: ClassVar[int] = 1  # raised whenever the stage's code changes what it returns
     worker: ClassVar[Worker] = "local"  # where it runs: in the reading threads, in this process, in a child process
     refills: ClassVar[bool] = False  # `run` wants several times `at_once` rows: a finished row is replaced by the next
@@ -209,6 +213,13 @@ class Stage:
         """
         raise NotImplementedError
 
+    def save_memory(self, model: Any) -> bool:
+        """Let the model compute with less memory, though it is slower; False where nothing more can be done.
+
+        It is asked where one row alone does not fit, before its picture is made smaller.
+        """
+        return False
+
     def inputs(self, values: Values) -> Values:
         """What the stage reads of a record's values, by the stage's own names."""
         names = {own: self.read.get(own, own) for own in (*self.reads, *self.optional)}
@@ -222,6 +233,10 @@ class Stage:
         """Whether the files that a result names, under the stage's own names, are still there."""
         names = [result.get(own) for own, kind in self.writes.items() if kind == "file"]
         return all((self.csv_folder / name).exists() for name in names if name)
+
+    def restored(self, result: Values) -> Values | None:
+        """A result of the cache as `run` returned it; None where a file that it names is gone."""
+        return result if self.has_files(result) else None
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -249,7 +264,8 @@ class Source(Protocol):
     exclude: globs of names and of paths to leave out, where the argument holds several images. An `__init__` that also
         has a parameter `options` is given the SourceOptions.
 
-    columns: that come with each record, and their types.
+    columns: that come with each record, and their types; one of type content is fetched and read as `content` is, and
+        is no column of the CSV.
     is_stream: it can be read once only, and its length is not known before.
     is_counted: optional, False where it can be read again, and is too long to be counted before.
     has_priority: optional, whether its records have the value `priority`, a number that is higher for what comes first.

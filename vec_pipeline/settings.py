@@ -91,8 +91,13 @@ def plain(value: Any) -> Any:
 
 
 def fingerprint(stage: Stage) -> str:
-    """What decides the stage's results beside what it reads: its settings, but for names, and its local weights."""
-    own = {name: value for name, value in stage_settings(stage).items() if name not in ("read", "write")}
+    """What decides the stage's results beside what it reads: its settings, but for names, and its local weights.
+
+    It is what it was before there were newer options, where these have their defaults: a result may have taken hours.
+    """
+    usual = {name: value for name, value in defaults(stage).items() if name in stage.newer_options}
+    left_out = {"read", "write", *(name for name, value in usual.items() if value == plain(getattr(stage, name)))}
+    own = {name: value for name, value in stage_settings(stage).items() if name not in left_out}
     options = stage.models if isinstance(stage, weights.ModelStage) else ("model",)
     files = [weights.version(str(getattr(stage, option, ""))) for option in options]
     return json.dumps([own, *files], default=str)

@@ -8,7 +8,8 @@ Schema = Mapping[str, Any]
 
 # llama.cpp expands a repetition into as many rules. Some versions reject 2000; all treat 2001 as unbounded.
 MAX_REPETITIONS = 1999
-MAX_INTEGERS = 1000  # an integer is written as one alternative per value
+MAX_INTEGERS = 1000  # an integer, and what a number has before its point, is written as one alternative per value
+DECIMALS = 3  # of a number, at most
 
 # A class of allowed characters, not a negated one: llama.cpp matches an incomplete UTF-8 character by the code points
 # it may still become, so a negated class would exclude every character that shares its first byte with an excluded one.
@@ -16,16 +17,20 @@ MAX_INTEGERS = 1000  # an integer is written as one alternative per value
 _CHARACTER = r'[ !#-\[\]-~\u00A0-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF] | "\\" ["\\/nt]'
 _MAX_CHARACTER_BYTES = 4  # in UTF-8; an escape takes two
 
-_ANNOTATIONS = {"title", "description"}
+_ANNOTATIONS = {"title", "description", "default", "examples", "$schema", "$id", "$comment"}  # which bound nothing
 _KEYWORDS = {
     "object": {"properties", "required", "additionalProperties"},
     "array": {"items", "minItems", "maxItems"},
     "string": {"minLength", "maxLength"},
     "integer": {"minimum", "maximum"},
+    "number": {"minimum", "maximum"},
     "boolean": set[str](),
     "enum": {"enum"},
 }
-_PYTHON_TYPES = {"object": "dict", "array": "list", "string": "str", "integer": "int", "boolean": "bool", "enum": "str"}
+_PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {
+    **{"object": (dict,), "array": (list,), "string": (str,), "enum": (str,)},
+    **{"integer": (int,), "number": (int, float), "boolean": (bool,)},
+}
 
 
 def to_gbnf(schema: Schema) -> str:
@@ -33,7 +38,8 @@ def to_gbnf(schema: Schema) -> str:
 
     All properties come in the order of the schema, with the spacing of `json.dumps`. Strings contain no control
     characters and only the escapes `\\" \\\\ \\/ \\n \\t`. Supported are object, array with `maxItems`, string with
-    `maxLength`, enum of strings, boolean, and integer of a small range.
+    `maxLength`, enum of strings, boolean, and integer and number of a small range between whole numbers. A number has
+    three decimals at most.
 
     Raises ValueError, with the path in the schema, for anything unbounded or unsupported.
     Source: https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md
@@ -51,6 +57,30 @@ def max_bytes(schema: Schema) -> int:
     return _max_bytes(schema, "$")
 
 
+def bounded(schema: Schema, max_length: int, max_items: int, path: str = "$") -> dict[str, Any]:
+    """The schema with these bounds for texts and lists that have none, and with all properties required and no others.
+
+    Raises ValueError, with the path in the schema, for what is not supported.
+    """
+    match kind_of(schema, path):
+        case "string":
+            return {"maxLength": max_length, **schema}
+        case "array":
+            return {
+                "maxItems": max_items,
+                **schema,
+                "items": bounded(schema["items"], max_length, max_items, f"{path}.items"),
+            }
+        case "object":
+            properties = {
+                name: bounded(value, max_length, max_items, f"{path}.{name}")
+                for name, value in schema["properties"].items()
+            }
+            return {**schema, "properties": properties, "required": [*properties], "additionalProperties": False}
+        case _:
+            return dict(schema)
+
+
 def parse(answer: str, schema: Schema) -> Any:
     """Parse `answer` and validate it against `schema`.
 
@@ -63,7 +93,7 @@ def parse(answer: str, schema: Schema) -> Any:
 
 def _expression(schema: Schema, path: str, rules: dict[str, str]) -> str:
     """The right-hand side for one value. Lists add a rule of their own to `rules`."""
-    match _kind(schema, path):
+    match kind_of(schema, path):
         case "enum":
             return "(" + " | ".join(_literal(_dumps(value)) for value in schema["enum"]) + ")"
         case "string":
@@ -73,6 +103,10 @@ def _expression(schema: Schema, path: str, rules: dict[str, str]) -> str:
             return '("true" | "false")'
         case "integer":
             return "(" + " | ".join(_literal(str(value)) for value in _integers(schema, path)) + ")"
+        case "number":
+            rules["fraction"] = f'("." [0-9]{{1,{DECIMALS}}})?'
+            parts = [_literal(whole) + " fraction" * may_go_on for whole, may_go_on in _wholes(schema, path)]
+            return "(" + " | ".join(parts) + ")"
         case "array":
             return _array(schema, path, rules)
         case _:
@@ -100,7 +134,7 @@ def _object(schema: Schema, path: str, rules: dict[str, str]) -> str:
 
 
 def _max_bytes(schema: Schema, path: str) -> int:
-    match _kind(schema, path):
+    match kind_of(schema, path):
         case "enum":
             return max(len(_dumps(value).encode()) for value in schema["enum"])
         case "string":
@@ -109,6 +143,8 @@ def _max_bytes(schema: Schema, path: str) -> int:
             return len("false")
         case "integer":
             return max(len(str(value)) for value in _integers(schema, path))
+        case "number":
+            return max(len(whole) + may_go_on * (1 + DECIMALS) for whole, may_go_on in _wholes(schema, path))
         case "array":
             parts = [_max_bytes(schema["items"], f"{path}.items")] * _bounds(schema, "minItems", "maxItems", path)[1]
         case _:
@@ -121,12 +157,12 @@ def _max_bytes(schema: Schema, path: str) -> int:
 
 def _check(value: Any, schema: Schema, path: str) -> None:
     """Raise ValueError unless `value` matches `schema`."""
-    kind = _kind(schema, path)
-    if type(value).__name__ != _PYTHON_TYPES[kind]:  # isinstance would take True for an integer
+    kind = kind_of(schema, path)
+    if type(value) not in _PYTHON_TYPES[kind]:  # isinstance would take True for an integer
         raise ValueError(f"{path}: expected {kind}, got {type(value).__name__}")
     if kind == "enum" and value not in schema["enum"]:
         raise ValueError(f"{path}: {value!r} is not one of {schema['enum']}")
-    if kind == "integer" and value not in _integers(schema, path):
+    if kind in ("integer", "number") and not (_integers(schema, path)[0] <= value <= _integers(schema, path)[-1]):
         raise ValueError(f"{path}: {value} is not between {schema['minimum']} and {schema['maximum']}")
     if kind == "string":
         _check_size(len(value), _bounds(schema, "minLength", "maxLength", path), "characters", path)
@@ -146,12 +182,14 @@ def _check_size(size: int, bounds: tuple[int, int], unit: str, path: str) -> Non
         raise ValueError(f"{path}: expected {bounds[0]} to {bounds[1]} {unit}, got {size}")
 
 
-def _kind(schema: Schema, path: str) -> str:
+def kind_of(schema: Schema, path: str = "$") -> str:
     """`enum` or the type, after checking that every keyword of `schema` is supported."""
+    if not isinstance(schema, Mapping):
+        raise ValueError(f"{path}: {schema!r} is not a schema: write {{type: string}}, for example")
     kind = "enum" if "enum" in schema else str(schema.get("type"))
     if kind not in _KEYWORDS:
         raise ValueError(f"{path}: the type {kind} is not supported; use one of {', '.join(_KEYWORDS)}")
-    unsupported = set(schema) - _KEYWORDS[kind] - _ANNOTATIONS - {"type"}
+    unsupported = set(map(str, schema)) - _KEYWORDS[kind] - _ANNOTATIONS - {"type"}
     if unsupported:
         raise ValueError(f"{path}: {', '.join(sorted(unsupported))} is not supported for {kind}")
     if kind == "enum":
@@ -165,14 +203,18 @@ def _kind(schema: Schema, path: str) -> str:
 
 def _require_strings(schema: Schema, path: str) -> None:
     values = schema["enum"]
-    if schema.get("type", "string") != "string" or not values or not all(isinstance(value, str) for value in values):
+    is_list = isinstance(values, list | tuple) and values
+    if schema.get("type", "string") != "string" or not is_list or not all(isinstance(value, str) for value in values):
         raise ValueError(f"{path}: enum needs strings, at least one, and nothing else")
 
 
 def _require_closed(schema: Schema, path: str) -> None:
-    names = set(schema.get("properties", ()))
-    if "properties" not in schema or set(schema.get("required", names)) != names:
-        raise ValueError(f"{path}: an object needs properties, all of them required")
+    properties = schema.get("properties")
+    if not isinstance(properties, Mapping) or not all(isinstance(name, str) for name in properties):
+        raise ValueError(f"{path}: an object needs properties, whose names are texts")
+    required = schema.get("required", [*properties])
+    if not isinstance(required, list | tuple) or {*map(str, required)} != {*properties}:
+        raise ValueError(f"{path}: an object needs properties, all of them required: leave `required` out")
     if schema.get("additionalProperties", False) is not False:
         raise ValueError(f"{path}: additionalProperties makes the object unbounded")
 
@@ -180,7 +222,7 @@ def _require_closed(schema: Schema, path: str) -> None:
 def _bounds(schema: Schema, lower: str, upper: str, path: str) -> tuple[int, int]:
     if upper not in schema:
         raise ValueError(f"{path}: {upper} is missing, so it is unbounded")
-    minimum, maximum = schema.get(lower, 0), schema[upper]
+    minimum, maximum = (_whole(value, path) for value in (schema.get(lower, 0), schema[upper]))
     if not 0 <= minimum <= maximum <= MAX_REPETITIONS:
         raise ValueError(f"{path}: {lower} {minimum} must be 0 to {upper} {maximum}, at most {MAX_REPETITIONS}")
     return minimum, maximum
@@ -189,10 +231,24 @@ def _bounds(schema: Schema, lower: str, upper: str, path: str) -> tuple[int, int
 def _integers(schema: Schema, path: str) -> range:
     if "minimum" not in schema or "maximum" not in schema:
         raise ValueError(f"{path}: minimum or maximum is missing, so it is unbounded")
-    values = range(schema["minimum"], schema["maximum"] + 1)
-    if not 1 <= len(values) <= MAX_INTEGERS:
-        raise ValueError(f"{path}: minimum to maximum spans {len(values)} values; 1 to {MAX_INTEGERS} are supported")
-    return values
+    first, last = _whole(schema["minimum"], path), _whole(schema["maximum"], path)
+    if not 1 <= last - first + 1 <= MAX_INTEGERS:
+        number = max(0, last - first + 1)
+        raise ValueError(f"{path}: minimum to maximum spans {number} values; 1 to {MAX_INTEGERS} are supported")
+    return range(first, last + 1)
+
+
+def _wholes(schema: Schema, path: str) -> list[tuple[str, bool]]:
+    """What may stand before the point of a number, and whether decimals may follow: away from zero, up to a bound."""
+    values = _integers(schema, path)
+    upwards = [(str(value), value < values[-1]) for value in values if value >= 0]
+    return upwards + [(f"-{-value}", value > values[0]) for value in values if value < 0 or value == 0 > values[0]]
+
+
+def _whole(value: object, path: str) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{path}: the bound {value!r} is not a whole number")
+    return value
 
 
 def _dumps(text: str) -> str:

@@ -36,6 +36,8 @@ class Flag(Stage):
     clear_text: the probability from which a line of read_text is clear.
     truncated_image: the file is cut off or damaged, and a part of the pixels is missing.
     pages: the image is the first of several pages or frames.
+    low_edit_difference: edit_difference (flag edit_unchanged) or pair_difference (flag unchanged) is below it.
+    low_pair_similarity: pair_similarity, a cosine of CLIP embeddings, is below it: flag not_a_pair.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("image",)
@@ -50,7 +52,11 @@ class Flag(Stage):
         "has_pages",
         "ocr_boxes",
         "ocr_scripts",
+        "edit_difference",
+        "pair_difference",
+        "pair_similarity",
     )
+    newer_options: ClassVar[tuple[str, ...]] = ("low_edit_difference", "low_pair_similarity")
     writes: ClassVar[Mapping[str, str]] = {"flags": "text"}
 
     low_confidence: float = 0.64
@@ -60,6 +66,8 @@ class Flag(Stage):
     ocr_missing: float = 0.1
     ocr_invented: float = 0.1
     clear_text: float = 0.9
+    low_edit_difference: float = 0.05
+    low_pair_similarity: float = 0.6
     batch_size: int = 64
 
     def run(self, model: Any, rows: list[Values], at_once: int) -> list[Values]:
@@ -80,6 +88,9 @@ class Flag(Stage):
             "pixels_lowered": row.get("pixels_lowered") is True,
             "truncated_image": row.get("is_cut") is True,
             "pages": row.get("has_pages") is True,
+            "edit_unchanged": is_below(row.get("edit_difference"), self.low_edit_difference),
+            "unchanged": is_below(row.get("pair_difference"), self.low_edit_difference),
+            "not_a_pair": is_below(row.get("pair_similarity"), self.low_pair_similarity),
         }
 
     def missing_share(self, row: Values) -> float:

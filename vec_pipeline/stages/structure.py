@@ -1,4 +1,4 @@
-"""text -> description, categories, keywords, image_text and llama_extracted, by a Llama of llama.cpp."""
+"""text -> description, categories, keywords, image_text or fields of any schema, and llama_extracted, by a Llama."""
 
 import json
 import re
@@ -27,13 +27,31 @@ RESERVE_GB = 1.0  # free memory that is left to llama.cpp's buffers and to the o
 CONTEXT_STEP_TOKENS = 256  # llama.cpp rounds contexts up to it
 PART = re.compile(r"-\d{5}(-of-(\d{5})\.gguf)$")  # the end of a file's name, where a model has several
 FENCE = re.compile(r"\s*```\w*\s*(.*?)```\s*", re.DOTALL)  # of Markdown, around JSON of a server without a grammar
+MAX_LENGTH, MAX_ITEMS = 400, 10  # of the texts and the lists of a schema that says nothing
+LONGEST_ANSWER_BYTES = 100_000  # that a schema may allow
+COLUMN_OF = {"string": "text", "enum": "text", "integer": "number", "number": "number"}  # other values are json
+RESERVED = ("error", "llama_extracted")  # what every result may hold
 NOT_IN_A_NAME = ("Cc", "Cs", "Zl", "Zp")  # kinds of characters: controls, halves of characters, line breaks
+
+
+class Schema(dict[str, Any]):
+    """A JSON schema as an option of a stage, which is a key. The order of its properties counts: answers have it."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(json.dumps(self))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, dict) and json.dumps(self) == json.dumps(other)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Structure(RemoteStage):
-    """Turns a description into one JSON object, under a grammar that bounds every string and list.
+    """Turns a text into one JSON object, under a grammar that bounds every string and list.
 
+    texts: what the model is told, each a paragraph.
+    schema: of the object, instead of the one that this stage has. Its properties are the columns: text for a string or
+        an enum, number, and json for all else. `prompt` has to say what they mean; `language` and `categories` do not
+        count then.
     model: a GGUF file, or a hub repository with `file` naming one in it.
     engine: auto (llama.cpp), or endpoint: a server has the model, see docs/endpoints.md.
     max_tokens: of one answer; 0 for as many as the grammar admits and `context_tokens` holds.
@@ -42,18 +60,20 @@ class Structure(RemoteStage):
     threads: 0 for as many as make it faster.
     """
 
-    reads: ClassVar[tuple[str, ...]] = ("text",)
     writes: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("description", "categories", "keywords", "image_text", "llama_extracted"), "text"
     )
     speed_options: ClassVar[tuple[str, ...]] = (*RemoteStage.speed_options, "engine", "context_tokens", "threads")
     local_options: ClassVar[tuple[str, ...]] = (*RemoteStage.local_options, "file")
-    call_options: ClassVar[tuple[str, ...]] = ("prompt", "language", "categories", "max_tokens")
+    call_options: ClassVar[tuple[str, ...]] = ("texts", "prompt", "schema", "language", "categories", "max_tokens")
+    newer_options: ClassVar[tuple[str, ...]] = ("texts", "schema")
     worker: ClassVar[Worker] = "child"
     refills: ClassVar[bool] = True
 
     file: str = ""
+    texts: tuple[str, ...] = ("text",)
     prompt: str = ""  # empty: the one of the language; `{category}` stands for what is said of the category
+    schema: Mapping[str, Any] = Schema()
     language: Literal["en", "ru"] = "en"
     categories: tuple[str, ...] = ()
     max_tokens: int = 0
@@ -69,6 +89,25 @@ class Structure(RemoteStage):
             raise ValueError(f"batch_size is {self.batch_size}, and llama.cpp decodes at most {MOST_ROWS} at once")
         for problem in problems_of(self.categories):
             raise ValueError(f"categories: {problem}")
+        if not self.texts or len({*self.texts}) < len(self.texts):
+            raise ValueError("texts: name each column to read once, such as [text]")
+        object.__setattr__(self, "reads", self.texts)
+        object.__setattr__(self, "schema", Schema(self.schema))  # of a configuration, it is a dict
+        if self.schema:
+            self._take_schema()
+
+    def _take_schema(self) -> None:
+        """Let the columns be those of the schema. Raises ValueError where that cannot be."""
+        try:
+            schema = usable(self.schema)
+        except ValueError as error:
+            raise ValueError(f"schema: {error}") from None
+        if not self.prompt:
+            raise ValueError("schema: the model is told the prompt alone: set `prompt:` to what each property means")
+        columns = {name: COLUMN_OF.get(grammar.kind_of(each), "json") for name, each in schema["properties"].items()}
+        for name, value in {"schema": schema, "language": "en", "categories": ()}.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "writes", {**columns, "llama_extracted": "text"})
 
     @cached_property
     def loaded_as(self) -> Stage:
@@ -95,7 +134,7 @@ class Structure(RemoteStage):
             fix = choose if names else "has no GGUF file: give the GGUF file of an instruct model"
             raise UserError(f"{self.name}: {path} {fix}")
         try:
-            size = examine(path, self._conversation(""), grammar.to_gbnf(self.schema()))
+            size = examine(path, self._conversation(""), grammar.to_gbnf(self.answer_schema))
         except (ValueError, RuntimeError) as error:
             raise UserError(f"{self.name}: {error}") from None
         if problem := self._size_problem(path, size):
@@ -105,7 +144,7 @@ class Structure(RemoteStage):
         """Why prompt, description and answer do not fit, and what to set; empty where they do."""
         needed, trained = size.prompt_tokens + ROW_TOKENS, size.trained_tokens
         prompt = f"the prompt takes {size.prompt_tokens:,} tokens and a description with its answer about {ROW_TOKENS}"
-        shorter = "shorten the prompt or the list of categories"
+        shorter = "shorten the prompt" if self.schema else "shorten the prompt or the list of categories"
         if 0 < trained < needed:
             return f"{prompt}, but {path} was trained on {trained:,}: {shorter}, or use a model trained on more"
         if needed > sum(self._context()):
@@ -141,7 +180,7 @@ class Structure(RemoteStage):
         return Need(gpu_gb=gb, rows_gb=rows_gb) if is_apart else Need(host_gb=gb, rows_gb=rows_gb)
 
     def identity(self) -> str:
-        return f"{self.system_prompt()} {json.dumps(self.schema(), ensure_ascii=False)}"
+        return f"{self.system_prompt()} {json.dumps(self.answer_schema, ensure_ascii=False)}"
 
     def _on_gpu(self) -> bool:
         """Whether the model goes to the GPU. Raises UserError where it should and llama.cpp was built without."""
@@ -157,7 +196,7 @@ class Structure(RemoteStage):
 
     def load(self) -> Any:
         if self.is_remote:
-            return JsonEndpoint(self.endpoint, self.model, self.schema())
+            return JsonEndpoint(self.endpoint, self.model, self.answer_schema)
         from vec_pipeline.engines.llama_process import LlamaProcess
 
         shared_tokens, tokens_per_slot = self._context()
@@ -194,8 +233,8 @@ class Structure(RemoteStage):
 
     def run(self, model: Any, rows: list[Values], at_once: int) -> list[Values]:
         """A blank text is not asked about: a language model would invent a description."""
-        schema = self.schema()
-        conversations = [self._conversation(row["text"]) for row in rows if row["text"].strip()]
+        schema = self.answer_schema
+        conversations = [self._conversation(text) for row in rows if (text := self._text(row))]
         max_tokens = self.max_tokens or grammar.max_bytes(schema)
         try:
             asked = model.generate(conversations, grammar.to_gbnf(schema), max_tokens, at_once) if conversations else []
@@ -206,7 +245,12 @@ class Structure(RemoteStage):
     def _results(self, rows: Sequence[Values], answers: Sequence[Any]) -> list[Any]:
         """The columns of each row; None where its answer is."""
         columns = iter([answer and self._columns(answer) for answer in answers])
-        return [next(columns) if row["text"].strip() else dict.fromkeys(self.writes, "") for row in rows]
+        blank = {name: "" if kind == "text" else None for name, kind in self.writes.items()}
+        return [next(columns) if self._text(row) else dict(blank) for row in rows]
+
+    def _text(self, row: Values) -> str:
+        """What the model is told of a row; empty where its texts are blank."""
+        return "\n\n".join(text for name in self.texts if (text := str(row[name])).strip())
 
     def _columns(self, answer: Answer) -> Values:
         if answer.error:
@@ -215,11 +259,13 @@ class Structure(RemoteStage):
             return {"llama_extracted": answer.text, "error": f"CutAnswer: the JSON ends after {answer.tokens} tokens"}
         if self.is_remote and not answer.text.strip():
             return {"llama_extracted": answer.text, "error": "EmptyAnswer: the server's answer holds no text"}
-        schema = self.schema()
+        schema = self.answer_schema
         try:
             extracted = grammar.parse(fitted_json(answer.text, schema) if self.is_remote else answer.text, schema)
         except ValueError as error:
             return {"llama_extracted": answer.text, "error": f"ValueError: {error}"}
+        if self.schema:
+            return {**extracted, "llama_extracted": answer.text}
         return {
             "description": extracted["description"],
             "categories": extracted["category"],
@@ -232,13 +278,18 @@ class Structure(RemoteStage):
         return [{"role": "system", "content": self.system_prompt()}, {"role": "user", "content": text}]
 
     def system_prompt(self) -> str:
+        if self.schema:
+            return self.prompt
         prompts = PROMPTS[self.language]
         one = prompts.one_category.replace("{categories}", ", ".join(self.categories))
         category = one if self.categories else prompts.any_category
         return (self.prompt or prompts.structure).replace("{category}", category)
 
-    def schema(self) -> dict[str, Any]:
+    @cached_property
+    def answer_schema(self) -> Mapping[str, Any]:
         """The JSON schema of an answer. Its bounds keep the longest answer within a few thousand tokens."""
+        if self.schema:
+            return self.schema
         category = {"enum": list(self.categories)} if self.categories else {"type": "string", "maxLength": 40}
         keyword = {"type": "string", "minLength": 1, "maxLength": 40}
         return {
@@ -250,6 +301,23 @@ class Structure(RemoteStage):
                 "image_text": {"type": "string", "maxLength": 400},
             },
         }
+
+
+def usable(schema: Mapping[str, Any]) -> Schema:
+    """A schema of the configuration, with the bounds that it lacks. Raises ValueError where its answers are no row."""
+    found = Schema(grammar.bounded(schema, MAX_LENGTH, MAX_ITEMS))
+    if not found.get("properties"):
+        raise ValueError("$: an answer is an object with properties: write {type: object, properties: ...}")
+    if (longest := grammar.max_bytes(found)) > LONGEST_ANSWER_BYTES:
+        most = f"at most {LONGEST_ANSWER_BYTES:,} are possible"
+        raise ValueError(f"$: the longest answer has {longest:,} bytes, and {most}: lower maxLength and maxItems")
+    if taken := [name for name in RESERVED if name in found["properties"]]:
+        raise ValueError(f"$.{taken[0]}: every row may have a value of that name: rename the property")
+    try:
+        hash(found)
+    except TypeError as error:  # a date, which YAML knows, in what describes a property
+        raise ValueError(f"$: {error}: put it into quotes") from None
+    return found
 
 
 def fitted_json(text: str, schema: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
-"""Write the rows as Parquet, as JSON lines, into PostgreSQL with pgvector, or as CSV or xlsx for a spreadsheet."""
+"""Write the rows as Parquet, JSON lines, CSV or xlsx, into PostgreSQL with pgvector, or as a training set."""
 
 import argparse
+import importlib
 import os
 import sys
 from contextlib import nullcontext, suppress
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 DELIMITERS = {",": ",", ";": ";", "tab": "\t", "\\t": "\t", "\t": "\t"}
 BINARY = ("parquet", "xlsx")
+FOLDERS = ("webdataset", "imagefolder")  # a module each: a new training set is a new file and its name here
 READER_GONE = 141  # as a shell says of a program that SIGPIPE ended
 
 
@@ -27,21 +29,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         required=True,
-        choices=("parquet", "jsonl", "pgvector", "csv", "xlsx"),
+        choices=("parquet", "jsonl", "pgvector", "csv", "xlsx", *FOLDERS),
         help="parquet: embeddings as fixed-size float32 lists; jsonl: an object per row; pgvector: three tables; "
-        "csv, xlsx: without vectors, and with no cell that a spreadsheet takes for a formula",
+        "csv, xlsx: without vectors, and with no cell that a spreadsheet takes for a formula; webdataset: tar shards "
+        "of pictures, texts and JSON; imagefolder: pictures and metadata.jsonl for Hugging Face datasets",
     )
     parser.add_argument(
         "--out",
         type=path_or_address,
         metavar="PATH",
         help="the file, - for stdout, or an address such as s3://bucket/rows.parquet; a link is kept and its target "
-        "replaced, a pipe or a device is written to; for pgvector without --dsn, a folder for the database",
+        "replaced, a pipe or a device is written to; for pgvector without --dsn, a folder for the database; for "
+        "webdataset and imagefolder, a new folder",
     )
     parser.add_argument("--dsn", metavar="URL", help="pgvector: the server, as postgresql://user@host/database")
     parser.add_argument(
         "--delimiter", type=delimiter, metavar="CHARACTER", help="csv: between the cells: ',' (default), ';' or tab"
     )
+    parser.add_argument(
+        "--shard-mb", type=megabytes, metavar="MB", help="webdataset: the most in one tar file; default: 1,000"
+    )
+
+
+def megabytes(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of MB from 1 on")
+    return int(text)
 
 
 def delimiter(text: str) -> str:
@@ -55,6 +68,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.delimiter and options.to != "csv":
         raise UserError(f"--to {options.to} does not take --delimiter")
+    if options.shard_mb and options.to != "webdataset":
+        raise UserError(f"--to {options.to} does not take --shard-mb")
     with CsvReader(options.csv) as reader:
         if options.to == "pgvector":
             if isinstance(options.out, str):
@@ -64,8 +79,27 @@ def run(options: argparse.Namespace) -> int:
             print(pgvector.export(reader, options.dsn, options.out))
             return 0
         if options.dsn or not options.out:
-            raise UserError(f"--to {options.to} needs --out FILE, and does not take --dsn")
-        return write(reader, options)
+            what = "DIR" if options.to in FOLDERS else "FILE"
+            raise UserError(f"--to {options.to} needs --out {what}, and does not take --dsn")
+        return (write_folder if options.to in FOLDERS else write)(reader, options)
+
+
+def write_folder(reader: "CsvReader", options: argparse.Namespace) -> int:
+    """Write a training set, and say what was written and left out. Raises UserError where no row is left."""
+    from vec_pipeline.commands.export.training import Examples, new_folder
+
+    if isinstance(options.out, str):
+        address = without_login(options.out)
+        raise UserError(f"--to {options.to} needs a folder of this machine: copy it to {address} afterwards")
+    module = importlib.import_module(f"{__name__}.{options.to}")
+    examples = Examples(reader)
+    with new_folder(options.out) as folder:
+        module.write(examples, folder, **({"shard_mb": options.shard_mb} if options.shard_mb else {}))
+        if not examples.rows:
+            raise UserError("; ".join([f"{reader.path} has no row for a training set", *examples.notes]))
+    notes = "".join(f"; {note}" for note in examples.notes)
+    print(f"{plural(examples.rows, 'row')} in {options.out}{notes}")
+    return 0
 
 
 def write(reader: "CsvReader", options: argparse.Namespace) -> int:

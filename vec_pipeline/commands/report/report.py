@@ -17,11 +17,15 @@ from vec_pipeline.commands.report.rows import LINES, OBJECTS, read_rows, vectors
 from vec_pipeline.commands.report.site import Site
 from vec_pipeline.commands.report.summary import SCORES, Summary, stage_seconds
 from vec_pipeline.commands.report.thumbnails import Picture, Thumbnails
+from vec_pipeline.pairs import Pairs, pairs_of
 from vec_pipeline.record import UserError, Values, beside
 from vec_pipeline.terminal import plural
 
 ROWS_PER_PIECE = 1_000
-COLUMNS = ("image_path", "text", "description", "categories", "keywords", "image_text", "error", "flags", *SCORES)
+COLUMNS = (
+    *("image_path", "text", "edited_text", "description", "categories", "keywords", "image_text", "error", "flags"),
+    *SCORES,
+)
 BOXES = {"objects": OBJECTS, "ocr_boxes": LINES}  # as the page calls them
 MAP_STEPS = 10_000  # places are written as integers
 
@@ -42,7 +46,7 @@ def make_report(csv_path: Path, folder: Path, duplicate_cosine: float, by: str) 
         by = vectors_for(reader, by)
         site = Site(folder)
         thumbnails = stack.enter_context(contextlib.closing(Thumbnails(site.thumbnails, content_reader(csv_path))))
-        summary, vectors = write_rows(reader, site, thumbnails, by)
+        summary, vectors = write_rows(reader, site, thumbnails, by, pairs_of(csv_path, reader.types))
         plan = plan_of(vectors, duplicate_cosine, by)
         site.write("data-map.js", "addMap", plan)
         head = {
@@ -63,14 +67,15 @@ def make_report(csv_path: Path, folder: Path, duplicate_cosine: float, by: str) 
     return f"{made}, {seconds:.0f} s: open {site.index}"
 
 
-def write_rows(reader: CsvReader, site: Site, thumbnails: Thumbnails, by: str) -> tuple[Summary, Vectors]:
+def write_rows(reader: CsvReader, site: Site, thumbnails: Thumbnails, by: str, pairs: Pairs) -> tuple[Summary, Vectors]:
     """Write the rows in pieces, with their thumbnails; return their counts and their vectors in the column `by`."""
     summary, vectors, rows, numbers = Summary(), Vectors(), read_rows(reader, by), numbers_of(reader)
     with tqdm(unit=" images", desc="thumbnails", disable=None) as bar:
         for index, piece in enumerate(iter(lambda: list(islice(rows, ROWS_PER_PIECE)), [])):
             boxed = {row["image_path"] for row in piece if row.get(OBJECTS) or row.get(LINES)}
             pictures = thumbnails.of((row["image_path"] for row in piece), boxed)
-            site.write(f"data-rows-{index}.js", "addRows", index, columns(piece, pictures, numbers))
+            found = columns(piece, pictures, numbers) | (columns_of_pairs(piece, pairs, thumbnails) if pairs else {})
+            site.write(f"data-rows-{index}.js", "addRows", index, found)
             for row in piece:
                 summary.add(row)
                 vectors.append(row[by])
@@ -95,6 +100,16 @@ def columns(rows: Sequence[Values], pictures: Sequence[Picture], numbers: Sequen
     if numbers:
         found["numbers"] = [[row[name] for name in numbers] for row in rows]
     return found
+
+
+def columns_of_pairs(rows: Sequence[Values], pairs: Pairs, thumbnails: Thumbnails) -> dict[str, list[str]]:
+    """What the page knows of the edited pictures of some rows; empty texts where a row has none."""
+    pictures = thumbnails.of([pairs.key(row) for row in rows])
+    return {
+        "request": [pairs.request(row) if pairs.key(row) else "" for row in rows],
+        "edited": [picture.thumbnail for picture in pictures],
+        "edited_link": [picture.link for picture in pictures],
+    }
 
 
 def plan_of(vectors: Vectors, duplicate_cosine: float, name: str) -> Plan:

@@ -29,10 +29,10 @@ def vectors_for(reader: CsvReader, by: str) -> str:
 
 def read_rows(reader: CsvReader, by: str) -> Iterator[Values]:
     """Yield each whole row by column name: the vectors `by` as float32 of shape (dimensions,) or None, timestamp as a
-    datetime, numbers as float or None, text, and what `drawn` makes of boxes. Other vectors, JSON and files are left
-    out.
+    datetime, numbers as float or None, text, files as texts, and what `drawn` makes of boxes. Other vectors and JSON
+    are left out.
     """
-    names = [name for name in reader.names_of("text", "number") if name not in UNUSED]
+    names = [name for name in reader.names_of("text", "number", "file") if name not in UNUSED]
     boxed = [name for name in reader.names_of("json") if name in BOXED]
     for block in reader.blocks([*names, *boxed, by]):
         vectors = arrays([block.table[by]], f"{reader.path}: {by}")

@@ -18,7 +18,7 @@ from vec_pipeline.commands import is_stream
 from vec_pipeline.record import UserError
 
 PAGE = Path(__file__).parent / "page"
-GENERATOR = '<meta name="generator" content="vec_pipeline report">'
+GENERATOR = '<meta name="generator" content="vec_pipeline {}">'
 DATA_PLACE = "{data}"
 
 
@@ -54,20 +54,25 @@ class Site:
                 shutil.rmtree(old)
 
 
-def refuse_what_is_not_ours(folder: Path) -> None:
-    """Raise UserError for what is no folder, or a folder of other things: only a report may be overwritten."""
+def refuse_what_is_not_ours(
+    folder: Path, command: str = "report", what: str = "a report", option: str = "--out"
+) -> None:
+    """Raise UserError for what is no folder, or a folder of other things: only what the command has made may go.
+
+    what: it makes. option: names the folder.
+    """
     if is_stream(folder) or (folder.exists() and not folder.is_dir()):
-        raise UserError(f"{folder} is not a folder: name one with --out")
+        raise UserError(f"{folder} is not a folder: name one with {option}")
     index, gallery = folder / "index.html", folder / "gallery"
     for path in (index, gallery, gallery / "thumbnails"):  # what is in these is replaced and removed
         if path.is_symlink() or is_stream(path):
-            raise UserError(f"{path} is a link, a pipe or a device: remove it, or name a new folder with --out")
+            raise UserError(f"{path} is a link, a pipe or a device: remove it, or name a new folder with {option}")
     if index.exists():
-        is_ours = GENERATOR in index.read_text(encoding="utf-8", errors="replace")
+        is_ours = GENERATOR.format(command) in index.read_text(encoding="utf-8", errors="replace")
     else:
         is_ours = not folder.exists() or not any(folder.iterdir()) or (gallery / "thumbnails").is_dir()
     if not is_ours:
-        raise UserError(f"{folder} is not empty and not a report: name a new folder with --out")
+        raise UserError(f"{folder} is not empty and not {what}: name a new folder with {option}")
 
 
 def new_folder(parent: Path) -> Path:

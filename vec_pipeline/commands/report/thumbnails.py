@@ -27,6 +27,9 @@ class Picture(NamedTuple):
     size: tuple[int, int] | None = None  # width and height in pixels, upright, where they were asked for and are known
 
 
+NO_PICTURE = Picture("", "")
+
+
 class Thumbnails:
     """A folder of WebP files, each named by the hash of its image's key and by that of the image's identity.
 
@@ -45,6 +48,8 @@ class Thumbnails:
 
     def of(self, keys: Iterable[str], sized: Collection[str] = ()) -> list[Picture]:
         """Make what is missing for the images of some rows; a picture that cannot be read has no thumbnail.
+
+        keys: of the images; empty for none.
 
         sized: the keys of those whose size is needed, which takes longer.
         """
@@ -65,6 +70,8 @@ class Thumbnails:
                 path.unlink()
 
     def _of(self, key: str, is_sized: bool) -> tuple[Picture, bool]:
+        if not key:
+            return NO_PICTURE, False
         name = short_hash(key)
         folder = self.folder / name[:2]
         try:

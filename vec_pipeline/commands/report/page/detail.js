@@ -38,6 +38,7 @@ function renderDetail() {
     $("detail-title").replaceChildren(element("bdi", {}, nameOf(row)));
     if (!isSame) {
       readBoxes(row);
+      readPair(row);
       showPicture(row);
     }
     $("detail-facts").replaceChildren(...factsOf(row));
@@ -70,12 +71,14 @@ function showPicture(row) {
   ].filter(Boolean);
   if (notes.length) parts.push(say(notes.join(" ")));
   $("detail-picture").replaceChildren(...parts);
+  drawPair();
   if (small) drawBoxes(row);
   if (!full.startsWith("file:")) return; // a report needs no network
   const image = element("img", { alt: altOf(row) });
   image.onload = () => {
     if (state.image !== String(row) || !isUpright(row, image)) return; // the thumbnail stays, which is upright
     $("detail-picture").replaceChildren(image);
+    drawPair();
     drawBoxes(row, [image.naturalWidth, image.naturalHeight]);
   };
   image.onerror = () => {
@@ -106,6 +109,7 @@ function factsOf(row) {
     );
   const links = (filter, values) => element("ul", { class: "chips" }, ...values.map((value) => link(filter, value)));
   const confidence = data.text_confidence[row];
+  if (data.request[row]) add("Request", data.request[row]);
   if (data.categories[row]) add("Category", links("category", [data.categories[row]]));
   if (data.keywords[row]) add("Keywords", links("keyword", keywordsOf(row)));
   if (data.image_text[row]) add("Text on the image", data.image_text[row]);
@@ -127,6 +131,7 @@ function factsOf(row) {
     if (data.numbers[row][i] !== null) add(name, String(Number(data.numbers[row][i].toPrecision(6))));
   });
   if (data.text[row] && data.text[row] !== data.description[row]) add("Full text", data.text[row]);
+  if (data.edited_text[row]) add("Text of the result", data.edited_text[row]);
   if (data.timestamp[row]) add("Annotated", data.timestamp[row].replace("T", " "));
   add("File", element("bdi", {}, data.image_path[row]));
   const group = plan?.group[row];
@@ -135,12 +140,12 @@ function factsOf(row) {
     data.description[row] && element("p", { class: "lead", dir: "auto" }, data.description[row]),
     data.error[row] && element("p", { class: "error", dir: "auto" }, data.error[row]),
     facts,
-    data.link[row] &&
-      element(
-        "p",
-        {},
-        element("a", { href: data.link[row], target: "_blank", rel: "noopener" }, "Open the image"),
-      ),
+    ...[
+      [data.link[row], "Open the image"],
+      [data.edited_link[row], "Open the result"],
+    ].map(
+      ([href, text]) => href && element("p", {}, element("a", { href, target: "_blank", rel: "noopener" }, text)),
+    ),
     alike.length &&
       element(
         "section",
@@ -174,7 +179,7 @@ function listenToDetail() {
     if (event.target === $("detail")) closeDetail(); // the backdrop
   });
   $("detail").addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target === $("pair-share")) return;
     if (event.key === "ArrowLeft") step(-1);
     else if (event.key === "ArrowRight") step(1);
     else return;

@@ -122,6 +122,7 @@ function listen() {
   listenToMap();
   listenToDetail();
   listenToBoxes();
+  listenToPair();
 }
 
 /** What the data scripts call. */

@@ -5,6 +5,7 @@
 const COLUMNS = [
   "image_path",
   "text",
+  "edited_text",
   "description",
   "categories",
   "keywords",
@@ -20,6 +21,9 @@ const COLUMNS = [
   "numbers",
   "thumbnail",
   "link",
+  "request",
+  "edited",
+  "edited_link",
 ];
 const script = document.currentScript.src;
 const base = script.slice(0, script.lastIndexOf("/") + 1); // the data folder, which these scripts are in too
@@ -111,12 +115,13 @@ function folded(text) {
   return /[^\x00-\x7f]/.test(lower) ? lower.normalize("NFD").replace(/\p{M}/gu, "") : lower;
 }
 
-const nameOf = (row) => data.image_path[row].slice(data.image_path[row].lastIndexOf("/") + 1);
+const nameOf = (row) => {
+  const path = data.image_path[row].replace(/#reddit\/[^#]*$/, ""); // which pair it is, behind the address of its original
+  return path.slice(path.lastIndexOf("/") + 1);
+};
 const errorKind = (row) => data.error[row].split(": ").slice(0, 2).join(": ");
 const flagsOf = (row) => (data.flags[row] || "").split(" ").filter(Boolean);
 const keywordsOf = (row) => data.keywords[row].split(", ").filter(Boolean);
 const altOf = (row) => data.description[row] || data.text[row] || `${nameOf(row)}, not described`;
-const thumbnailOf = (row) => {
-  const name = data.thumbnail[row];
-  return name && `${thumbnails}${name.slice(0, 2)}/${name}.webp`;
-};
+const thumbnailNamed = (name) => name && `${thumbnails}${name.slice(0, 2)}/${name}.webp`;
+const thumbnailOf = (row) => thumbnailNamed(data.thumbnail[row]);

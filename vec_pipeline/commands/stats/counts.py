@@ -1,7 +1,5 @@
-"""Count what a CSV holds: errors, categories, keywords, lengths, numbers, text on images, speed."""
+"""Counts of what a CSV holds, as a dict and as text for a terminal."""
 
-import argparse
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +7,8 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
-from vec_pipeline.commands import add_csv_argument, blocks_with_bar
+from vec_pipeline.annotations import CsvReader
+from vec_pipeline.commands import blocks_with_bar
 from vec_pipeline.terminal import duration, plural
 
 COLUMNS = ("text", "description", "categories", "keywords", "image_text", "timestamp", "error", "flags")
@@ -59,22 +58,13 @@ class Counts:
         self.measures.setdefault(name, Counter())[value] += 1
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_csv_argument(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def run(options: argparse.Namespace) -> int:
-    from vec_pipeline.annotations import CsvReader
-
-    with CsvReader(options.csv) as reader:
-        counts = Counts(reader.names_of("number"))
-        for block in blocks_with_bar(reader, (*COLUMNS, *counts.numbers)):
-            for row in block.table.to_pylist():
-                counts.add(row)
-    found = statistics(counts)
-    print(json.dumps(found, ensure_ascii=False, indent=2) if options.json else report(found))
-    return 0
+def counted(reader: CsvReader) -> Counts:
+    """Count all rows."""
+    counts = Counts(reader.names_of("number"))
+    for block in blocks_with_bar(reader, (*COLUMNS, *counts.numbers)):
+        for row in block.table.to_pylist():
+            counts.add(row)
+    return counts
 
 
 def statistics(counts: Counts) -> dict[str, Any]:

@@ -1,0 +1,509 @@
+"""The page of figures: each counts what is in the rows, says so in words, and is a file; texts stay texts."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from html import unescape
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from selenium import webdriver
+
+from tests.conftest import PROJECT, Run
+from tests.pairs import BLUE, RED, pair, write_pairs
+from tests.rows import failed, finished, write, write_declared
+from tests.test_gallery import HOSTILE, Page, driver, opened, violations  # noqa: F401 (a fixture)
+from vec_pipeline import load_annotations
+from vec_pipeline.__main__ import main
+from vec_pipeline.annotations import Block, CsvReader
+from vec_pipeline.commands.stats import drawing, words
+from vec_pipeline.commands.stats import page as stats_page
+from vec_pipeline.commands.stats.columns import column_of, counts_of, moments
+from vec_pipeline.commands.stats.figures import Figure, all_figures, figures_of
+from vec_pipeline.commands.stats.words import words_and_pairs
+from vec_pipeline.record import Record
+
+REQUEST_TYPES = {
+    **dict.fromkeys(("post_id", "post_time", "post_title", "answer_id", "answer_time", "task"), "text"),
+    **dict.fromkeys(("post_score", "answer_score"), "number"),
+}
+START = datetime(2026, 1, 2, 3)
+
+
+def make_page(csv: Path) -> Path:
+    assert main(["stats", "--csv", str(csv), "--html", str(csv.parent / "page")]) == 0
+    return csv.parent / "page"
+
+
+def shown(page: Path) -> dict[str, tuple[str, str, Path]]:
+    """By its title: what each figure says, its note and its file."""
+    text = (page / "index.html").read_text()
+    pattern = r'<h3>(.*?)</h3><img src="(.*?)" alt="(.*?)"><figcaption class="note">(.*?)</figcaption>'
+    found = [map(unescape, each) for each in re.findall(pattern, text)]
+    return {title: (says, note, page / unquote(src)) for title, src, says, note in found}
+
+
+def columns(page: Path) -> dict[str, list[str]]:
+    """By its name, the line of each column."""
+    lines = re.findall(r'<th scope="row">(.*?)</th>((?:<td>.*?</td>)+)</tr>', (page / "index.html").read_text())
+    return {name: [unescape(cell) for cell in re.findall("<td>(.*?)</td>", cells)] for name, cells in lines}
+
+
+def column(name: str, *values: Any) -> Any:
+    return column_of(name, pd.Series(values, dtype=object), [f"row {n}" for n in range(len(values))])
+
+
+def figures(name: str, *values: Any) -> dict[str, Figure]:
+    return {figure.title: figure for figure in figures_of(column(name, *values))}
+
+
+def texts_in(svg: bytes) -> list[str]:
+    return ["".join(each.itertext()) for each in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+
+
+# --- the page
+
+
+def test_a_real_run_has_figures_of_its_values(example_run: tuple[Run, Path], tmp_path: Path) -> None:
+    csv, table = example_run[1], load_annotations(example_run[1], vectors=False)
+    assert main(["stats", "--csv", str(csv), "--html", str(tmp_path / "page")]) == 0
+    found = shown(tmp_path / "page")
+    assert set(found) >= {
+        *("categories", "keywords", "flags", "text_confidence", "clip_score", "text: words in each"),
+        *("text: frequent words", "description: frequent pairs of words"),
+    }
+    most = table["categories"].value_counts()
+    assert found["categories"][0].startswith(f"{most.index[0]} {most.iloc[0]}, ")
+    for says, note, path in found.values():
+        assert says and note.startswith("25 rows, ")
+        ElementTree.parse(path)
+    assert {*(tmp_path / "page/gallery/figures").iterdir()} == {path for *_, path in found.values()}
+    lines = columns(tmp_path / "page")
+    assert lines["image_text"][1:3] == [str((table["image_text"] != "").sum()), str((table["image_text"] == "").sum())]
+    assert not any("vector" in name for name in lines)
+
+
+def test_every_type_of_column_has_its_figures(tmp_path: Path) -> None:
+    types = {"faces": "number", "taken": "text", "objects": "json", "camera": "text", "audio": "file"}
+    records = [
+        finished(
+            number,
+            faces=number % 3 if number else "",
+            taken=f"2026:01:{number + 1:02} 10:00:00",
+            objects=json.dumps([{"label": "car"}] * number),
+            camera=("a", "b")[number % 2],
+            audio=f"audio/{number}.wav",
+        )
+        for number in range(9)
+    ]
+    page = make_page(write_declared(tmp_path / "a.csv", types, [*records, failed(9)]))
+    found = shown(page)
+    assert found["faces"][0].endswith("; 0: 2 rows, 1: 3 rows, 2: 3 rows")
+    assert found["faces"][1] == "10 rows, 2 without a value"
+    assert found["taken, per day"][0].startswith("from 2026-01-01 10:00 to 2026-01-09 10:00, most in the day ")
+    assert found["objects"][0] == "car 36"
+    assert found["camera"][0] == "a 5, b 4"
+    assert found["error"][0] == "open_image: OSError 1"
+    assert "audio" not in found
+    assert columns(page)["audio"] == ["different texts", "9", "1", "9 different"]
+
+
+def test_figures_are_the_same_bytes_each_time_and_old_ones_go(tmp_path: Path) -> None:
+    records = [finished(number, clip_score=number / 7, categories="ab"[number % 2]) for number in range(8)]
+    csv = write(tmp_path / "a.csv", records)
+    folder = make_page(csv) / "gallery/figures"
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "old.svg").touch()
+    (folder / "note.txt").touch()
+    make_page(csv)
+    assert {path.name: path.read_bytes() for path in folder.glob("*.svg")} == first
+    assert (folder / "note.txt").exists()
+
+
+def test_columns_whose_names_are_alike_have_files_of_their_own(tmp_path: Path) -> None:
+    types = dict.fromkeys(("grey-blue", "Grey / blue", "..", "голубой"), "number")
+    records = [finished(number, **dict.fromkeys(types, number / 7)) for number in range(4)]
+    found = shown(make_page(write_declared(tmp_path / "a.csv", types, records)))
+    names = ["grey-blue.svg", "Grey-blue-2.svg", "figure.svg", "голубой.svg"]
+    assert [found[name][2].name for name in types] == names
+    assert all(found[name][2].exists() for name in types)
+
+
+def test_a_file_without_rows_and_one_row_have_no_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(make_page(write(tmp_path / "a.csv", []))) == {}
+    assert capsys.readouterr().out == f"0 figures of 0 rows: open {tmp_path / 'page/index.html'}\n"
+    make_page(write(tmp_path / "a.csv", [finished(0)]))
+    assert "of 1 row: open" in capsys.readouterr().out
+
+
+def test_of_many_rows_every_second_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stats_page, "MOST_ROWS", 10)
+    monkeypatch.setattr("vec_pipeline.sinks.csv_rows.BLOCK_BYTES", 1)
+    page = make_page(write_declared(tmp_path / "a.csv", {"n": "number"}, [finished(n, n=n) for n in range(25)]))
+    assert "of 25 rows, of which one in 4 is counted: open" in capsys.readouterr().out
+    assert columns(page)["n"] == ["numbers", "7", "0", "0 to 24"]
+    assert "; 0: 1 row, 4: 1 row, 8: 1 row, " in shown(page)["n"][0]
+
+
+def test_vectors_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    blocks = CsvReader.blocks
+
+    def watched(reader: CsvReader, names: Sequence[str], **options: Any) -> Iterator[Block]:
+        asked.extend(names)
+        return blocks(reader, names, **options)
+
+    monkeypatch.setattr(CsvReader, "blocks", watched)
+    make_page(write(tmp_path / "a.csv", [finished(0)]))
+    assert asked
+    assert not [name for name in asked if name.endswith("_vector")]
+
+
+@pytest.mark.parametrize(("module", "status"), [("matplotlib", 2), ("webdataset", 0)])
+def test_matplotlib_is_asked_for_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], module: str, status: int
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    csv = write(tmp_path / "a.csv", [finished(0)])
+    assert main(["stats", "--csv", str(csv), "--html", str(tmp_path / "page")]) == status
+    assert ("pip install 'vec-pipeline[figures]'" in capsys.readouterr().err) == bool(status)
+    assert (tmp_path / "page").exists() != bool(status)
+
+
+def test_only_a_page_of_figures_is_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csv = write(tmp_path / "a.csv", [finished(0)])
+    assert main(["report", "--csv", str(csv), "--out", str(tmp_path / "page")]) == 0
+    for out, said in (
+        (tmp_path / "page", "is not empty and not a page of figures: name a new folder with --html"),
+        (tmp_path, "is not empty and not a page of figures: name a new folder with --html"),
+        (csv, "is not a folder: name one with --html"),
+    ):
+        assert main(["stats", "--csv", str(csv), "--html", str(out)]) == 2
+        assert f"{out} {said}" in capsys.readouterr().err
+    assert main(["stats", "--csv", str(csv), "--html", "s3://bucket/page"]) == 2
+    assert "--html needs a folder of this machine: copy it to s3://bucket/page afterwards" in capsys.readouterr().err
+    monkeypatch.setattr(stats_page, "pairs_section", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["stats", "--csv", str(csv), "--html", str(tmp_path / "new")])
+    monkeypatch.undo()
+    assert main(["stats", "--csv", str(csv), "--html", str(tmp_path / "new")]) == 0  # of one that was not finished
+
+
+def test_json_and_html_are_two_things(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["stats", "--json", "--html", "x"])
+    assert "not allowed with" in capsys.readouterr().err
+
+
+# --- what a column holds
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "kind"),
+    [
+        ("n", [1, 2.5], "number"),
+        ("post_time", [1_700_000_000.0, 1_700_000_100.0], "time"),
+        ("runtime", [1_700_000_000.0, 1_700_000_100.0], "number"),
+        ("post_time", [12.0, 14.0], "number"),
+        ("a", ["2026-01-02T03:04:05+02:00", "2026-01-02"], "time"),
+        ("a", ["2026:01:02 03:04:05"], "time"),
+        ("a", ["2026:01-02", "2026", "1-1"], "names"),
+        ("a", [datetime(2026, 1, 1)], "time"),
+        ("a", ["x", "x", "y"] * 3, "few"),
+        ("a", ["x"], "few"),
+        ("a", [str(number) for number in range(9)], "names"),
+        ("a", ["one two three four", "five six seven eight nine"], "words"),
+        ("keywords", ["a, b"], "list"),
+        ("a", ['["x"]', "{}"], "json"),
+        ("a", [["x"], {}], "json"),
+        ("a", ["[x]", "{"], "names"),
+        ("a", ["true", "false"], "json"),
+        ("a", [True, False], "json"),
+        ("a", [None, "", float("nan"), pd.NaT, pd.NA], "empty"),
+    ],
+)
+def test_kinds_are_found_by_the_values(name: str, values: list[Any], kind: str) -> None:
+    assert column(name, *values).kind == kind
+
+
+def test_missing_values_are_counted_and_the_others_keep_their_rows() -> None:
+    found = column("n", 1.0, None, float("nan"), 2.0)
+    assert (found.values, found.labels, found.missing, found.rows) == ([1.0, 2.0], ["row 0", "row 3"], 2, 4)
+
+
+def test_times_of_all_kinds_are_in_utc() -> None:
+    expected = pd.Timestamp(2026, 1, 2, 3, 4, 5)
+    texts = ["2026-01-02T05:04:05+02:00", "2026:01:02 03:04:05", "2026-01-02 03:04:05"]
+    for values in (texts, [datetime(2026, 1, 2, 3, 4, 5)], [expected.timestamp()]):
+        assert (moments(values) == expected).all()
+    assert moments(["0000:00:00 00:00:00", "2026-13-01"]).isna().all()
+
+
+@pytest.mark.parametrize(
+    ("values", "counts"),
+    [
+        ([["a", "b"], ["a"]], {"a": 2, "b": 1}),
+        ([[{"label": "car", "text": "x"}, {"text": "SALE"}, {"box": [1]}, 7]], {"car": 1, "SALE": 1}),
+        ([{"car": 2}, {"car": 3, "dog": "x"}], {"car": 5, "dog": 1}),
+        ([True, False, True], {"true": 2, "false": 1}),
+        ([[1, 2]], {}),
+    ],
+)
+def test_what_json_holds_is_counted(values: list[Any], counts: dict[str, int]) -> None:
+    assert counts_of(column("a", *map(json.dumps, values))) == counts_of(column("a", *values)) == counts
+
+
+def test_json_lists_that_name_nothing_have_lengths() -> None:
+    assert figures("a", [1, 2], [1, 2], [1])["a: entries"].says.endswith("; 1: 1 row, 2: 2 rows")
+
+
+# --- figures
+
+
+def test_numbers_are_told_in_words() -> None:
+    figure = figures("n", *(float(number) + 0.5 for number in range(101)))["n"]
+    assert figure.says == "median 50.5, the middle half from 25.5 to 75.5, all from 0.5 to 100.5"
+    assert figure.note == "101 rows, all with a value"
+    assert "(logarithmic)" not in "".join(texts_in(figure.svg))
+    assert figures("n", 3.0, 3.0) == {}
+
+
+def test_what_lies_far_from_the_others_is_named() -> None:
+    values = [*(float(number % 10) + 0.5 for number in range(100)), 400.0, 500.0, -600.5, 300.0]
+    figure = figures("n", *values)["n"]
+    assert figure.note.endswith("; 4 far from the others: -600.5 (row 102), 500 (row 101), 400 (row 100), ...")
+    assert "far" not in figures("n", *values[:100])["n"].note
+    assert "far" not in figures("n", *[1.0] * 99, 2.0)["n"].note  # the middle half has no width to measure by
+
+
+def test_numbers_of_all_magnitudes_are_on_a_logarithmic_axis() -> None:
+    scores = [float(round(10 ** (number / 40))) for number in range(160)]
+    figure = figures("score", 0.0, *scores, 1e12)["score"]
+    assert "score (logarithmic)" in texts_in(figure.svg)
+    assert {"0", "10", "1,000"} <= set(texts_in(figure.svg))
+    assert figure.note.endswith("; 1 far from the others: 1e+12 (row 161)")  # by its logarithm
+    assert "(logarithmic)" not in "".join(texts_in(figures("score", -1.0, *scores)["score"].svg))
+
+
+@pytest.mark.parametrize("is_log", [False, True])
+def test_bars_of_a_histogram_count_every_value_and_whole_numbers_alike(is_log: bool) -> None:
+    values = np.repeat(np.arange(0.0, 97.0), 3)
+    edges = drawing.log_edges(values) if is_log else np.histogram_bin_edges(values, drawing.BINS)
+    whole = drawing.whole_edges(values, edges, is_log=is_log)
+    counts, _ = np.histogram(values, whole)
+    assert counts.sum() == len(values)
+    if is_log:
+        assert counts[:4].tolist() == [3, 3, 3, 3]
+    else:
+        assert set(counts[:-1]) == {12}
+    assert np.histogram(values, edges)[0].sum() == len(values)
+
+
+@pytest.mark.parametrize(
+    ("step", "unit"),
+    [
+        (timedelta(seconds=1), "second"),
+        (timedelta(minutes=1), "minute"),
+        (timedelta(hours=1), "hour"),
+        (timedelta(days=1), "day"),
+        (timedelta(weeks=1), "week"),
+        (timedelta(days=31), "month"),
+        (timedelta(days=365), "year"),
+    ],
+)
+def test_periods_are_as_long_as_the_span_asks(step: timedelta, unit: str) -> None:
+    times = [(START + number * step).isoformat() for number in range(50)]
+    figure = figures("taken", *times, times[7], "0000:00:00 00:00:00")[f"taken, per {unit}"]
+    assert figure.says.startswith("from 2026-01-02 03:00 to ")
+    assert re.search(f", most in the {unit} .*: [23]$", figure.says)
+    assert figure.note == "52 rows, all with a value; 1 that are no dates"
+    assert f"rows per {unit}" in texts_in(figure.svg)
+
+
+def test_frequent_values_come_first_and_others_are_counted() -> None:
+    values = [f"value {number}" for number in range(25) for _ in range(40 - number)]
+    figure = figures("a", *values)["a"]
+    assert figure.says.startswith("value 0 40, value 1 39, ")
+    assert figure.note.endswith("; 5 other values not shown")
+    assert [text for text in texts_in(figure.svg) if text.startswith("value")] == [f"value {n}" for n in range(20)]
+
+
+def test_words_and_pairs_are_counted_without_stop_words() -> None:
+    counted, pairs = words_and_pairs(
+        [
+            "The red car and the red car.",
+            "Red. Car's https://a.b/red-car 42",
+            "Красная машина и красная машина в углу",
+        ]
+    )
+    assert counted == {"red": 3, "car": 2, "car's": 1, "красная": 2, "машина": 2, "углу": 1}
+    assert pairs == {"red car": 2, "красная машина": 2}
+
+
+def test_rare_words_make_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "MOST_DIFFERENT", 10)
+    texts = ["often", *(f"{chr(97 + n % 26)}{chr(97 + n // 26)}x often" for n in range(200))]
+    counted, pairs = words_and_pairs(texts)
+    assert counted["often"] == 201
+    assert max(len(counted), len(pairs)) <= 11
+
+
+def test_long_texts_have_lengths_and_words() -> None:
+    found = figures("text", "one big red car", "one big red bus is here", "green green green green grass")
+    assert found["text: words in each"].says.startswith("median 5, ")
+    assert found["text: frequent words"].says.startswith("green 4, one 2, big 2, red 2")
+    assert found["text: frequent pairs of words"].says.startswith("green green 3, one big 2, big red 2")
+    assert "text: frequent pairs of words" not in figures("text", "one a big a red a car", "two b small c grey d bus")
+
+
+# --- editing requests
+
+
+def request(number: int, post: int, hours: float, **values: Any) -> Record:
+    asked = START + timedelta(days=post)
+    texts = {"post_id": f"p{post}", "post_title": "please remove the man behind", "answer_id": f"a{number}"}
+    times = {"post_time": asked.isoformat(), "answer_time": (asked + timedelta(hours=hours)).isoformat()}
+    scores = {"post_score": 10 * post, "answer_score": number, "task": ("remove", "add")[post % 2]}
+    return finished(number, **{**texts, **times, **scores, **values})
+
+
+def test_a_request_counts_once_however_many_answers_it_has(tmp_path: Path) -> None:
+    rows = [request(0, 1, 5), request(1, 1, 2), request(2, 1, 9), request(3, 2, 1), request(4, 4, 30)]
+    rows[4].values["post_score"] = ""
+    found = shown(make_page(write_declared(tmp_path / "a.csv", REQUEST_TYPES, [*rows, finished(5)])))
+    many = [request(number, number, 1, post_score=99 + number % 5) for number in range(99)]
+    many += [request(99, 99, 1, post_score=995)]
+    far = shown(make_page(write_declared(tmp_path / "b.csv", REQUEST_TYPES, many)))
+    assert found["answers per request"][0].endswith("; 1: 2 requests, 3: 1 request")
+    says, note, _ = found["hours until the first answer"]
+    assert (says.split(", ")[0], note) == ("median 2", "3 requests, all with a value")
+    assert found["post_score"][0].endswith("; 10: 1 request, 20: 1 request")
+    assert "; 1 far from the others: 995 (p99)" in far["post_score"][1]
+    assert found["post_score"][1] == "3 requests, 1 without a value"
+    assert found["task"][0] == "remove 2, add 1"
+    assert found["answer_score"][1] == "6 rows, 1 without a value"
+    assert found["post_score by task"][:2] == ("medians: add 10, remove 20", "2 requests")
+    assert list(found)[:3] == ["answers per request", "hours until the first answer", "post_score by task"]
+
+
+def test_a_request_whose_times_are_not_known_is_counted_as_missing(tmp_path: Path) -> None:
+    rows = [request(0, 1, 5), request(1, 2, 7), request(2, 3, 1)]
+    rows[1].values["answer_time"] = ""
+    found = shown(make_page(write_declared(tmp_path / "a.csv", REQUEST_TYPES, rows)))
+    assert found["hours until the first answer"][1] == "3 requests, 1 without a value"
+
+
+# --- pairs
+
+
+def test_pairs_are_shown_beside_one_another(tmp_path: Path) -> None:
+    rows = [pair(tmp_path, number) for number in range(20)]
+    (tmp_path / "edited/0.png").unlink()
+    rows[19].values["edited_path"] = ""
+    page = make_page(write_pairs(tmp_path, *rows))
+    text = (page / "index.html").read_text()
+    found = re.findall(r'<div class="couple"><img src="(.*?)" alt="original" .*?><img src="(.*?)" alt="(.*?)"', text)
+    assert "10 of 19 pairs; the pictures of 1 are gone" in text
+    assert len(found) == 9
+    for original, edited, says in found:
+        assert says == "result: make the vehicle blue"
+        for src, colour in ((original, RED), (edited, BLUE)):
+            with Image.open(page / src) as image:
+                assert image.format == "WEBP"
+                assert np.abs(np.array(image.convert("RGB"))[5, 5].astype(int) - colour).max() < 8
+
+
+# --- texts stay texts
+
+
+@pytest.fixture(scope="module")
+def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hostile")
+    types = {"note": "text", "</th><script>window.hacked=1</script>": "number", "tags": "json"}
+    rows = []
+    for number, text in enumerate([*HOSTILE, "$x_{$", "\x00\x1b[31m", "漢字 🦊", "машина"] * 3):
+        row = pair(folder, number, text=f"{text} one two three", categories=text, keywords=text, note=text)
+        row.values |= {"</th><script>window.hacked=1</script>": number, "tags": json.dumps([text])}
+        row.values["edit_prompt"] = text
+        rows.append(row)
+    csv = write_pairs(folder, *rows[:1])
+    csv.unlink()
+    types |= {"edited_path": "file", "edit_prompt": "text"}
+    return make_page(write_declared(csv, types, rows))
+
+
+@pytest.fixture
+def page(driver: webdriver.Chrome, hostile_page: Path) -> Iterator[Page]:  # noqa: F811
+    yield from opened(driver, hostile_page)
+
+
+def test_figures_of_hostile_texts_can_be_read(hostile_page: Path) -> None:
+    found = shown(hostile_page)
+    assert len(found) > 8
+    for _, _, path in found.values():
+        ElementTree.parse(path)
+    assert "$x_{$" in texts_in(found["categories"][2].read_bytes())
+    assert "漢字 🦊" in found["tags"][0]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width_px", [400, 1280])
+def test_accessibility(page: Page, scheme: str, width_px: int) -> None:
+    """axe-core finds nothing; every picture is there, without a network or an error in the console."""
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    metrics = {"width": width_px, "height": 860, "deviceScaleFactor": 1, "mobile": width_px == 400}
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        page.driver.get(page.address)
+        page.script("for (const image of document.images) image.loading = 'eager'")
+        page.until(lambda: page.script("return [...document.images].every(image => image.naturalWidth)"))
+        assert violations(page) == set()
+        seen = np.asarray(Image.open(BytesIO(page.find("figure img").screenshot_as_png)).convert("RGB"))
+        colours = {"light": drawing.BAR, "dark": drawing.DARK[drawing.BAR]}
+        wanted = tuple(bytes.fromhex(colours[scheme][1:]))
+        assert (np.abs(seen.astype(int) - wanted).max(axis=2) < 4).sum() > 200
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+# --- the notebook
+
+
+def test_the_notebook_shows_the_same_figures(
+    example_run: tuple[Run, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook = json.loads((PROJECT / "examples/explore.ipynb").read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+    (tmp_path / "output").symlink_to(example_run[1].parent)
+    (tmp_path / "examples").mkdir()
+    monkeypatch.chdir(tmp_path / "examples")
+    displayed: list[Figure] = []
+    namespace: dict[str, Any] = {"display": displayed.append}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+            exec("".join(cell["source"]), namespace)
+    assert main(["stats", "--csv", "../output/annotations.csv", "--html", str(tmp_path / "page")]) == 0
+    by_title = {figure.title: figure for figure in displayed}
+    found = shown(tmp_path / "page")
+    assert by_title.keys() == found.keys()
+    for title, (says, note, path) in found.items():
+        assert (by_title[title].says, by_title[title].note) == (says, note)
+        assert by_title[title]._repr_svg_() == path.read_text()
+    assert len(list(all_figures(namespace["table"]))) == len(displayed)

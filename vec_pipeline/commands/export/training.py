@@ -1,0 +1,166 @@
+"""The rows of a training set with the bytes of their pictures; what is left out is counted by its reason."""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+from vec_pipeline.annotations import CsvReader, content_reader, in_threads
+from vec_pipeline.commands import blocks_with_bar, is_stream
+from vec_pipeline.pairs import Pairs, pairs_of
+from vec_pipeline.pictures import SNIFFED_BYTES, Limits, decode
+from vec_pipeline.pictures.kinds import kind_of
+from vec_pipeline.record import UserError, Values
+from vec_pipeline.stages.open_image import OpenImage
+
+# Names that the trainers of diffusers expect: train_text_to_image.py of one picture, train_instruct_pix2pix.py of two.
+IMAGE, ORIGINAL, EDITED, REQUEST = "image", "input_image", "edited_image", "edit_prompt"
+CAPTION = "text"
+SUFFIXES = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "BMP": "bmp", "TIFF": "tiff"}
+LARGEST_PX = 1 << 20  # a converted picture keeps its size
+
+
+class Picture(NamedTuple):
+    content: bytes
+    suffix: str  # by its kind, without the dot
+    was: str = ""  # its kind before it was converted to PNG, as no trainer reads that
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row.
+
+    key: the number of the row in the CSV, in nine digits.
+    row: its columns without vectors; JSON is text, timestamps are ISO texts, missing numbers are left out.
+    pictures: IMAGE alone, or ORIGINAL and EDITED.
+    request: what turns one into the other; None where there is one picture.
+    """
+
+    key: str
+    row: Values
+    pictures: dict[str, Picture]
+    request: str | None
+
+    @property
+    def caption(self) -> str:
+        return str(self.row[CAPTION])
+
+
+class LeftOut(Exception):  # noqa: N818 (it says what happened)
+    """Why a row has no example, as the end of `1 row ...`."""
+
+
+class Examples:
+    """The examples of a CSV, read a few ahead of the one in use; iterate once, then read what was counted.
+
+    rows: how many there were.
+    """
+
+    def __init__(self, reader: CsvReader) -> None:
+        self.rows = 0
+        self._reader = reader
+        self._content_of = content_reader(reader.path)
+        self._pairs: Pairs = pairs_of(reader.path, reader.types)
+        self._left_out: Counter[str] = Counter()
+        self._converted: Counter[str] = Counter()
+        OpenImage().load()  # HEIC, and Pillow's warnings
+
+    def __iter__(self) -> Iterator[Example]:
+        for found in in_threads(self._example_or_reason, enumerate(self._rows())):
+            if isinstance(found, str):
+                self._left_out[found] += 1
+                continue
+            self.rows += 1
+            self._converted.update(picture.was for picture in found.pictures.values() if picture.was)
+            yield found
+
+    @property
+    def notes(self) -> list[str]:
+        """What differs from the CSV, by reasons and numbers."""
+        left_out = ", ".join(f"{number:,} {reason}" for reason, number in self._left_out.most_common())
+        converted = ", ".join(f"{number:,} {kind}" for kind, number in self._converted.most_common())
+        return [
+            *([f"left out: {left_out}"] if left_out else []),
+            *([f"converted to PNG: {converted}"] if converted else []),
+        ]
+
+    def _rows(self) -> Iterator[Values]:
+        names = [name for name, kind in self._reader.types.items() if kind != "vector"]
+        for block in blocks_with_bar(self._reader, names):
+            yield from block.table.to_pylist()
+
+    def _example_or_reason(self, numbered: tuple[int, Values]) -> Example | str:
+        number, row = numbered
+        try:
+            return self._example(f"{number:09}", row)
+        except LeftOut as reason:
+            return str(reason)
+
+    def _example(self, key: str, row: Values) -> Example:
+        if row["error"]:
+            raise LeftOut("with an error")
+        known = {name: plain(value) for name, value in row.items() if value is not None}
+        if not self._pairs:
+            return Example(key, known, {IMAGE: self._picture(row["image_path"], "picture")}, None)
+        edited = self._pairs.key(row)
+        if not edited:
+            raise LeftOut("without an edited picture")
+        pictures = {
+            ORIGINAL: self._picture(row["image_path"], "picture"),
+            EDITED: self._picture(edited, "edited picture"),
+        }
+        return Example(key, known, pictures, self._pairs.request(row))
+
+    def _picture(self, key: str, what: str) -> Picture:
+        try:
+            content = self._content_of(key).read()
+        except Exception:  # of any place that pictures come from
+            raise LeftOut(f"whose {what} is gone") from None
+        try:
+            return picture_of(content)
+        except Exception:  # of any decoder
+            raise LeftOut(f"whose {what} cannot be read") from None
+
+
+def picture_of(content: bytes) -> Picture:
+    """The bytes as they are, or a PNG of what trainers do not read. Raises as `pictures.decode` does."""
+    kind = kind_of(content[:SNIFFED_BYTES])
+    if kind in SUFFIXES:
+        return Picture(content, SUFFIXES[kind])
+    image = decode(content, Limits(LARGEST_PX, OpenImage.max_megapixels)).image
+    file = BytesIO()
+    image.save(file, "PNG")
+    return Picture(file.getvalue(), "png", kind or "other kinds")
+
+
+def plain(value: object) -> object:
+    """A value as JSON knows it."""
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Give a folder to fill, which becomes `out` once the block has succeeded.
+
+    Raises UserError where there is something else, or where it cannot be written.
+    """
+    new = out.with_name(f".{out.name}.new")
+    try:
+        if is_stream(out) or (out.exists() and not out.is_dir()):
+            raise UserError(f"{out} is not a folder: name a new one with --out")
+        if out.is_dir() and any(out.iterdir()):
+            raise UserError(f"{out} is not empty: name a new folder with --out")
+        shutil.rmtree(new, ignore_errors=True)  # what a run left that was killed
+        new.mkdir(parents=True)
+        yield new
+        os.replace(new, out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror or error}): name another folder") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

@@ -1,0 +1,215 @@
+"""The figures of a table of annotations: what each shows, in words, and its SVG."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vec_pipeline.commands.stats import drawing
+from vec_pipeline.commands.stats.columns import MOST_NUMBERS, Column, column_of, counts_of, moments, shown
+from vec_pipeline.commands.stats.requests import (
+    TASK,
+    column_of_requests,
+    hours_until_answered,
+    is_of_request,
+    one_each,
+    rows_of_requests,
+)
+from vec_pipeline.commands.stats.words import words_and_pairs
+from vec_pipeline.terminal import plural
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Array = np.ndarray[Any, Any]
+
+UNUSED = ("llama_extracted",)  # other columns have what it holds
+MOST_BARS = 20
+PERIODS = {"s": "second", "min": "minute", "h": "hour", "D": "day", "W": "week", "M": "month", "Y": "year"}
+MOST_PERIODS = 60
+LOG_FROM = 10  # times the median that the highest hundredth is above, on a logarithmic axis
+FAR = 3.0  # times the middle half's width beyond it
+FAR_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One picture of a page.
+
+    name: of its file, without the suffix. title: for people.
+    says: what it shows, with its numbers, for those who do not see it.
+    note: how many rows it is of, how many have no value, and which lie far from the others.
+    """
+
+    name: str
+    title: str
+    says: str
+    note: str
+    svg: bytes
+
+    def _repr_svg_(self) -> str:  # what notebooks show
+        return self.svg.decode()
+
+
+def all_figures(table: "pd.DataFrame") -> Iterator[Figure]:
+    """The figures that `stats --html` makes, of a table that `load_annotations` has read without vectors."""
+    yield from figures_of_requests(table)
+    for column in columns_of(table):
+        yield from figures_of(column)
+
+
+def columns_of(table: "pd.DataFrame") -> Iterator[Column]:
+    """The columns of a table as `load_annotations` makes it, vectors left out, with the kinds of their values.
+
+    What belongs to an editing request counts once for it, not for each of its answers.
+    """
+    requests = one_each(table)
+    for name in table.columns:
+        if name in UNUSED or name.endswith("_vector"):
+            continue
+        rows, of = (requests, "request") if len(requests) and is_of_request(name) else (table, "row")
+        labels = rows["post_id"] if of == "request" else rows["image_path"].map(os.path.basename)
+        yield column_of(name, rows[name], labels.tolist(), of)
+
+
+def figures_of(column: Column) -> Iterator[Figure]:
+    """The figures that fit the values of a column; none where there are fewer than two values to tell apart."""
+    if column.kind == "number":
+        yield from number_figures(column)
+    elif column.kind == "time":
+        yield from time_figures(column)
+    elif column.kind == "words":
+        yield from text_figures(column)
+    elif column.kind in ("few", "list", "json"):
+        yield from value_figures(column)
+
+
+def value_figures(column: Column) -> Iterator[Figure]:
+    """Bars of the most frequent values; of JSON lists that name nothing, the number of their entries."""
+    counts = counts_of(column)
+    if counts:
+        yield bars_figure(column.name, column.name, counts, column)
+    elif column.kind == "json":
+        lengths = [len(value) for value in column.values if isinstance(value, list)]
+        yield from number_figures(replace(column, name=f"{column.name}: entries", values=lengths))
+
+
+def bars_figure(name: str, title: str, counts: Counter[str], column: Column) -> Figure:
+    most = dict(counts.most_common(MOST_BARS))
+    says = ", ".join(f"{drawing.label(value) or '(none)'} {number:,}" for value, number in most.items())
+    others = f"; {plural(len(counts) - len(most), 'other value')} not shown" if len(counts) > len(most) else ""
+    return Figure(name, title, says, missing_in(column) + others, drawing.bars(most))
+
+
+def number_figures(column: Column) -> Iterator[Figure]:
+    """A histogram, or bars where there are few whole numbers; none where all are equal."""
+    values = np.array(column.values, float)
+    different = np.unique(values)
+    if len(different) < 2:
+        return
+    is_log = is_skewed(values)
+    note = missing_in(column) + far_in(values, column.labels, is_log=is_log)
+    says = in_words(values)
+    if len(different) <= MOST_NUMBERS and (different == np.rint(different)).all():
+        counts = {shown(value): int((values == value).sum()) for value in different.tolist()}
+        says += "; " + ", ".join(f"{value}: {plural(number, column.of)}" for value, number in counts.items())
+        yield Figure(column.name, column.name, says, note, drawing.bars(counts))
+    else:
+        yield Figure(
+            column.name, column.name, says, note, drawing.histogram(values, column.name, column.of, is_log=is_log)
+        )
+
+
+def in_words(values: Array) -> str:
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
+    lowest, highest = shown(float(values.min())), shown(float(values.max()))
+    return f"median {shown(median)}, the middle half from {shown(low)} to {shown(high)}, all from {lowest} to {highest}"
+
+
+def is_skewed(values: Array) -> bool:
+    """Whether a few values are so much larger than the others that these need a logarithmic axis."""
+    if values.min() < 0 or not (values > 0).any():
+        return False
+    return bool(np.quantile(values, 0.99) > LOG_FROM * np.median(values[values > 0]))
+
+
+def far_in(values: Array, labels: Sequence[str], *, is_log: bool) -> str:
+    """The values that lie far beyond the middle half, on the axis that is drawn: how many, and the farthest by name."""
+    placed = np.log10(np.maximum(values, drawing.linear_below(values))) if is_log else values
+    low, middle, high = np.quantile(placed, (0.25, 0.5, 0.75))
+    is_far = (placed < low - FAR * (high - low)) | (placed > high + FAR * (high - low))
+    if low == high or not is_far.any():
+        return ""
+    farthest = np.argsort(-np.abs(placed - middle), kind="stable")[: min(FAR_NAMED, is_far.sum())]
+    named = ", ".join(f"{shown(float(values[each]))} ({drawing.label(labels[each])})" for each in farthest)
+    return f"; {is_far.sum():,} far from the others: {named}{', ...' if is_far.sum() > FAR_NAMED else ''}"
+
+
+def missing_in(column: Column) -> str:
+    of = f"{plural(column.rows, column.of)}, "
+    return of + (f"{column.missing:,} without a value" if column.missing else "all with a value")
+
+
+def time_figures(column: Column) -> Iterator[Figure]:
+    """Rows over time, in periods of such a length that there are at most MOST_PERIODS."""
+    import pandas as pd
+
+    times = moments(column.values).dropna()
+    unreadable = len(column.values) - len(times)
+    if times.nunique() < 2:
+        return
+    freq = next(freq for freq in PERIODS if spans_few(times, freq))
+    periods, unit = times.dt.to_period(freq), PERIODS[freq]
+    index = pd.period_range(periods.min(), periods.max(), freq=freq)
+    numbers = periods.value_counts().reindex(index, fill_value=0)
+    most = f"most in the {unit} {numbers.idxmax()}: {numbers.max():,}"
+    says = f"from {times.min():%Y-%m-%d %H:%M} to {times.max():%Y-%m-%d %H:%M}, {most}"
+    note = missing_in(column) + (f"; {unreadable:,} that are no dates" if unreadable else "")
+    svg = drawing.over_time(numbers, column.name, column.of, unit)
+    yield Figure(column.name, f"{column.name}, per {unit}", says, note, svg)
+
+
+def spans_few(times: "pd.Series[Any]", freq: str) -> bool:
+    """Whether times lie within MOST_PERIODS; of years, always."""
+    first, last = times.min().to_period(freq), times.max().to_period(freq)
+    return freq == "Y" or bool((last - first).n < MOST_PERIODS)
+
+
+def text_figures(column: Column) -> Iterator[Figure]:
+    """How long the texts are, and which words and pairs of words occur most."""
+    lengths = [len(text.split()) for text in column.values]
+    yield from number_figures(replace(column, name=f"{column.name}: words in each", values=lengths))
+    for what, counts in zip(("words", "pairs of words"), words_and_pairs(column.values), strict=True):
+        if counts and counts.most_common(1)[0][1] > 1:
+            title = f"{column.name}: frequent {what}"
+            yield bars_figure(title, title, counts, column)
+
+
+def groups_figure(name: str, groups: Mapping[str, Sequence[float]], of: str) -> Figure:
+    """A box per group of numbers.
+
+    of: what the numbers are.
+    """
+    medians = ", ".join(f"{drawing.label(group)} {shown(float(np.median(each)))}" for group, each in groups.items())
+    everything = np.concatenate([np.array(each, float) for each in groups.values()])
+    svg = drawing.boxes(groups, of, is_log=is_skewed(everything))
+    return Figure(name, name, f"medians: {medians}", plural(len(everything), "request"), svg)
+
+
+def figures_of_requests(table: "pd.DataFrame") -> Iterator[Figure]:
+    """Of editing requests: answers to each, hours until the first one, scores by task; each where its columns are."""
+    rows, requests = rows_of_requests(table), one_each(table)
+    names = set(table.columns) if len(rows) else set()
+    if "answer_id" in names:
+        answers = rows.groupby("post_id", sort=False)["answer_id"].nunique()
+        yield from number_figures(column_of_requests("answers per request", answers))
+    if {"post_time", "answer_time"} <= names:
+        yield from number_figures(column_of_requests("hours until the first answer", hours_until_answered(rows)))
+    if {TASK, "post_score"} <= names:
+        scores = requests[requests[TASK] != ""].dropna(subset=["post_score"]).groupby(TASK)["post_score"]
+        groups = sorted(((str(task), each.tolist()) for task, each in scores), key=lambda pair: -len(pair[1]))
+        if len(groups) > 1:
+            yield groups_figure("post_score by task", dict(groups[:MOST_BARS]), "post_score")
