@@ -1,9 +1,15 @@
 # The commands of the README. Everything runs in .venv, which is created on first use.
 IMAGES ?= examples/images
-CONFIG ?= configs/demo.yaml
+# What to change in pictures, which are edited then, as in make run N=5 PROMPT="make the hearts green"
+PROMPT ?=
+export PROMPT
+N ?=
+CONFIG ?= configs/demo$(if $(PROMPT),-edit).yaml
 ARGS ?=
-# A file of its own, so that the first run of another configuration is not refused.
-DEMO_OUTPUT = $(if $(filter demo configs/demo.yaml %/configs/demo.yaml,$(CONFIG)), --output output/demo/annotations.csv)
+# A file of its own for each, so that the first run of another configuration is not refused.
+DEMO = $(basename $(notdir $(filter $(foreach name,demo demo-edit,$(name) configs/$(name).yaml %/configs/$(name).yaml),$(CONFIG))))
+DEMO_OUTPUT = $(if $(DEMO), --output output/$(DEMO)/annotations.csv)
+EDIT = $(if $(N), --limit $(N))$(if $(PROMPT), --set "edit_image.prompt=$$PROMPT")
 
 IS_SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,\
@@ -24,8 +30,8 @@ endef
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
 
-run: .venv/run  ## annotate: make run IMAGES=~/photos CONFIG=config.yaml ARGS="--limit 100"
-	.venv/bin/python run.py "$(IMAGES)" --config "$(CONFIG)"$(DEMO_OUTPUT) $(ARGS)
+run: .venv/run  ## annotate: make run IMAGES=~/photos CONFIG=config.yaml N=100; or edit: make run N=5 PROMPT="..."
+	.venv/bin/python run.py "$(IMAGES)" --config "$(CONFIG)"$(DEMO_OUTPUT)$(EDIT) $(ARGS)
 
 test: .venv/dev  ## run the tests, two files at a time
 	.venv/bin/pytest --numprocesses 2 --dist loadfile $(ARGS)

@@ -198,6 +198,27 @@ def test_a_gpu_that_failed_ends_the_run_and_makes_its_batch_suspect(tmp_path: Pa
         assert journal.deaths == dict.fromkeys("abcd", 1)
 
 
+def test_a_model_saves_memory_before_one_image_is_made_smaller() -> None:
+    class Saving(Spell):
+        """An image of twice the width fits once it saves memory, which it can do once."""
+
+        asked: ClassVar[list[str]] = []
+
+        def save_memory(self, model: Any) -> bool:
+            self.asked.append(self.batches[-1])
+            object.__setattr__(self, "widest_px", 600)
+            return len(self.asked) == 1
+
+    stage = Saving(widest_px=300, largest=1)
+    annotated = [*spelled("a", side_px=100), *spelled("b", side_px=500), *spelled("c", side_px=1000)]
+    at_work = batches_of(stage)
+    at_work.run(annotated, 2)
+    assert not errors(annotated)
+    assert stage.batches == ["ab", "a", "b", "b", "c", "c"]
+    assert stage.asked == ["b", "c"], "not of a batch, which is halved"
+    assert [*at_work.smaller] == ["c"], "where saving has not helped"
+
+
 def test_another_failure_is_found_by_halving() -> None:
     stage, annotated = Spell(poison="c"), spelled(*EIGHT)
     at_work = batches_of(stage)

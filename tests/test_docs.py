@@ -178,7 +178,8 @@ def container_takes(command: str) -> None:
 
 def compose_has(command: str) -> None:
     text = (PROJECT / "compose.yaml").read_text(encoding="utf-8")
-    assert f"\n  {shlex.split(command)[-1]}:\n" in text
+    services, words = yaml.safe_load(text)["services"], shlex.split(command)
+    assert words[-1] == "up" or set(words) & set(services)
     assert all(f"${{{name}:-" in text for name in re.findall(r"\b([A-Z]+)=", command))
 
 
@@ -200,6 +201,11 @@ NOT_RUN: dict[str, tuple[str, Check]] = {
     'make test ARGS="tests/test_export.py -x"': ("would make an environment", make_knows),
     "make check": ("would make an environment", make_knows),
     "make soak": ("takes half an hour", make_knows),
+    'make run N=5 PROMPT="change the background to blue"': ("tests/test_edit_image.py has it", make_knows),
+    'make run IMAGES=~/photos CONFIG=configs/edit.yaml N=5 PROMPT="Make it look like a painting by Van Gogh"': (
+        "downloads 9 GB",
+        make_knows,
+    ),
     "make bench-gpu": ("needs a GPU", make_knows),
     "make demo-models": ("takes hours", make_knows),
     "pipx install .": ("downloads 3 GB", extras_exist),
@@ -208,7 +214,7 @@ NOT_RUN: dict[str, tuple[str, Check]] = {
     "pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu": ("downloads", nothing),
     "pip install llama-cpp-python==0.3.36 --force-reinstall --no-deps --only-binary llama-cpp-python"
     " --extra-index-url https://abetlen.github.io/llama-cpp-python/whl/cu130": ("downloads", llama_is_the_one_required),
-    ".venv/bin/pip install notebook matplotlib": ("downloads", nothing),
+    ".venv/bin/pip install notebook": ("downloads", nothing),
     "docker build --tag vec-pipeline .": ("downloads", docker_file_has),
     "docker build --build-arg VARIANT=cpu --tag vec-pipeline:cpu .": ("downloads", docker_file_has),
     'docker run --rm --gpus all --volume "$PWD/examples/images:/photos:ro" vec-pipeline run /photos --config demo': (
@@ -219,8 +225,15 @@ NOT_RUN: dict[str, tuple[str, Check]] = {
         "needs the image",
         container_takes,
     ),
-    "docker compose run worker-cpu": ("needs the image", compose_has),
-    "PHOTOS=$HOME/photos CONFIG=config.yaml docker compose run worker": ("needs the image", compose_has),
+    **dict.fromkeys(
+        (
+            "docker compose run --rm server-cpu --new-token",
+            "docker compose up server-cpu",
+            "docker compose run --rm worker-cpu",
+            "PHOTOS=$HOME/photos CONFIG=config.yaml docker compose run --rm worker",
+        ),
+        ("needs the image", compose_has),
+    ),
     "vec-pipeline export --to pgvector --dsn postgresql://me@host/photos": ("needs a server", parser_takes),
     "vec-pipeline compare ~/photos --config config.yaml --config configs/small.yaml --out comparison": (
         "starts two workers, as tests/test_compare.py does",
@@ -230,8 +243,14 @@ NOT_RUN: dict[str, tuple[str, Check]] = {
     **dict.fromkeys(
         (
             "vec-pipeline run urls.csv --keep title",
+            "vec-pipeline run reddit:dumps --config demo",
+            "vec-pipeline run reddit:dumps --config demo-requests",
             "vec-pipeline run 'hf://google-research-datasets/conceptual_captions?split=train'"
             " --keep caption --limit 1000",
+            "vec-pipeline run 'hf://google-research-datasets/conceptual_captions?split=train'"
+            " --config configs/edit.yaml --limit 5",
+            "vec-pipeline run urls.txt --config configs/edit.yaml --limit 5",
+            'vec-pipeline run urls.csv --keep request --config configs/edit.yaml --set "edit_image.prompt={request}"',
             "vec-pipeline run s3://bucket/photos/",
             "vec-pipeline run sftp://host/photos/",
             "vec-pipeline export --to parquet --out s3://bucket/rows.parquet",
@@ -257,6 +276,7 @@ NOT_RUN: dict[str, tuple[str, Check]] = {
             "curl --form file=@examples/images/purple-cat.png --form stages=describe"
             " 'http://127.0.0.1:8000/v1/annotations?wait_s=0'",
             "curl --no-buffer http://127.0.0.1:8000/v1/annotations/6d1458c3d23374858b9e093f3e128df3/events",
+            "curl 'http://127.0.0.1:8000/v1/search?text=a+purple+cat&limit=2'",
             "curl http://127.0.0.1:8000/metrics",
         ),
         ("needs the server, as tests/test_serve.py has", nothing),
@@ -277,10 +297,11 @@ NOT_RUN: dict[str, tuple[str, Check]] = {
     **benchmarks(
         ".venv/bin/python -m benchmarks.mutants",
         ".venv/bin/python -m benchmarks.eyes --pictures 24 --rounds 3",
+        ".venv/bin/python -m benchmarks.pairs",
         ".venv/bin/python -m benchmarks.eyes --clock wall",
         ".venv/bin/python -m benchmarks.serve --seconds 6",
-        ".venv/bin/python -m benchmarks.serve --memory 4000",
-        ".venv/bin/python -m benchmarks.serve --load 60",
+        ".venv/bin/python -m benchmarks.serve --memory 10000",
+        ".venv/bin/python -m benchmarks.serve --load 300",
         ".venv/bin/python -m benchmarks.eyes --hub --pictures 2 --rounds 1",
         ".venv/bin/python -m models.demo.train_translation --accuracy",
         ".venv/bin/python benchmarks/ocr.py --number 300 --page page.png",

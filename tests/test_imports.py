@@ -16,6 +16,7 @@ MAY_IMPORT = {  # a package stands for each of its modules; what is missing here
     "record": set(),
     "device": {"record"},
     "drivers": {"device"},
+    "files": {"record"},
     "prompts": set(),
     "terminal": set(),
     "key_set": set(),
@@ -40,7 +41,7 @@ MAY_IMPORT = {  # a package stands for each of its modules; what is missing here
     "progress": {"record", "device", "terminal"},
     "config": {"contract", "record"},
     "settings": {"record", "weights"},
-    "stages": {"record", "engines", "pictures", "prompts", "weights", "remote", "device", "stages"},
+    "stages": {"record", "files", "engines", "pictures", "prompts", "weights", "remote", "device", "stages"},
     "pictures": {"pictures"},
     "engines": {"engines", "device", "record"},
     "sources": {
@@ -48,6 +49,7 @@ MAY_IMPORT = {  # a package stands for each of its modules; what is missing here
     },
     "sinks": {"key_set", "record", "sinks"},
     "annotations": {"record", "sinks", "device", "settings", "sources"},
+    "pairs": {"prompts", "record", "settings"},
 }
 FOR_TYPES_ONLY = {  # within `if TYPE_CHECKING:`
     ("chunk_size", "children"),
@@ -60,7 +62,8 @@ ENTRIES = {"run", "vec_pipeline.__main__"}
 HEAVY = {
     *("torch", "numpy", "transformers", "pandas", "PIL", "llama_cpp", "gensim", "open_clip", "sentence_transformers"),
     *("pyarrow", "psycopg", "pgserver", "aiohttp", "fsspec", "datasets", "watchfiles"),
-    *("rapidocr", "cv2", "onnxruntime", "fastapi", "uvicorn", "prometheus_client"),
+    *("rapidocr", "cv2", "onnxruntime", "fastapi", "uvicorn", "prometheus_client", "diffusers"),
+    *("praw", "prawcore", "zstandard", "matplotlib"),
 }
 
 

@@ -25,7 +25,7 @@ from vec_pipeline.__main__ import main
 from vec_pipeline.annotations import CsvReader
 from vec_pipeline.commands.search import vector_cache
 from vec_pipeline.commands.search.page import write_page
-from vec_pipeline.commands.search.query import maker_of, meaning_query
+from vec_pipeline.commands.search.query import maker_of, makers_of
 from vec_pipeline.commands.search.vector_cache import Cache, Vectors
 from vec_pipeline.config import load_config
 from vec_pipeline.record import Record, UserError
@@ -177,12 +177,11 @@ def test_a_stage_is_built_as_it_was_recorded(path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_model_that_tells_queries_from_passages_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
     settings_path(path).write_text("embed_text: {model: models/demo/sentences, prefix: 'passage: '}")
-    monkeypatch.setattr(EmbedText, "load", lambda self: asked.append(self.prefix))
-    monkeypatch.setattr(EmbedText, "run", lambda self, model, rows, at_once: [{"text_vector": rows}])
-    assert meaning_query(path, "a red car") == [{"text": "a red car"}]  # type: ignore[comparison-overlap]
-    assert asked == ["query: "]
+    monkeypatch.setattr(EmbedText, "load", lambda self: None)
+    monkeypatch.setattr(EmbedText, "run", lambda self, model, rows, at_once: [{"text_vector": (self.prefix, rows)}])
+    asked = makers_of(path).meaning_query("a red car")
+    assert asked == ("query: ", [{"text": "a red car"}])
 
 
 # --- the page

@@ -34,7 +34,7 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "vec_pipeline", "serve", "--config", str(config), "--port", "0", *where, *options],
             cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(config.parent)},  # for stages beside it
         )  # fmt: skip
         assert self.process.stdout
         line = self.process.stdout.readline()

@@ -5,6 +5,7 @@ HTTP interface; one test has the bundled models.
 """
 
 import base64
+import itertools
 import json
 import re
 import shutil
@@ -13,11 +14,13 @@ import threading
 import time
 import wave
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
@@ -30,19 +33,28 @@ from selenium.webdriver.remote.webelement import WebElement
 from tests.conftest import EXAMPLES, PROJECT
 from tests.test_gallery import HOSTILE, driver, requested  # noqa: F401 (driver is a fixture)
 from tests.test_serve import running
+from vec_pipeline.commands.search.query import Makers, Vector
 from vec_pipeline.commands.serve.access import hash_of
 from vec_pipeline.commands.serve.annotator import Annotator
 from vec_pipeline.commands.serve.api import Service, create_app
+from vec_pipeline.commands.serve.intake import Intake
 from vec_pipeline.commands.serve.limits import Limited
 from vec_pipeline.commands.serve.metrics import Metrics
 from vec_pipeline.commands.serve.rows import Rows
+from vec_pipeline.commands.serve.search import Search
 from vec_pipeline.commands.serve.uploads import Uploads
-from vec_pipeline.record import COLUMNS, Record, UserError
+from vec_pipeline.record import COLUMNS, Record, Stage, UserError
 
 PAGE = PROJECT / "vec_pipeline" / "commands" / "serve" / "page"
 WAIT_S = 20.0
 TYPES = {**COLUMNS, "flags": "text", "objects": "json", "speech": "file", "asked": "text"}
-TYPES |= {"description_ru": "text", "description_audio": "file", "description_ru_audio": "file"}
+TYPES |= {
+    "people_count": "number",
+    "people": "json",
+    "description_ru": "text",
+    "description_audio": "file",
+    "description_ru_audio": "file",
+}
 CUP = {
     "description": "An orange cup on a green background.",
     "text": "An orange cup on a green background. The text reads XZWH.",
@@ -67,6 +79,35 @@ HEARD_OF_THE_CUP = [
 ]
 
 
+class Words(Makers):
+    """Vectors that say which of three words a text has; rows have them as the test gives them.
+
+    columns: that there are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(self.stage_of, lambda stage: nullcontext())
+        self.columns = ["image_vector"]
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+
+    def stage_of(self, name: str) -> tuple[Stage, str]:
+        if name not in self.columns:
+            raise UserError("there is none")
+        return Stage(), name
+
+    def sight_query(self, text: str) -> Vector:
+        assert self.may_go_on.wait(30)
+        return vector_of(text)
+
+    def meaning_query(self, text: str) -> Vector:
+        return vector_of(text)
+
+
+def vector_of(text: str) -> Vector:
+    return np.array([word in text for word in ("cup", "cat", "tree")], np.float32)
+
+
 class Served:
     """The server in a thread of this process, whose rows are `answers`, by the width of the picture in pixels."""
 
@@ -74,12 +115,15 @@ class Served:
         self.answers: dict[int, dict[str, Any]] = {}
         self.may_go_on = threading.Event()
         self.may_go_on.set()
+        self.makers = Words()
+        self.details = ["brief", "normal", "full"]
+        self.languages: dict[str, frozenset[str]] = {"en": frozenset(), "ru": frozenset()}
         self.service = self.made(folder, most_waiting)
         self.listening = socket.create_server(("127.0.0.1", 0))
         port = self.listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         hosts = frozenset({f"127.0.0.1:{port}"})
-        app = Limited(create_app(self.service), hash_of(token) if token else "", hosts, most_bytes, 10)
+        app = Limited(create_app(self.service), hash_of(token) if token else "", hosts, most_bytes, 60)
         self.server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1))
         self.thread = threading.Thread(target=self.server.run, args=([self.listening],))
         self.thread.start()
@@ -94,11 +138,12 @@ class Served:
             return png(int(url.rpartition("/")[2]))
 
         rows = Rows(TYPES, None)
-        annotator = Annotator(executor, rows.save, most_waiting, 64)
-        languages: dict[str, frozenset[str]] = {"en": frozenset(), "ru": frozenset()}
+        annotator = Annotator(executor, rows.save, rows.has_result, most_waiting, 64)
+        uploads, metrics = Uploads(folder), Metrics(lambda: annotator.number_waiting)
+        intake = Intake(annotator, uploads, rows, metrics)
         return Service(
-            annotator, folder, Uploads(folder), rows, ["describe"], languages, ["brief", "normal", "full"], fetch,
-            Metrics(lambda: annotator.number_waiting),
+            annotator, intake, folder.parent, uploads, rows, ["describe"], self.languages, self.details,
+            fetch, metrics, Search(self.makers, rows, None),
         )  # fmt: skip
 
     def annotated(self, chunk: list[Record], way: str) -> list[Record]:
@@ -289,6 +334,11 @@ def test_the_bundled_models_answer_in_russian_by_keyboard_alone(page: Page) -> N
             page.press(Keys.SPACE)
             page.until(lambda: page.script("return document.querySelector('audio').currentTime > 0"))
         page.tab_to("Скачать как JSON")
+        page.tab_to("Похожие картинки")
+        page.tab_to("Что найти")
+        page.press("a red flower", Keys.ENTER)
+        page.until_equal(lambda: page.said()[-2:], ["Идёт поиск…", "Найдена одна картинка."])
+        assert page.texts("#found button > span > span") == [RED_FLOWER]
         page.tab_to("Найти в списке")
         assert page.texts("#rows button > span > span") == [RED_FLOWER]
         page.until(lambda: page.script("return document.querySelector('figure img').naturalWidth"))
@@ -302,6 +352,7 @@ categories: [animal, plant, household]
 stages:
   - {use: open_image, max_size_px: 112}
   - {use: describe, model: models/demo/vision_language}
+  - {use: embed_image, model: models/demo/clip}
   - {use: structure, model: models/demo/llama/llama.gguf}
   - {use: translate, model: models/demo/translation}
   - {use: speak, texts: [description_ru], language: ru}
@@ -398,6 +449,34 @@ def test_a_long_wait_is_not_silent(page: Page, served: Served) -> None:
     before = page.said()
     time.sleep(1.2)
     assert page.said() == before
+
+
+def test_how_much_of_a_large_picture_has_been_sent_is_said_at_some_steps(page: Page, served: Served) -> None:
+    page.open(served.url)
+    network = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 60_000}
+    page.driver.execute_cdp_cmd("Network.enable", {})
+    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", network)
+    picture = page.picture()
+    picture.write_bytes(picture.read_bytes() + bytes(900_000))
+    page.script(
+        "window.times = []; new MutationObserver(() => times.push(Date.now()))"
+        ".observe(document.getElementById('said'), { childList: true })"
+    )
+    page.give(picture)
+    page.until(lambda: "Sent: " in page.texts(".state")[0])
+    share = page.script("return document.querySelector('progress').value")
+    assert share >= int(page.texts(".state")[0][6:-3]) / 100
+    page.until(lambda: page.texts(".lead"))
+    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", {**network, "uploadThroughput": -1})
+    percents = [int(said[6:-3]) for said in page.said() if said.startswith("Sent: ")]
+    assert percents and percents[-1] < 100
+    assert all(later - earlier >= 25 for earlier, later in itertools.pairwise([0, *percents]))
+    times = page.script("return times")[: 1 + len(percents)]
+    assert all(later - earlier >= 2900 for earlier, later in itertools.pairwise(times))
+    before = page.said()
+    page.give(page.picture("small.png", 41))
+    page.until(lambda: len(page.texts(".lead")) == 2)
+    assert [each for each in page.said()[len(before) :] if each.startswith("Sent")] == []
 
 
 def test_each_of_several_pictures_is_said(page: Page, served: Served) -> None:
@@ -500,7 +579,8 @@ def test_detail_and_language_are_asked_for(page: Page, served: Served) -> None:
     assert row["asked"] == "full"
     shown = "return [...document.querySelectorAll('#answer-language option:not([hidden])')].map(each => each.value)"
     assert page.script(shown) == ["en", "ru"]
-    served.service.details, served.service.of_language = ["normal"], {"ru": frozenset()}
+    served.details[:] = ["normal"]
+    del served.languages["en"]
     page.open(served.url)
     assert not page.find("#details").is_displayed() and not page.find("#answer-language").is_displayed()
     assert page.script(shown) == ["ru"]
@@ -575,6 +655,170 @@ def test_the_list_of_earlier_pictures(page: Page, served: Served) -> None:
     page.press(Keys.ENTER)
     assert page.focused_text() == "Cafés number 47."
     assert page.texts(".lead") == ["Cafés number 47."]
+
+
+# --- the search
+
+
+def things(page: Page, served: Served, *names: str) -> None:
+    """Open the page, and give a picture of each thing."""
+    for number, name in enumerate(names):
+        served.answers[40 + number] = {"description": f"A {name}.", "image_vector": vector_of(name)}
+    page.open(served.url)
+    page.give(*(page.picture(f"{name}.png", 40 + number) for number, name in enumerate(names)))
+    page.until(lambda: len(page.texts("#rows li")) == len(names))
+    page.driver.refresh()
+    page.until(lambda: len(page.texts("#rows li")) == len(names))
+
+
+def test_a_text_is_searched_for_by_keyboard_and_the_number_of_results_is_said(page: Page, served: Served) -> None:
+    things(page, served, "cup", "cat", "tree")
+    page.tab_to("What to look for")
+    served.makers.may_go_on.clear()
+    page.press("a cat", Keys.ENTER)
+    page.until_equal(page.said, ["Searching…"])
+    served.makers.may_go_on.set()
+    page.until_equal(page.said, ["Searching…", "3 results."])
+    assert page.driver.switch_to.active_element.accessible_name == "What to look for"
+    assert page.texts("#found-title") == ["Results for “a cat”: 3"]
+    heard = [re.match(r"button (A \w+)\.", text) for text in page.heard("#found")]
+    assert [each and each[1] for each in heard] in (["A cat", "A cup", "A tree"], ["A cat", "A tree", "A cup"])
+    page.until(lambda: page.script("return document.querySelector('#found img').naturalWidth") == 41)
+    page.tab_to("Find pictures")
+    page.press(Keys.TAB, Keys.ENTER)
+    assert page.focused_text() == "A cat." and page.texts(".lead") == ["A cat."]  # the heading of its card
+
+
+def test_what_is_like_a_result_is_found_and_has_the_focus(page: Page, served: Served) -> None:
+    things(page, served, "cup", "cat", "cup and cat")
+    page.find("#rows button").send_keys(Keys.ENTER)
+    page.until(lambda: page.texts(".lead"))
+    name = page.focused_text()
+    page.tab_to("More like this")
+    page.press(Keys.ENTER)
+    page.until_equal(page.focused_text, f"Like “{name}”: 2")
+    assert page.heard("#search")[-3] == f"heading Like “{name}”: 2"
+    assert page.said() == ["Searching…"]
+    assert name not in page.texts("#found button > span > span")
+    served.makers.columns = []
+    page.open(served.url)
+    page.find("#rows button").click()
+    assert page.texts(".buttons button") == ["Read aloud", "Copy the text", "Download as JSON"]
+    assert not page.find("#search").is_displayed()
+
+
+def test_where_to_search_is_asked_if_there_is_a_choice(page: Page, served: Served) -> None:
+    served.makers.columns = ["image_vector", "text_vector", "dino_vector"]
+    served.answers[40] = {"description": "A cup.", "image_vector": [1, 0, 0], "text_vector": [0, 0, 1]}
+    served.answers[41] = {"description": "A tree.", "image_vector": [0, 0, 1], "text_vector": [1, 0, 0]}
+    page.open(served.url)
+    page.give(page.picture("a.png", 40), page.picture("b.png", 41))
+    page.until(lambda: len(page.texts("#rows li")) == 2)
+    assert page.find("#search-in").accessible_name == "Where"
+    assert page.texts("#search-in option") == ["in what can be seen", "in the descriptions"]
+    page.find("#search-text").send_keys("tree", Keys.ENTER)
+    page.until_equal(lambda: page.texts("#found button > span > span"), ["A tree.", "A cup."])
+    page.find("#search-in option[value=text]").click()
+    page.find("#search-text").send_keys(Keys.ENTER)
+    page.until_equal(lambda: page.texts("#found button > span > span"), ["A cup.", "A tree."])
+
+
+def test_a_search_that_fails_says_why(page: Page, served: Served) -> None:
+    page.open(served.url)
+    assert not page.find("#search-in").is_displayed()
+    page.find("#search-text").send_keys("  ", Keys.ENTER)
+    assert page.said() == ["Enter what to look for."]
+    assert page.find("#search-text").get_attribute("aria-invalid") == "true"
+    assert page.driver.switch_to.active_element.accessible_name == "What to look for"
+    page.find("#search-text").send_keys("cup", Keys.ENTER)
+    page.until_equal(page.said, ["Enter what to look for.", "Searching…", "Nothing was found."])
+    assert page.find("#search-text").get_attribute("aria-invalid") == "false"
+    served.makers.columns = []
+    page.find("#search-text").send_keys(Keys.ENTER)
+    page.until(lambda: page.find("#search-error").is_displayed())
+    reason = "this server cannot search in image: its configuration has no stage such as embed_image"
+    assert page.said()[-1] == f"The server cannot use this ({reason}). Change it and try again."
+    assert page.texts("#search-error") == [page.said()[-1]]
+
+
+def test_an_answer_that_comes_after_the_next_search_is_not_shown(page: Page, served: Served) -> None:
+    things(page, served, "cup", "cat")
+    served.makers.columns += ["text_vector"]
+    page.driver.refresh()
+    page.until(lambda: page.find("#search-in").is_displayed())
+    served.makers.may_go_on.clear()
+    page.find("#search-text").send_keys("cat", Keys.ENTER)
+    page.find("#search-in option[value=text]").click()
+    page.find("#search-text").send_keys(Keys.ENTER)
+    page.until_equal(lambda: page.said()[-1:], ["Nothing was found."])
+    served.makers.may_go_on.set()
+    time.sleep(0.5)
+    assert page.said() == ["Searching…", "Searching…", "Nothing was found."]
+    assert page.texts("#found-title") == ["Results for “cat”: 0"]
+
+
+def test_a_row_that_was_not_uploaded_is_a_text(page: Page, served: Served) -> None:
+    page.open(served.url)
+    row = {"description": "A cup of a run.", "image_path": "/photos/cup.png", "image_vector": [1, 0, 0]}
+    served.service.rows.in_memory = lambda: [row]  # type: ignore[method-assign]
+    page.find("#search-text").send_keys("cup", Keys.ENTER)
+    page.until_equal(lambda: page.said()[-1:], ["1 result."])
+    assert page.heard("#found") == ["A cup of a run.", "cup.png"]
+
+
+# --- people
+
+
+def test_people_are_counted_and_what_is_said_of_them_is_worded_as_a_guess(page: Page, served: Served) -> None:
+    served.answers[40] = {
+        "description": "Four people.",
+        "objects": [thing("person", [0, 0, 9, 9]), thing("dog", [9, 9, 20, 20])],
+        "people_count": 4,
+        "people": [
+            {"box": [0, 0, 9, 9], "age": {"adult": 0.1, "child": 0.9}, "gender": {"Female": 0.988, "Male": 0.012}},
+            {"box": [1, 1, 5, 5], "age": None, "gender": None},
+            {"box": [2, 2, 5, 5], "age": {"20-29": 0.5, "3-9": 0.5}, "gender": None},
+            {"box": [3, 3, 5, 5], "age": None, "gender": {"other": 1}},
+        ],
+    }
+    served.answers[41] = {"description": "One person.", "people_count": 1, "people": [{"box": [0, 0, 9, 9]}]}
+    served.answers[42] = {"description": "Nobody.", "people_count": 0, "people": []}
+    page.open(served.url)
+    page.give(page.picture())
+    page.until(lambda: page.texts("figure svg"))
+    assert page.heard(".card")[-8:] == [
+        "Objects",
+        "person: 1, dog: 1",
+        "People",
+        "4",
+        *PEOPLE_HEARD,
+    ]
+    assert page.texts("figure text") == ["person 1", "dog", "2", "3", "4"]
+    assert "People" not in page.said()[-1]
+    page.script("speechSynthesis.speak = (speech) => { window.spoken = speech; }")
+    page.find(".buttons button").click()  # Read aloud
+    assert page.script("return spoken.text").split("\n") == [
+        "Four people.",
+        "Objects: person: 1, dog: 1",
+        "People: 4",
+        *PEOPLE_HEARD[:-1],
+    ]
+    page.find("[data-language=ru]").click()
+    assert page.texts(".says li")[0] == "Человек 1: возможно, ребёнок (90 %), возможно, женского пола (99 %)"
+    page.find("[data-language=en]").click()
+    assert page.findings() == set()
+    page.give(page.picture("one.png", 41), page.picture("nobody.png", 42))
+    page.until(lambda: len(page.texts(".lead")) == 3)
+    assert page.heard(".card")[-2:] == ["People", "1"]
+    assert "People" not in page.heard(".card:nth-child(2)")
+
+
+PEOPLE_HEARD = [
+    "Person 1: perhaps a child (90 %), perhaps female (99 %)",
+    "Person 3: perhaps aged 20-29 (50 %)",
+    "Person 4: perhaps other (100 %)",
+    "These are guesses by how people look, and often wrong.",
+]
 
 
 # --- what goes wrong is said
@@ -715,6 +959,7 @@ def test_axe_finds_nothing(page: Page, served: Served, scheme: str, language: st
     page.open(served.url)
     page.find(f"[data-language={language}]").click()
     page.find("#url").send_keys("x", Keys.ENTER)
+    page.find("#search-text").send_keys(" ", Keys.ENTER)
     page.give(page.picture(), page.picture("41.png", 41))
     page.until(lambda: len(page.texts(".lead")) == 2)
     served.may_go_on.clear()
@@ -774,6 +1019,7 @@ def test_without_styles_the_order_is_the_same(page: Page, served: Served) -> Non
         ".lead",
         ".buttons",
         "dl",
+        "#search-text",
         "#filter",
         "#rows",
     ]
@@ -808,6 +1054,9 @@ def test_the_page_speaks_russian(page: Page, served: Served) -> None:
     assert page.until(lambda: page.driver.title) == "Describe pictures"  # it is remembered
 
 
+SCRIPTS = ("page.js", "server.js", "results.js", "history.js", "search.js")
+
+
 def test_every_text_of_the_page_has_a_translation() -> None:
     words = (PAGE / "words.js").read_text()
     translations = words[words.index("RUSSIAN = {") : words.index("};")]
@@ -816,7 +1065,7 @@ def test_every_text_of_the_page_has_a_translation() -> None:
     used = set(re.findall(r"data-say[^>]*>([^<\n]+)<", html)) | set(
         re.findall(r'aria-label="([^"]+)" data-say-label', html)
     )
-    scripts = "".join((PAGE / name).read_text() for name in ("page.js", "server.js", "results.js", "history.js"))
+    scripts = "".join((PAGE / name).read_text() for name in SCRIPTS)
     used |= {text for text in known if f'"{text}"' in scripts}
     written = set(re.findall(r'"([A-Z][^"]*[.…]|[A-Z]\w+(?: \w+)+)"', scripts))
     assert used | written == known
@@ -836,6 +1085,7 @@ def test_the_page_of_the_api_lists_every_request(page: Page, served: Served) -> 
     for name in ("file", "url", "detail", "language", "stages", "wait_s", "200", "202", "413", "415", "429"):
         assert name in page.texts(".operation:first-child dt"), name
     assert f"curl --form file=@picture.jpg {served.url}/v1/annotations" in first
+    assert f"curl '{served.url}/v1/search?text=a+red+flower'" in page.texts(".operation code")
 
 
 def test_no_file_of_the_page_has_anything_inline_or_from_elsewhere() -> None:

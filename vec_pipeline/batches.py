@@ -64,8 +64,9 @@ class Batches:
     def run(self, records: list[Record], at_once: int, proven: int = 0) -> int:
         """Work through the records, `at_once` of them in memory; return how many fitted in the end.
 
-        Out of memory: first other models are evicted, then `at_once` is halved, and one record alone is made smaller
-        as long as that helps. Beyond `proven`, where it is known, `at_once` is an attempt to grow, and halved at once.
+        Out of memory: first other models are evicted, then `at_once` is halved; for one record alone, the model saves
+        memory where it can, and then the image is made smaller as long as that helps. Beyond `proven`, where it is
+        known, `at_once` is an attempt to grow, and halved at once.
         Any other failure: the batch is halved until the records that fail are alone.
         """
         waiting = [records] if records else []  # the next batch is the last
@@ -90,6 +91,9 @@ class Batches:
                 if not failure.is_out_of_memory and self.stage.worker != "reader":  # there a bad file is nothing rare
                     self.retries[self.stage.name] += 1
                 waiting += [now[len(now) // 2 :], now[: len(now) // 2]]
+            elif failure.is_out_of_memory and self.stage.save_memory(self.model):
+                logger.warning("out of memory: %s saves memory from here, and is slower", self.stage.name)
+                waiting.append(now)
             elif failure.is_out_of_memory and self._shrink(now[0]):
                 logger.warning("out of memory: %s is tried with fewer pixels", now[0].key)
                 waiting.append(now)

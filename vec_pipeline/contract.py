@@ -78,6 +78,8 @@ def as_declared(value: Any, kind: str, what: str, remedy: str) -> Any:
             return value.convert("RGBA") if value.mode in ("P", "PA") else value  # bytes alone would lose the palette
         if kind == "vector":
             return as_array(value)
+        if kind == "content" and hasattr(value, "read"):
+            return value
         if kind == "json":
             return json.loads(json.dumps(value))
         if kind == "number" and isinstance(value, numbers.Real | np.number) and not isinstance(value, bool):

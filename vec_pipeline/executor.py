@@ -70,7 +70,8 @@ class Executor:
         self._is_stopping = threading.Event()
         self._unfinished: list[Chunk] = []  # being read or annotated
         made = [stage.outputs[own] for stage in self.stages for own in stage.intermediates]
-        self._intermediates = {*made, PIXELS_LOWERED, "content"}
+        contents = [name for name, kind in source_columns.items() if kind == "content"]
+        self._intermediates = {*made, *contents, PIXELS_LOWERED, "content"}
 
     def __call__(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Yield each chunk annotated; when interrupted, first the rows that are complete by then."""
@@ -152,12 +153,12 @@ class Executor:
         """Take the results there are, run one record of each other key, then the copies of those that were shrunk."""
         keys = {record.key: self.results.key(stage, record) for record in records}
         cached = self.results.find(set(keys.values()))
-        found = {key: result for key, result in cached.items() if stage.has_files(result)}
+        found = {key: result for key, each in cached.items() if (result := stage.restored(each)) is not None}
 
         def keep(done: list[Record]) -> None:
             names = stage.outputs.items()
             new = {keys[r.key]: {own: r.values.get(name) for own, name in names} for r in done}
-            self.results.store(new)
+            self.results.store({key: without(result, stage.in_files) for key, result in new.items()})
             found.update(new)
 
         def without_result(records: Iterable[Record]) -> list[Record]:
@@ -221,6 +222,10 @@ class Executor:
     def _is_complete(self, record: Record) -> bool:
         stages = (*self.local, *self.child)
         return all(stage.name in record.done or stage.name in record.without for stage in stages)
+
+
+def without(result: Values, names: Sequence[str]) -> Values:
+    return {name: value for name, value in result.items() if name not in names}
 
 
 def by_worker(stages: Sequence[Stage]) -> tuple[list[Stage], list[Stage], list[Stage]]:

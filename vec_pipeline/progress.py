@@ -89,9 +89,10 @@ class Progress:
         """Rows, errors by kind, speed, and seconds by stage and model load."""
         seconds = time.monotonic() - self._start_s
         lines = [f"{plural(self.done, 'image')} in {duration(seconds)}: {self.done / max(seconds, 1e-9):.2f} images/s"]
+        width = max([12, *map(len, self.executor.seconds)])
         for name, spent in self.executor.seconds.items():
             load_s = self.executor.models.load_seconds[name]
-            lines.append(f"  {name:<12} {spent - load_s:8.1f} s, and {load_s:.1f} s to load its model")
+            lines.append(f"  {name:<{width}} {spent - load_s:8.1f} s, and {load_s:.1f} s to load its model")
         if self.downloads and self.downloads.line():
             lines.append(f"  {self.downloads.line()}")
         for name, number in self.executor.retries.items():

@@ -114,10 +114,10 @@ def has_changed(record: Record, before: bytes) -> bool:
         return False
 
 
-def identity_of(record: Record) -> bytes:
+def identity_of(record: Record, name: str = "content") -> bytes:
     """Hash what a record's content is and where: two files may have one size and time. Empty where it cannot be had."""
     try:
-        return hash_of([record.key, record.values["content"].identity()])
+        return hash_of([record.key, record.values[name].identity()])
     except Exception:  # of any place that content comes from: reading it will say so
         return b""
 
@@ -125,8 +125,11 @@ def identity_of(record: Record) -> bytes:
 def hash_in(record: Record, name: str) -> bytes:
     """Hash a value of a record, once. A path stands for what is there, not for its letters alone."""
     if name not in record.hashes:
-        is_content = name in ("content", "image_path")
-        record.hashes[name] = identity_of(record) if is_content else hash_of(record.values[name])
+        if name in ("content", "image_path"):
+            record.hashes[name] = identity_of(record)
+        else:
+            is_content = hasattr(record.values[name], "identity")
+            record.hashes[name] = identity_of(record, name) if is_content else hash_of(record.values[name])
     return record.hashes[name]
 
 

@@ -24,6 +24,7 @@ HUB_GB = {  # sizes of the models in config.yaml and configs/, of one GGUF file 
     "laion/CLIP-ViT-B-32-laion2B-s34B-b79K": 0.6,
     "timm/ViT-B-16-SigLIP2-256": 1.5,
     "facebook/dinov2-base": 0.3,
+    "timbrooks/instruct-pix2pix": 4.3,
     "PekingU/rtdetr_v2_r18vd": 0.1,
     "Satish678/UIED": 0.2,
     "dima806/fairface_age_image_detection": 0.3,

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from vec_pipeline.annotations import Block, CsvReader
 
 CONFIG_HELP = (
-    "a YAML file, or eyes, qwen3, small, laptop, demo or demo-eyes, which come with the project; default: %(default)s"
+    "a YAML file, or one that comes with the project: eyes, qwen3, small, laptop, edit, requests, demo, demo-eyes, "
+    "demo-edit, demo-requests; default: %(default)s"
 )
 NAMED_DESCRIPTORS = {"-": 1, "/dev/stdout": 1, "/dev/stderr": 2}
 DESCRIPTOR = re.compile(r"-|/dev/std(?:out|err)|/(?:dev|proc/self)/fd/(\d+)")

@@ -12,7 +12,7 @@ from vec_pipeline.record import Content, Record, SourceOptions, Values
 if TYPE_CHECKING:
     from vec_pipeline.downloads.ahead import Ahead
 
-__all__ = ["DownloadError", "Downloads", "Fetched", "Statistics", "is_remote"]
+__all__ = ["DownloadError", "Downloads", "Fetched", "Statistics", "is_remote", "to_fetch"]
 
 
 class Fetched(NamedTuple):
@@ -97,5 +97,10 @@ class Downloads:
 
 
 def is_remote(record: Record) -> bool:
-    """Whether the record's content is still to be fetched."""
-    return not record.error and hasattr(record.values.get("content"), "fetch")
+    """Whether something of the record is still to be fetched."""
+    return not record.error and bool(to_fetch(record))
+
+
+def to_fetch(record: Record) -> list[str]:
+    """Names of the values that are still to be fetched, in their order."""
+    return [name for name, value in record.values.items() if hasattr(value, "fetch")]

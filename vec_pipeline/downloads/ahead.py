@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from vec_pipeline.downloads import DownloadError, is_remote
+from vec_pipeline.downloads import DownloadError, is_remote, to_fetch
 from vec_pipeline.downloads.network import message_of
 from vec_pipeline.downloads.statistics import Statistics
-from vec_pipeline.record import Record, UserError
+from vec_pipeline.record import Record, UserError, Values
 
 if TYPE_CHECKING:
     from vec_pipeline.downloads.client import Client
@@ -161,21 +161,31 @@ class Ahead:
             self._stopped.set()
 
     async def _fetch(self, record: Record) -> None:
-        """Give the record its content, or an error. Raises UserError."""
-        try:
-            content, values = await record.values["content"].fetch(self._client)
-            record.values["content"] = content
-            record.values.update(values)
-        except UserError:
-            raise
-        except DownloadError as error:
-            self._note_failure(record, error)
-        except Exception as error:  # whatever a library raises
-            self._note_failure(record, DownloadError(type(error).__name__, message_of(error)))
+        """Give the record its content, or an error; of several, the first that cannot be had. Raises UserError."""
+        for name in to_fetch(record):
+            try:
+                content, values = await record.values[name].fetch(self._client)
+                record.values |= {name: content, **named_after(name, values)}
+            except UserError:
+                raise
+            except DownloadError as error:
+                self._note_failure(record, name, error)
+            except Exception as error:  # whatever a library raises
+                self._note_failure(record, name, DownloadError(type(error).__name__, message_of(error)))
+            if record.error:
+                break
         self._deliver(record)
 
-    def _note_failure(self, record: Record, error: DownloadError) -> None:
+    def _note_failure(self, record: Record, name: str, error: DownloadError) -> None:
         self._statistics.note_failure(error.kind)
-        del record.values["content"]  # which a stage would fetch again
-        record.values.update(error.values)
-        record.error = f"download: {error.kind}: {error}"
+        for each in to_fetch(record):  # which a stage would fetch again
+            del record.values[each]
+        record.values |= named_after(name, error.values)
+        which = "" if name == "content" else f" ({name})"
+        record.error = f"download: {error.kind}: {error}{which}"
+
+
+def named_after(content: str, values: Values) -> Values:
+    """The columns that one content of a record adds: http_status, and edited_http_status for edited_content."""
+    prefix = content.removesuffix("content")
+    return {f"{prefix}{name}": value for name, value in values.items()}

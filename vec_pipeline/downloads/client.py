@@ -13,6 +13,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 from urllib.parse import urljoin
+from weakref import WeakValueDictionary
 
 import vec_pipeline
 from vec_pipeline.downloads import DownloadError, Fetched
@@ -78,6 +79,7 @@ class Client:
         if temporary:
             with saving(temporary):
                 temporary.mkdir(parents=True, exist_ok=True)
+        self._in_progress: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by key
         self._readers = ThreadPoolExecutor(options.downloads_at_once, "download")
         self._proxies = urllib.request.getproxies() if options.allow_private else {}  # a proxy connects to anything
 
@@ -110,11 +112,12 @@ class Client:
     async def get(self, url: str) -> Fetched:
         """The content at an http or https address, from the store if it is there. Raises DownloadError, UserError."""
         key = key_of(url)
-        if found := stored(self._options.store, key):
-            self._statistics.note_found()
-            return Fetched(found, {"http_status": OK})
-        host = self._host(checked(url))
-        return await self._repeated(lambda: self._attempt(url, key), host)
+        async with self._in_progress.setdefault(key, asyncio.Lock()):  # others that want the same find it stored
+            if found := stored(self._options.store, key):
+                self._statistics.note_found()
+                return Fetched(found, {"http_status": OK})
+            host = self._host(checked(url))
+            return await self._repeated(lambda: self._attempt(url, key), host)
 
     async def read(self, what: Callable[[], bytes], link: str) -> Fetched:
         """The content that a blocking call of a library returns. Raises DownloadError, UserError.

@@ -36,7 +36,8 @@ class CsvFile:
     path: the file; made, with its folder, where it is missing.
     extra_columns: columns after those of the contract; a file that was begun without them stays without them.
     known: what `contents_of` has read of the file, so that a large one is not read twice.
-    retry_errors: leave images whose row has an error out of `keys`, and replace their rows by the new ones.
+    retry_errors: leave images whose row has an error out of `keys`, and replace their rows by the new ones; a row with
+        an error that was written since is replaced as well, if its image comes again.
     refresh: leave all images out of `keys`, and replace their rows when `replace_rows` is called.
     drop: keys of rows that `replace_rows` leaves out.
 
@@ -73,7 +74,7 @@ class CsvFile:
         replaced = contents.keys if refresh else contents.failed if retry_errors else KeySet()
         self._replaced = replaced - self._dropped
         self._keys = contents.keys - self._replaced
-        self._is_refresh = refresh
+        self._is_refresh, self._retries = refresh, retry_errors
         self._new_rows = Spool(path.parent)
 
     def keys(self) -> KeySet:
@@ -95,6 +96,10 @@ class CsvFile:
         self.rows += len(rows) - len(replaced)
         self._take_note(records)
 
+    def new_row(self, key: str) -> bytes | None:
+        """The row that `replace_rows` will put in the place of an old one; None where there is none."""
+        return self._new_rows.get(key)
+
     def _take_note(self, records: Sequence[Record]) -> None:
         keys = {record.key for record in records}
         self.error_examples = [example for example in self.error_examples if example[0] not in keys]
@@ -104,6 +109,8 @@ class CsvFile:
                 self.failed.discard(record.key)
                 continue
             self.failed.add(record.key)
+            if self._retries:
+                self._replaced.add(record.key)
             if len(self.error_examples) < 3:
                 self.error_examples.append((record.key, record.error))
 

@@ -15,6 +15,7 @@ from vec_pipeline.record import Content, NotFound, Record, Source, SourceOptions
 DEFAULT_OPTIONS = SourceOptions()
 UNKNOWN = -1  # length of a source
 LOCAL = "folder"  # the module that takes every argument that no other one accepts
+LISTS = "list_file"  # that takes every argument which ends as lists do
 
 
 def open_source(
@@ -62,7 +63,8 @@ def resume(source: Source, done: Container[str]) -> None:
 @functools.cache
 def source_classes(modules: tuple[str, ...] = ()) -> list[type[Source]]:
     """The sources there are, in the order in which they are asked. Raises UserError for a module that cannot be had."""
-    own = sorted((info.name for info in pkgutil.iter_modules(__path__)), key=lambda name: (name == LOCAL, name))
+    names = (info.name for info in pkgutil.iter_modules(__path__))
+    own = sorted(names, key=lambda name: (name == LOCAL, name == LISTS, name))
     found: list[type[Source]] = []
     for name in (*modules, *(f"{__name__}.{each}" for each in own)):
         try:

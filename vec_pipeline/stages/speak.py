@@ -1,26 +1,21 @@
 """description -> description_audio, an audio file of what it says: by espeak-ng, piper or vosk."""
 
-import contextlib
 import importlib.util
 import json
-import os
 import re
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import ClassVar, Literal
-from uuid import uuid4
 
-from vec_pipeline import weights
+from vec_pipeline import files, weights
 from vec_pipeline.engines import speech
 from vec_pipeline.engines.speech import EspeakVoice, PiperVoice, Voice, VoskVoice
 from vec_pipeline.record import Stage, UserError, Values
 
 FOLDER = "audio"  # beside the CSV
-ABANDONED_S = 3600  # age of a temporary file that no worker is still writing
 LONGEST_TEXT = 10_000  # characters: ten minutes of speech, and 26 MB of WAV
 RATES = (80, 450)  # words per minute that espeak-ng can speak
 VOICE = re.compile(r"[a-z]{2,3}(-[\w-]+)?(\+\w+)?", re.IGNORECASE)  # of espeak-ng: language, region, variant
@@ -93,8 +88,7 @@ class Speak(Stage):
             self._check_model()
         if self.format != "wav":
             speech.encoder(self.format)
-        if self._folder.exists() and not self._folder.is_dir():
-            raise UserError(f"{self._folder} is a file, and {self.name} writes into a folder of that name: rename it")
+        files.check_folder(self._folder, self.name)
 
     def _check_program(self) -> None:
         """Raise UserError where piper or vosk is not installed."""
@@ -119,7 +113,7 @@ class Speak(Stage):
         return (self.model and weights.local_path(self.model)) or Path(self.model)
 
     def load(self) -> Voice:
-        remove_abandoned(self._folder)
+        files.remove_abandoned(self._folder)
         if self.is_espeak:
             return EspeakVoice(self._voice, self.rate)
         make = PiperVoice if self.engine == "piper" else VoskVoice
@@ -142,8 +136,8 @@ class Speak(Stage):
 
     def _values(self, row: Values, errors: Mapping[str, str]) -> Values:
         texts = {f"{name}_audio": self._text(row, name) for name in self.texts}
-        files = {own: f"{FOLDER}/{self._file(text)}" for own, text in texts.items() if text and text not in errors}
-        values: Values = {own: files.get(own) for own in texts}
+        made = {own: f"{FOLDER}/{self._file(text)}" for own, text in texts.items() if text and text not in errors}
+        values: Values = {own: made.get(own) for own in texts}
         failed = [errors[text] for text in texts.values() if text in errors]
         return {**values, "error": failed[0]} if failed else values
 
@@ -158,9 +152,9 @@ class Speak(Stage):
 
     def _file(self, text: str) -> str:
         """The name of a text's file. Nothing that comes from a source is in it."""
-        files = weights.version(self.model) if self.model else ""
+        version = weights.version(self.model) if self.model else ""
         options = (self.engine, "" if self.model else self._voice, self.voice, self.model, self.rate, self.format)
-        settings = (self.version, self.identity(), files, *options)
+        settings = (self.version, self.identity(), version, *options)
         return f"{blake2b(json.dumps([*settings, text]).encode(), digest_size=16).hexdigest()}.{self.format}"
 
     def _save(self, text: str, wav: bytes) -> str:
@@ -169,34 +163,5 @@ class Speak(Stage):
             content = speech.encoded(wav, self.format)
         except RuntimeError as error:
             return f"RuntimeError: {error}"
-        path = self._folder / self._file(text)
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, content)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror}): free some disk space, then rerun") from None
+        files.save(self._folder / self._file(text), content)
         return ""
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that gets its name when it is whole; another worker may write the same one. Raises OSError.
-
-    A kill may leave it under its temporary name, for `remove_abandoned`.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.new")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # before the row that names it
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_abandoned(folder: Path) -> None:
-    """Remove temporary files that kills have left. Those of the last hour may be another worker's."""
-    for path in folder.glob(".*.new"):
-        with contextlib.suppress(OSError):  # another worker has removed it, or it is another user's
-            if time.time() - path.stat().st_mtime > ABANDONED_S:
-                path.unlink()

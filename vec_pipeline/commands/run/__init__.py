@@ -201,7 +201,7 @@ def own_files(output: Path, store: Path | None = None) -> list[str]:
     """Globs of the output, what lies beside it, and the store, which a folder of images may hold too."""
     output = output.parent.resolve() / output.name
     databases = [f"{name}.{ending}" for name in ("cache", "journal") for ending in ("sqlite*", "broken")]
-    endings = ("log", "lock", "settings.yaml*", "positions.json*", "images", "downloads", *databases)
+    endings = ("log", "lock", "salt", "settings.yaml*", "positions.json*", "images", "downloads", *databases)
     begin = glob.escape(str(beside(output, "")))
     alignment = output.with_name("align") / "loss.png"  # of `vec-pipeline align`
     others = [glob.escape(str(path)) for path in (output, alignment, store and store.resolve()) if path]

@@ -67,16 +67,18 @@ def run(options: argparse.Namespace) -> int:
 
 
 def nearest_to_image(options: argparse.Namespace) -> list[Values]:
-    from vec_pipeline.commands.search.query import image_query
+    from vec_pipeline.annotations import content_reader
+    from vec_pipeline.commands.search.query import makers_of
     from vec_pipeline.commands.search.vector_cache import Vectors
 
     column = COLUMN_OF[options.where]
     with Vectors(options.csv, column) as vectors:  # before a model loads: it may refuse
-        return vectors.nearest(image_query(options.csv, options.like, column), options.top)
+        content = content_reader(options.csv)(options.like)
+        return vectors.nearest(makers_of(options.csv).image_query(content, column, options.like), options.top)
 
 
 def nearest_to_text(options: argparse.Namespace, text: str) -> list[Values]:
-    from vec_pipeline.commands.search.query import meaning_query, sight_query
+    from vec_pipeline.commands.search.query import makers_of
     from vec_pipeline.commands.search.vector_cache import Vectors
 
     if options.where == "dino":
@@ -89,7 +91,8 @@ def nearest_to_text(options: argparse.Namespace, text: str) -> list[Values]:
         with Vectors(options.csv, alignment.column) as vectors:
             return vectors.nearest(alignment.query(options.csv, text), options.top, alignment.mean)
     with Vectors(options.csv, COLUMN_OF[options.where]) as vectors:
-        query = (sight_query if options.where == "image" else meaning_query)(options.csv, text)
+        makers = makers_of(options.csv)
+        query = (makers.sight_query if options.where == "image" else makers.meaning_query)(text)
         return vectors.nearest(query, options.top)
 
 

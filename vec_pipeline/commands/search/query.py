@@ -1,18 +1,17 @@
-"""Texts and images -> the vectors to search for, by the models that the CSV was made with."""
+"""Texts and images -> the vectors to search for, by the models that the rows were made with."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vec_pipeline.annotations import content_reader
 from vec_pipeline.config import build_stage, stage_class
-from vec_pipeline.record import Stage, UserError
+from vec_pipeline.record import Content, Stage, UserError
 from vec_pipeline.settings import recorded_settings, settings_path
-from vec_pipeline.stages.embed_image import EmbedImage
+from vec_pipeline.stages.embed_image import Clip, EmbedImage
 from vec_pipeline.stages.embed_text import EmbedText
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
@@ -22,41 +21,60 @@ NOT_OPTIONS = ("use", "version", "identity", "commit")  # that are recorded besi
 TEXTS_AT_ONCE = 64
 
 
-def sight_query(csv_path: Path, text: str) -> Vector:
-    """Embed a text with the text tower of the CLIP: float32 of shape (dimensions,), L2-normalised."""
-    stage, _ = maker_of(csv_path, "image_vector")
-    if not isinstance(stage, EmbedImage):
-        raise UserError(f"{stage.name}, which wrote image_vector, cannot embed a text: search with --like or --in text")
-    vector: Vector = clip_texts(stage, [text])[0]
-    return vector
+@dataclass(frozen=True)
+class Makers:
+    """The stages that wrote what is searched, and their models.
 
-
-def image_query(csv_path: Path, argument: str, column: str) -> Vector:
-    """Embed an image as the images of the CSV were that have their vectors in a column.
-
-    argument: a path, or whatever else a source of the CSV accepts for one image. Raises UserError where it cannot be
-    read.
+    of: a column or an intermediate -> its stage, and how the stage itself calls it. Raises UserError.
+    use: a stage -> its model, for as long as the block lasts.
     """
-    content = content_reader(csv_path)(argument)
-    stage, own_name = maker_of(csv_path, column)
-    opener, image = maker_of(csv_path, stage.read.get("image", "image"))
-    try:
-        opened = opener.run(opener.load(), [{"content": content}], 1)[0]
-    except Exception as error:  # of the many kinds that decoders raise
-        opened = {"error": str(error)}
-    if "error" in opened:
-        raise UserError(f"{argument} cannot be opened: {opened['error']}")
-    vector: Vector = stage.run(stage.load(), [{"image": opened[image]}], 1)[0][own_name]
-    return vector
+
+    of: Callable[[str], tuple[Stage, str]]
+    use: Callable[[Stage], AbstractContextManager[Any]]
+
+    def sight_query(self, text: str) -> Vector:
+        """Embed a text with the text tower of the CLIP: float32 of shape (dimensions,), L2-normalised."""
+        stage, _ = self.of("image_vector")
+        if not isinstance(stage, EmbedImage):
+            raise UserError(
+                f"{stage.name}, which wrote image_vector, cannot embed a text: search with --like or --in text"
+            )
+        with self.use(stage) as clip:
+            vector: Vector = clip_texts(clip, [text])[0]
+        return vector
+
+    def image_query(self, content: Content, column: str, called: str) -> Vector:
+        """Embed an image as those were that have their vectors in a column.
+
+        called: the image, in a message. Raises UserError where it cannot be opened.
+        """
+        stage, own_name = self.of(column)
+        opener, image = self.of(stage.read.get("image", "image"))
+        try:
+            with self.use(opener) as model:
+                opened = opener.run(model, [{"content": content}], 1)[0]
+        except Exception as error:  # of the many kinds that decoders raise
+            opened = {"error": str(error)}
+        if "error" in opened:
+            raise UserError(f"{called} cannot be opened: {opened['error']}")
+        with self.use(stage) as model:
+            vector: Vector = stage.run(model, [{"image": opened[image]}], 1)[0][own_name]
+        return vector
+
+    def meaning_query(self, text: str) -> Vector:
+        """Embed a text with the sentence model, as a query where it distinguishes queries from passages."""
+        stage, own_name = self.of("text_vector")
+        asked = stage
+        if isinstance(stage, EmbedText):
+            asked = replace(stage, prefix=QUERY_PREFIXES.get(stage.prefix, stage.prefix))
+        with self.use(stage) as model:
+            vector: Vector = asked.run(model, [{stage.reads[0]: text}], 1)[0][own_name]
+        return vector
 
 
-def meaning_query(csv_path: Path, text: str) -> Vector:
-    """Embed a text with the sentence model, as a query where it distinguishes queries from passages."""
-    stage, own_name = maker_of(csv_path, "text_vector")
-    if isinstance(stage, EmbedText):
-        stage = replace(stage, prefix=QUERY_PREFIXES.get(stage.prefix, stage.prefix))
-    vector: Vector = stage.run(stage.load(), [{stage.reads[0]: text}], 1)[0][own_name]
-    return vector
+def makers_of(csv_path: Path) -> Makers:
+    """The stages that a CSV was made with; a model is loaded whenever it is used."""
+    return Makers(lambda name: maker_of(csv_path, name), lambda stage: nullcontext(stage.load()))
 
 
 def text_vectors(csv_path: Path, column: str, texts: Sequence[str]) -> Matrix:
@@ -66,17 +84,16 @@ def text_vectors(csv_path: Path, column: str, texts: Sequence[str]) -> Matrix:
     """
     stage, own_name = maker_of(csv_path, column)
     if isinstance(stage, EmbedImage):
-        return clip_texts(stage, texts)
+        return clip_texts(stage.load(), texts)
     found = stage.run(stage.load(), [{stage.reads[0]: text} for text in texts], TEXTS_AT_ONCE)
     return np.stack([row[own_name] for row in found])
 
 
-def clip_texts(stage: EmbedImage, texts: Sequence[str]) -> Matrix:
+def clip_texts(clip: Clip, texts: Sequence[str]) -> Matrix:
     """Embed texts with the text tower of a CLIP: float32 of shape (texts, dimensions), L2-normalised."""
     import torch
     from tqdm import tqdm
 
-    clip = stage.load()
     starts = range(0, len(texts), TEXTS_AT_ONCE)
     parts = []
     for start in tqdm(starts, desc="texts", unit=" batches", disable=None if len(starts) > 1 else True, leave=False):

@@ -29,6 +29,10 @@ Matrix = np.ndarray[Any, np.dtype[np.float32]]
 Places = np.ndarray[Any, np.dtype[np.int64]]
 
 
+class NoVectors(UserError):  # noqa: N818 (it says what is the matter)
+    """No row has a vector yet."""
+
+
 class Vectors:
     """The vectors of one column, and the rows they belong to, all of one file even if a run replaces it meanwhile.
 
@@ -169,7 +173,7 @@ class Cache:
 
     def _mapped(self, state: State) -> tuple[Matrix, Places]:
         if not state.rows:
-            raise UserError(f"{self.reader.path} has no {self.column} in any row: there is nothing to search")
+            raise NoVectors(f"{self.reader.path} has no {self.column} in any row: there is nothing to search")
         return (
             np.memmap(self.vectors_path, np.float32, "r", shape=(state.rows, state.dimensions)),
             np.memmap(self.places_path, np.int64, "r", shape=(state.rows, 2)),

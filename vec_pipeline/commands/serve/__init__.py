@@ -14,13 +14,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", type=path, metavar="FILE", help="where rows go (default: `output` in the config)")
     parser.add_argument("--ephemeral", action="store_true", help="save nothing: pictures and rows end with the server")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s; 0: any that is free)")
+    parser.add_argument("--port", type=port, default=8000, help="(default: %(default)s; 0: any that is free)")
     parser.add_argument("--new-token", action="store_true", help="make the token that requests need, and print it")
-    parser.add_argument("--most-waiting", type=int, default=256, metavar="N", help="uploads that may wait: then 429")
-    parser.add_argument("--max-upload-mb", type=int, default=50, metavar="MB", help="of one request: then 413")
+    parser.add_argument(
+        "--most-waiting", type=positive, default=256, metavar="N", help="uploads that may wait: then 429"
+    )
+    parser.add_argument("--max-upload-mb", type=positive, default=50, metavar="MB", help="of one request: then 413")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="set an option, e.g. describe.batch_size=4"
     )
+
+
+def port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: give 0 to 65535")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,4 +53,8 @@ def run(options: argparse.Namespace) -> int:
         from vec_pipeline.commands.serve.server import serve
     except ImportError as error:
         raise UserError(f"serve needs {error.name}: {INSTALL}") from None
-    return serve(config, options, token_hash)
+    try:
+        return serve(config, options, token_hash)
+    except UserError as error:  # of parts that are those of `run`, whose options it names
+        said = str(error).replace("--output", "--csv").replace("use --refresh", "use `vec-pipeline run --refresh`")
+        raise UserError(said) from None

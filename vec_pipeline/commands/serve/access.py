@@ -3,11 +3,15 @@
 import hmac
 import ipaddress
 import os
+import re
 import secrets
+import tempfile
 from hashlib import sha256
 from pathlib import Path
 
 from vec_pipeline.record import UserError
+
+HASH = re.compile("[0-9a-f]{64}")
 
 
 def is_loopback(host: str) -> bool:
@@ -19,28 +23,44 @@ def is_loopback(host: str) -> bool:
 
 
 def new_token(path: Path) -> str:
-    """Make a token, keep its hash in a file that only its owner reads, and return it: it cannot be had again."""
+    """Make a token, keep its hash in a file that only its owner reads, and return it: it cannot be had again.
+
+    Raises UserError where it cannot be kept; the one before is still there then.
+    """
     token = secrets.token_urlsafe(32)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(hash_of(token) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, new = tempfile.mkstemp(dir=path.parent)  # for its owner alone
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(hash_of(token) + "\n")
+            os.replace(new, path)
+        except BaseException:
+            os.unlink(new)
+            raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): name another --csv") from None
     return token
 
 
 def kept_hash(path: Path, host: str) -> str:
     """The hash that tokens are compared with; empty where none is needed.
 
-    Raises UserError where others can reach the address, and there is no token yet.
+    Raises UserError where others can reach the address and there is no token yet, and where the file holds none.
     """
     try:
-        return path.read_text(encoding="ascii").strip()
+        found = path.read_text(encoding="ascii").strip()
     except FileNotFoundError:
         if is_loopback(host):
             return ""
+        raise UserError(
+            f"others can reach {host}: make a token first, with --new-token, or use --host 127.0.0.1"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__}): make a new one with --new-token") from None
-    raise UserError(f"others can reach {host}: make a token first, with --new-token, or use --host 127.0.0.1")
+    if not HASH.fullmatch(found):  # an empty one would let everybody in
+        raise UserError(f"{path} holds no hash of a token: make a new one with --new-token")
+    return found
 
 
 def hash_of(token: str) -> str:

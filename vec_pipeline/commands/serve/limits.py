@@ -16,7 +16,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 LINGER_S = 2.0
-OPEN_PATHS = ("/healthz", "/", "/docs", "/openapi.json")  # without a token: they show no picture and no row
+OPEN_PATHS = ("/healthz", "/", "/docs")  # without a token: they show no picture and no row
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "media-src 'self' blob:; connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'",
@@ -44,22 +44,32 @@ class Limited:
             await self._app(scope, receive, send)
             return
         has_begun = False
+        refusal: HTTPException | None = None
 
         async def sending(message: Message) -> None:
             nonlocal has_begun
-            if message["type"] == "http.response.start":
-                has_begun = True
-                own = {name for name, _ in message.get("headers", ())}
-                added = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in own]
-                message = {**message, "headers": [*message.get("headers", ()), *added]}
-            await send(message)
+            if refusal and not has_begun:
+                return  # what the application says of a body that it could not receive
+            has_begun = True
+            await send(with_headers(message))
 
+        async def receiving() -> Message:
+            nonlocal refusal
+            try:
+                return await receiving_all()
+            except HTTPException as error:
+                refusal = error
+                raise
+
+        receiving_all = self._receiving(receive)
         try:
             self._check(scope)
-            await self._app(scope, self._receiving(scope, receive), sending)
+            # A HEAD is answered as a GET, whose body the server leaves out.
+            await self._app({**scope, "method": "GET"} if scope["method"] == "HEAD" else scope, receiving, sending)
         except HTTPException as error:
-            if not has_begun:
-                await answer(sending, error, receive)
+            refusal = error
+        if refusal and not has_begun:
+            await answer(send, refusal, receive)
 
     def _check(self, scope: Message) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -78,7 +88,7 @@ class Limited:
         if length.isdecimal() and int(length) > self._most_bytes:
             raise HTTPException(413, f"more than {self._most_bytes // 10**6} MB")
 
-    def _receiving(self, scope: Message, receive: Receive) -> Receive:
+    def _receiving(self, receive: Receive) -> Receive:
         """Receive a body that may be neither too large nor too slow."""
         size, deadline = 0, asyncio.get_running_loop().time() + self._body_s
         is_whole = False
@@ -101,6 +111,15 @@ class Limited:
         return receiving
 
 
+def with_headers(message: Message) -> Message:
+    """A message of an answer, with the headers that every answer has."""
+    if message["type"] != "http.response.start":
+        return message
+    own = {name for name, _ in message.get("headers", ())}
+    added = [(name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in own]
+    return {**message, "headers": [*message.get("headers", ()), *added]}
+
+
 def is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith("/page/")
 
@@ -110,7 +129,7 @@ async def answer(send: Send, error: HTTPException, receive: Receive) -> None:
     body = json.dumps({"detail": error.detail}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(b"connection", b"close")] + [(b"www-authenticate", b"Bearer")] * (error.status_code == 401)
-    await send({"type": "http.response.start", "status": error.status_code, "headers": headers})
+    await send(with_headers({"type": "http.response.start", "status": error.status_code, "headers": headers}))
     await send({"type": "http.response.body", "body": body, "more_body": True})
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LINGER_S):

@@ -1,4 +1,4 @@
-"""Figures about uploads, in the form that Prometheus reads."""
+"""Figures about uploads and searches, in the form that Prometheus reads."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,10 @@ BUCKETS_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 
 
 class Metrics:
-    """Uploads by outcome (ok, error: a row with an error, lost: no row), the seconds they took, how many wait."""
+    """Uploads by outcome (ok, error: a row with an error, lost: no row), the seconds they took, how many wait.
+
+    searches: to be counted by what was given: text, like, picture.
+    """
 
     def __init__(self, number_waiting: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
@@ -20,6 +23,7 @@ class Metrics:
         self._seconds = Histogram(
             "vec_upload_seconds", "From an upload to its row", buckets=BUCKETS_S, registry=self.registry
         )
+        self.searches = Counter("vec_searches", "Searches that were answered", ["by"], registry=self.registry)
         Gauge("vec_uploads_waiting", "Uploads that wait or are at work", registry=self.registry).set_function(
             number_waiting
         )

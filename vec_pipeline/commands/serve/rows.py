@@ -3,7 +3,6 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -28,7 +27,7 @@ class Rows:
     """
 
     def __init__(self, types: Mapping[str, str], sink: CsvFile | None) -> None:
-        self._types, self._sink = types, sink
+        self.types, self._sink = types, sink
         self._recent: OrderedDict[str, Row] = OrderedDict()
         self._places: dict[str, tuple[int, int]] = {}  # in the CSV, as far as it has been read
         self._read_to = 0
@@ -36,26 +35,41 @@ class Rows:
 
     def names_of(self, kind: str) -> list[str]:
         """The columns of a type."""
-        return [name for name, each in self._types.items() if each == kind]
+        return [name for name, each in self.types.items() if each == kind]
 
-    def save(self, records: Sequence[Record]) -> None:
-        """Append rows to the CSV, where there is one. Raises UserError where they cannot be saved."""
-        if self._sink:
-            self._sink.write(records)
-        header = list(self._types)
+    def save(self, records: Sequence[Record]) -> list[str]:
+        """Append rows to the CSV, where there is one; return the ids of those that are kept nowhere any more.
+
+        Raises UserError where they cannot be saved.
+        """
+        header = list(self.types)
         with self._lock:
+            if self._sink:
+                self._sink.write(records)
             for record in records:
-                self._recent[id_of(record.key)] = row_as_json(self._types, row_of(record, header))
-            while len(self._recent) > MOST_KEPT:
-                self._recent.popitem(last=False)
+                self._recent[id_of(record.key)] = row_as_json(self.types, row_of(record, header))
+            oldest = list(self._recent)[: max(0, len(self._recent) - MOST_KEPT)]
+            for name in oldest:
+                del self._recent[name]
+        return [] if self._sink else oldest
 
-    def has(self, path: Path) -> bool:
+    def has_result(self, key: str) -> bool:
         """Whether there is a row without an error; another is made again."""
+        if self._sink is None:
+            row = self._recent.get(id_of(key))
+            return row is not None and not row["error"]
+        return key in self._sink.keys() and key not in self._sink.failed  # noqa: SIM118 (a set of its own kind)
+
+    def has(self, key: str) -> bool:
+        """Whether there is a row."""
+        if self._sink is None:
+            return id_of(key) in self._recent
+        return key in self._sink.keys() or key in self._sink.failed  # noqa: SIM118 (a set of its own kind)
+
+    def in_memory(self) -> list[Row]:
+        """The last rows; all that there are where nothing is saved."""
         with self._lock:
-            recent = self._recent.get(id_of(path))
-        if recent is not None:
-            return not recent["error"]
-        return self._sink is not None and str(path) in self._sink.keys()  # noqa: SIM118 (a set of its own kind)
+            return list(self._recent.values())
 
     def find(self, name: str) -> Row | None:
         """The row of an upload; None where there is none."""
@@ -68,7 +82,9 @@ class Rows:
                 if name not in self._places:
                     self._read_on(reader)
                 if place := self._places.get(name):
-                    return row_as_json(reader.types, cells_of(reader.read(*place)))
+                    cells = cells_of(reader.read(*place))
+                    new = self._sink.new_row(cells[0])  # of a second try
+                    return row_as_json(reader.types, cells_of(new) if new else cells)
         return None
 
     def latest(self, most: int, before: str = "") -> list[str]:

@@ -8,11 +8,14 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeGuard, get_args
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -22,9 +25,11 @@ from vec_pipeline.commands.run import cache_path, fetched
 from vec_pipeline.commands.run.messages import start_log
 from vec_pipeline.commands.serve.annotator import Annotator
 from vec_pipeline.commands.serve.api import Detail, Service, create_app
+from vec_pipeline.commands.serve.intake import Intake
 from vec_pipeline.commands.serve.limits import Limited
 from vec_pipeline.commands.serve.metrics import Metrics
 from vec_pipeline.commands.serve.rows import Rows
+from vec_pipeline.commands.serve.search import Search, makers_at
 from vec_pipeline.commands.serve.uploads import Uploads
 from vec_pipeline.config import Config, check_wiring
 from vec_pipeline.crash_journal import CrashJournal
@@ -40,42 +45,81 @@ from vec_pipeline.stages.describe import MAX_NEW_TOKENS, Describe
 from vec_pipeline.stages.translate import Translate
 
 HEADERS_S = 10.0  # until a request's headers are there
-BODY_S = 60.0  # until its body is
+LINGER_S = 2.0  # for what a client still sends that was answered
+BODY_S = 60.0  # until a request's body is there, or a client takes what it is sent
 DRAIN_S = 60.0  # for what waits when the server ends
 CONNECTIONS = 512
+HTTP_PORT = 80  # which names of hosts leave out
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FETCH_S = 20.0  # for a picture at an address: a client waits for it
 
 logger = logging.getLogger("vec_pipeline")
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 whose clients must send the headers of their first request in time."""
+    """HTTP/1.1 whose clients must send the headers of each request in time, and take the answers."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.loop.call_later(HEADERS_S, self._end_if_silent)
+        self.loop.call_later(HEADERS_S, self._end_unless_begun, None)
 
-    def _end_if_silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+    def on_response_complete(self) -> None:
+        answered = self.cycle
+        is_sending = self.conn.their_state is h11.SEND_BODY
+        super().on_response_complete()  # which may begin the next request
+        self.loop.call_later(LINGER_S if is_sending else HEADERS_S, self._end_unless_begun, answered)
+
+    def _end_unless_begun(self, before: object) -> None:
+        """Hang up unless another request than the one before has begun."""
+        if self.cycle is before and not self.transport.is_closing():
             self.transport.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._taking = self.loop.call_later(BODY_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._taking.cancel()
 
 
 class Server(uvicorn.Server):
-    """A server that a signal ends, and not the process: it has rows to finish and files to close."""
+    """A server that a signal ends, and not the process: it has rows to finish and files to close.
+
+    ends_s: when it has to have ended, on the clock of time.monotonic.
+    """
+
+    ends_s = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal lets what waits finish, the second does not."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        self.ends_s = time.monotonic() + (0 if self.force_exit else DRAIN_S)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with handled(self.handle_exit):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """A block whose signals to end, but those that are ignored, as by nohup, call a handler."""
+    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heard}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def serve(config: Config, options: argparse.Namespace, token_hash: str) -> int:
     """Listen until a signal ends the server, and finish what waits then. Returns the exit status."""
     check_wiring(config.stages, {})
     with contextlib.ExitStack() as stack:
+        stack.enter_context(handled(signal.default_int_handler))  # which raises: what follows is taken down again
         if options.ephemeral:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vec-pipeline-")))
             config = replace(config, output=folder / "annotations.csv", result_cache=False)
@@ -86,7 +130,7 @@ def serve(config: Config, options: argparse.Namespace, token_hash: str) -> int:
         service = stack.enter_context(made(config, stages, options))
         listening = stack.enter_context(contextlib.closing(listen(options.host, options.port)))
         host, port = listening.getsockname()[:2]
-        names = frozenset() if token_hash else own_names(port)
+        names = frozenset() if token_hash else own_names(host, port)
         app = Limited(create_app(service), token_hash, names, options.max_upload_mb * 10**6, BODY_S)
         server = Server(
             uvicorn.Config(
@@ -94,12 +138,12 @@ def serve(config: Config, options: argparse.Namespace, token_hash: str) -> int:
                 limit_concurrency=CONNECTIONS, timeout_keep_alive=15, timeout_graceful_shutdown=int(DRAIN_S),
             )
         )  # fmt: skip
-        name = f"[{host}]" if ":" in host else host
-        print(f"http://{name}:{port} annotates pictures; Ctrl-C ends it", flush=True)
+        print(f"http://{in_address(host)}:{port} annotates pictures; Ctrl-C ends it", flush=True)
         server.run(sockets=[listening])
-        if service.annotator.failure and not service.is_draining:
+        if service.annotator.failure:
             print(f"the server has ended: {service.annotator.failure}", file=sys.stderr)
             return 2
+        service.annotator.close(server.ends_s - time.monotonic())
     return 0
 
 
@@ -116,9 +160,15 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def own_names(port: int) -> frozenset[str]:
+def in_address(host: str) -> str:
+    """A host as an address of the web has it."""
+    return f"[{host}]" if ":" in host else host
+
+
+def own_names(host: str, port: int) -> frozenset[str]:
     """What requests may call a server without a token by, which only this machine reaches."""
-    return frozenset(f"{name}:{port}" for name in ("localhost", "127.0.0.1", "[::1]"))
+    names = frozenset({"localhost", "127.0.0.1", "[::1]", in_address(host)})
+    return frozenset(f"{name}:{port}" for name in names) | (names if port == HTTP_PORT else frozenset())
 
 
 @contextlib.contextmanager
@@ -146,22 +196,25 @@ def made(config: Config, stages: Sequence[Stage], options: argparse.Namespace) -
             return Executor(ways[way], models, results, journal, config.read_threads, {}, sys.maxsize)
 
         def save(records: Sequence[Record]) -> None:
-            rows.save(records)
+            gone = rows.save(records)
             results.note_pictures(records)
             results.confirm_pictures()
+            intake.forget(gone)
 
-        annotator = Annotator(executor, save, options.most_waiting, size.first)
+        annotator = Annotator(executor, save, rows.has_result, options.most_waiting, size.first)
+        metrics = Metrics(lambda: annotator.number_waiting)
         uploads = Uploads(beside(config.output, "uploads"))
+        intake = Intake(annotator, uploads, rows, metrics)
         service = Service(
-            annotator, config.output.parent, uploads, rows, [stage.name for stage in stages if stage.columns],
-            languages_of(stages), list(ways), lambda url: downloaded(url, config),
-            Metrics(lambda: annotator.number_waiting),
+            annotator, intake, config.output.parent, uploads, rows,
+            [stage.name for stage in stages if stage.columns], languages_of(stages), list(ways),
+            lambda url: downloaded(url, config, options.max_upload_mb), metrics,
+            Search(makers_at(stages, models), rows, config.output if sink else None),
         )  # fmt: skip
         try:
             yield service
         finally:
-            service.is_draining = True
-            annotator.close(DRAIN_S)
+            annotator.close(0)
 
 
 def opened(config: Config, stages: Sequence[Stage], types: Mapping[str, str], of_sources: Mapping[str, str]) -> CsvFile:
@@ -218,9 +271,13 @@ def languages_of(stages: Sequence[Stage]) -> dict[str, frozenset[str]]:
     return of_language
 
 
-def downloaded(url: str, config: Config) -> bytes:
+def downloaded(url: str, config: Config, most_mb: int) -> bytes:
     """The bytes of a picture on the web, never of a private address. Raises UserError."""
-    options = replace(config.source_options(), store=None, allow_private=False)
+    given = config.source_options()
+    options = replace(
+        given, store=None, allow_private=False, download_attempts=1,
+        download_timeout_s=min(FETCH_S, given.download_timeout_s), max_download_mb=min(most_mb, given.max_download_mb),
+    )  # fmt: skip
     folder = Path(tempfile.mkdtemp(prefix="vec-pipeline-"))
     try:
         with contextlib.closing(Downloads(options, folder)) as downloads:

@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
@@ -28,15 +30,29 @@ class Uploads:
         for left_over in self.temporary.iterdir():
             left_over.unlink()
 
-    def keep(self, content: bytes, asked: str) -> Path:
-        """Save a picture, and return its path; it may be there already. Raises NotAPicture, OSError."""
+    def path_for(self, content: bytes, wishes: str) -> Path:
+        """Where a picture and what is asked of it belong. Raises NotAPicture."""
         if not (kind := kind_of(content[:HEAD_BYTES])):
             raise NotAPicture
-        name = blake2b(asked.encode() + b"\0" + content, digest_size=ID_BYTES).hexdigest()
-        path = self._folder_of(name) / f"{name}{SUFFIXES.get(kind, '.' + kind.lower())}"
-        if not path.exists():
-            self._save(content, path)
-        return path
+        name = blake2b(wishes.encode() + b"\0" + content, digest_size=ID_BYTES).hexdigest()
+        return self._folder_of(name) / f"{name}{SUFFIXES.get(kind, '.' + kind.lower())}"
+
+    @contextmanager
+    def written(self, content: bytes) -> Iterator[Path]:
+        """A file of its own with this content, which goes with the block unless `put` has moved it. Raises OSError."""
+        descriptor, name = tempfile.mkstemp(dir=self.temporary)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            yield Path(name)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    def put(self, new: Path, path: Path) -> None:
+        """Move a file to where it belongs, unless it is there already, and whole. Raises OSError."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.stat().st_size != new.stat().st_size:  # after a power failure, say
+            os.replace(new, path)
 
     def path(self, name: str) -> Path | None:
         """The file of an upload, by its hash; None where there is none."""
@@ -46,17 +62,6 @@ class Uploads:
 
     def _folder_of(self, name: str) -> Path:
         return self.folder / name[:2] / name[2:4]
-
-    def _save(self, content: bytes, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.temporary, delete=False) as file:
-            try:
-                file.write(content)
-                file.flush()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
 
 
 def is_id(name: str) -> bool:

@@ -36,6 +36,8 @@ function listed(pairs) {
 }
 
 function curl(path, method, operation) {
+  const queries = (operation.parameters || []).filter(({ schema }) => schema.examples).map((each) => [each.name, each.schema.examples[0]]);
+  const address = location.origin + path.replace("{name}", "ID") + (queries.length ? `?${new URLSearchParams(queries)}` : "");
   const types = Object.keys(operation.responses["200"]?.content || {});
   const isFile = types.some((type) => /^(image|audio)/.test(type));
   return [
@@ -44,7 +46,7 @@ function curl(path, method, operation) {
     token && '--header "Authorization: Bearer $TOKEN"',
     method === "post" && "--form file=@picture.jpg",
     isFile && "--output FILE",
-    location.origin + path.replace("{name}", "ID"),
+    queries.length ? `'${address}'` : address,
   ]
     .filter(Boolean)
     .join(" ");

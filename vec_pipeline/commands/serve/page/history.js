@@ -56,11 +56,15 @@ async function load() {
   }
 }
 
-function item(id, row) {
+/** An entry of a list: a button that opens the row, or its text alone if it has no id, for it was not uploaded here. */
+export function item(id, row) {
+  const text = descriptionOf(row) || row.error || translated("There is no description of this picture.");
+  const about = id ? timeOf(row) : row.image_path.split("/").pop();
+  const words = element("span", {}, foreign("span", text), " ", element("small", { class: "muted" }, about));
+  if (!id) return element("li", {}, element("div", {}, words));
   const image = element("img", { alt: "", width: "80", height: "60" });
   loaded(`/v1/annotations/${id}/image?side_px=${THUMBNAIL_PX}`).then(({ address }) => (image.src = address), () => {});
-  const text = descriptionOf(row) || row.error || translated("There is no description of this picture.");
-  const button = element("button", { type: "button" }, image, element("span", {}, foreign("span", text), " ", element("small", { class: "muted" }, timeOf(row))));
+  const button = element("button", { type: "button" }, image, words);
   button.addEventListener("click", () => open(id, row));
   return element("li", { "data-id": id }, button);
 }

@@ -2,15 +2,18 @@
 
 import { addToHistory, beginHistory } from "./history.js";
 import { Card, descriptionOf, spoken } from "./results.js";
+import { beginSearch, searchLike } from "./search.js";
 import { ask, Failure, rowOf } from "./server.js";
 import { announce, pageLanguage, say, setLanguage, translated } from "./words.js";
 
 const AT_ONCE = 8; // uploads; the others wait in the page
+const STEP_PERCENT = 25; // of what is sent, between messages
+const STEP_S = 3; // at least
 const STILL_S = 20; // between messages that it is still at work
 const $ = (id) => document.getElementById(id);
 const cards = new Map(); // id -> the card that shows its row
 const atWork = new Set(); // cards without a row yet
-let options = { details: ["normal"], languages: [], audio: [] };
+let options = { details: ["normal"], languages: [], audio: [], search: [] };
 
 /** Annotate pictures, each a File or an address, and let their cards have the focus. */
 async function give(pictures) {
@@ -40,7 +43,7 @@ async function annotate(picture, card, batch) {
     show("Sending…");
     const { id, row } = await sent(picture, card, show);
     cards.set(id, card);
-    card.showRow(row, id, options.audio, again);
+    card.showRow(row, id, options.audio, { again, like: searchLike(id, row, card.name) });
     announceDone(card, batch, spoken(row));
     if (!row.error) addToHistory(id, row);
   } catch (failure) {
@@ -64,7 +67,7 @@ async function sent(picture, card, show) {
   form.append(typeof picture === "string" ? "url" : "file", picture);
   form.append("detail", $("ask").elements.detail.value);
   form.append("language", $("answer-language").value);
-  const request = { method: "POST", body: form };
+  const request = { method: "POST", body: form, onSent: sending(card, show) };
   const busy = (wait_s) => show("The server is busy. It is asked again in {wait_s} seconds.", { wait_s });
   const response = await ask("/v1/annotations?wait_s=0", request, busy);
   const id = response.headers.get("Location").split("/").pop();
@@ -78,12 +81,26 @@ async function sent(picture, card, show) {
   return { id, row: await rowOf(id, waiting) };
 }
 
+/** Shows how much of a picture has been sent, and says it at some steps, if it takes long. */
+function sending(card, show) {
+  let said = 0;
+  let before = Date.now();
+  return (share) => {
+    const percent = Math.floor(100 * share);
+    if (percent < 100 && percent >= said + STEP_PERCENT && Date.now() >= before + 1000 * STEP_S) {
+      [said, before] = [percent, Date.now()];
+      show("Sent: {percent} %.", { percent });
+    }
+    card.showShare(share);
+  };
+}
+
 /** Show a row of the list as a card, which has the focus then. */
 function open(id, row) {
   if (!cards.get(id)?.node.isConnected) {
     const card = new Card(descriptionOf(row).slice(0, 60) || id);
     cards.set(id, card);
-    card.showRow(row, id, options.audio);
+    card.showRow(row, id, options.audio, { like: searchLike(id, row, card.name) });
     card.showPicture(id);
   }
   $("no-results").hidden = true;
@@ -163,6 +180,7 @@ async function begin() {
   $("answer-language-field").hidden = options.languages.length < 2;
   for (const option of $("answer-language").options) option.hidden = !options.languages.includes(option.value);
   $("answer-language").value = options.languages.includes(pageLanguage()) ? pageLanguage() : options.languages[0] || "";
+  beginSearch(options.search);
   await beginHistory(open);
 }
 

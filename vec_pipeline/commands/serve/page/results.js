@@ -20,6 +20,14 @@ const FLAGS = {
   pages: "only the first page was seen",
 };
 const FLAG_TEXTS = new Set(Object.values(FLAGS));
+const GUESSES = {
+  child: "perhaps a child ({percent} %)",
+  adult: "perhaps an adult ({percent} %)",
+  senior: "perhaps an old person ({percent} %)",
+  male: "perhaps male ({percent} %)",
+  female: "perhaps female ({percent} %)",
+};
+const DOUBT = "These are guesses by how people look, and often wrong.";
 
 /** An HTML element; texts among the children stay texts, whatever is in them. */
 export function element(tag, attributes = {}, ...children) {
@@ -43,7 +51,7 @@ const UNFINISHED = "This picture could not be finished ({error}). Try again, or 
 
 export const descriptionOf = (row) => valueOf(row, "description") || valueOf(row, "text");
 
-/** One picture; empty at first. Wherever `again` is a parameter, it sends the picture once more, where that can be. */
+/** One picture; empty at first. `again` sends it once more, and `like` finds those like it, where that can be. */
 export class Card {
   constructor(name) {
     this.name = name;
@@ -60,19 +68,25 @@ export class Card {
     this.state.replaceChildren(element("progress", { "aria-hidden": "true" }), say(element("span"), text, values));
   }
 
+  /** How much of the picture has been sent. */
+  showShare(share) {
+    const bar = this.state.querySelector("progress");
+    if (bar) bar.value = share;
+  }
+
   showFailure(failure, again) {
     this.state.replaceChildren();
     this.body.replaceChildren(say(element("p", { class: "error" }), failure.text, failure.values));
     if (!again) return;
-    const button = say(element("button", { type: "button" }), "Try again");
-    button.addEventListener("click", () => {
-      this.heading.focus();
-      again();
-    });
-    this.body.append(button);
+    this.body.append(
+      button("Try again", () => {
+        this.heading.focus();
+        again();
+      }),
+    );
   }
 
-  showRow(row, id, audioColumns, again) {
+  showRow(row, id, audioColumns, { again, like }) {
     const description = descriptionOf(row);
     this.state.replaceChildren();
     this.body.replaceChildren();
@@ -80,6 +94,7 @@ export class Card {
     if (row.error && !description) return;
     const audio = audioColumns.filter((column) => row[column] && [wanted(), ""].includes(spokenLanguage(row, column)));
     const buttons = [copyButton(row), downloadButton(row, id)];
+    if (like) buttons.push(button("More like this", like));
     if (!audio.length && description && "speechSynthesis" in window) buttons.unshift(readButton(plainText(row)));
     this.body.append(
       description ? foreign("p", description, { class: "lead" }) : say(element("p"), NO_DESCRIPTION),
@@ -88,7 +103,7 @@ export class Card {
       element("p", { class: "buttons" }, ...buttons),
       ...facts(row),
     );
-    this.boxes = row.objects || [];
+    this.boxes = boxesOf(row);
     this.drawBoxes();
   }
 
@@ -110,7 +125,7 @@ export class Card {
     const { width, height } = this.picture;
     const size = Math.max(width, height) / 24;
     const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
-    for (const { label: name, box } of this.boxes) {
+    for (const { name, box } of this.boxes) {
       const [left, top, right, bottom] = box.map(Number);
       drawing.append(svg("rect", { x: left, y: top, width: right - left, height: bottom - top }));
       drawing.append(svg("text", { x: left + size / 4, y: top < size * 1.3 ? top + size : top - size / 4, "font-size": size }, name));
@@ -140,6 +155,16 @@ function parts(row) {
   ].filter(([, value]) => value);
 }
 
+/** What is outlined: objects, and people with the numbers that they have in the list. */
+function boxesOf(row) {
+  const people = (row.people || []).map(({ box }) => String(box));
+  const objects = (row.objects || []).map(({ label: name, box }) => ({ name, box, person: people.indexOf(String(box)) }));
+  const others = (row.people || []).map(({ box }, person) => ({ name: "", box, person }));
+  return [...objects, ...others.filter(({ person }) => !objects.some((each) => each.person === person))].map(
+    ({ name, box, person }) => ({ box, name: person < 0 ? name : `${name} ${person + 1}`.trim() }),
+  );
+}
+
 function countsOf(objects) {
   const counts = {};
   for (const { label: name } of objects) counts[name] = (counts[name] || 0) + 1;
@@ -148,8 +173,43 @@ function countsOf(objects) {
 
 function facts(row) {
   const pairs = parts(row).map(([name, value]) => element("div", {}, say(element("dt"), name), foreign("dd", value)));
+  if (row.people_count) pairs.push(element("div", {}, say(element("dt"), "People"), peopleOf(row)));
   return pairs.length ? [element("dl", {}, ...pairs)] : [];
 }
+
+/** How many people there are, and what was guessed about each, as a description in a list. */
+function peopleOf(row) {
+  const every = guesses(row).map((texts) => {
+    const parts = texts.map(([text, values]) => say(element("span"), text, values));
+    return element("li", {}, element("p", {}, ...joined(parts)));
+  });
+  return element(
+    "dd",
+    {},
+    element("p", {}, String(row.people_count)),
+    every.length && element("ul", {}, ...every),
+    every.length && say(element("p", { class: "muted" }), DOUBT),
+  );
+}
+
+/** For each person about whom there are guesses: texts and their values, the person's number first. */
+function guesses(row) {
+  return (row.people || []).flatMap(({ age, gender }, index) => {
+    const found = [guessOf(age, "perhaps aged {label} ({percent} %)"), guessOf(gender, "perhaps {label} ({percent} %)")].filter(Boolean);
+    return found.length ? [[["Person {number}:", { number: index + 1 }], ...found]] : [];
+  });
+}
+
+function guessOf(probabilities, otherwise) {
+  const [best] = Object.entries(probabilities || {}).sort(([, one], [, other]) => other - one);
+  if (!best) return null;
+  const [label, probability] = best;
+  const known = Object.hasOwn(GUESSES, label.toLowerCase()) && GUESSES[label.toLowerCase()];
+  return [known || otherwise, { label, percent: Math.round(100 * probability) }];
+}
+
+/** The number of a person, then guesses with commas between them. */
+const joined = ([first, ...others]) => [first, ...others.flatMap((each, index) => [index ? ", " : " ", each])];
 
 /** Why a row may be wrong, as sentences; flags of stages that this page does not know stay as they are. */
 function reasons(row) {
@@ -164,7 +224,9 @@ function warnings(row) {
 
 function plainText(row) {
   const others = parts(row).filter(([name]) => name !== "In full");
-  return [descriptionOf(row), ...others.map(([name, value]) => `${translated(name)}: ${value}`)].join("\n");
+  const people = guesses(row).map((texts) => joined(texts.map(([text, values]) => translated(text, values))).join(""));
+  if (row.people_count) others.push(["People", row.people_count]);
+  return [descriptionOf(row), ...others.map(([name, value]) => `${translated(name)}: ${value}`), ...people].join("\n");
 }
 
 /** What is said when a row is there: its description, the text on the picture, and why they may be wrong. */
@@ -218,25 +280,27 @@ function readButton(text) {
   return button;
 }
 
+function button(text, press) {
+  const made = say(element("button", { type: "button" }), text);
+  made.addEventListener("click", press);
+  return made;
+}
+
 function copyButton(row) {
-  const button = say(element("button", { type: "button" }), "Copy the text");
-  button.addEventListener("click", () =>
+  return button("Copy the text", () =>
     navigator.clipboard.writeText(plainText(row)).then(
       () => announce(translated("Copied.")),
       () => announce(translated("The browser does not allow copying. Select the text and copy it with the keyboard.")),
     ),
   );
-  return button;
 }
 
 function downloadButton(row, id) {
-  const button = say(element("button", { type: "button" }), "Download as JSON");
-  button.addEventListener("click", () => {
+  return button("Download as JSON", () => {
     const address = URL.createObjectURL(new Blob([JSON.stringify(row, null, 2)], { type: "application/json" }));
     element("a", { href: address, download: `${id}.json` }).click();
     setTimeout(() => URL.revokeObjectURL(address), 10_000);
   });
-  return button;
 }
 
 /** When a row was made, in the manner of the language of the page. */

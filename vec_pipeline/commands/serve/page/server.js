@@ -30,12 +30,30 @@ function failureOf(status, detail) {
   return new Failure(SENTENCES[status] || OTHERWISE, { status, detail: reason });
 }
 
+/** Send a form: like fetch, which does not tell how much of it has been sent. `onSent` gets that share. */
+function send(path, { body, headers, onSent }) {
+  const request = new XMLHttpRequest();
+  request.open("POST", path);
+  request.responseType = "blob";
+  for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
+  request.upload.addEventListener("progress", ({ loaded, total }) => onSent(loaded / total));
+  return new Promise((resolve, reject) => {
+    request.addEventListener("error", reject);
+    request.addEventListener("load", () => {
+      const { status, statusText, response } = request;
+      const known = ["Location", "Retry-After"].map((name) => [name, request.getResponseHeader(name) || ""]);
+      resolve(new Response(response, { status, statusText, headers: known }));
+    });
+    request.send(body);
+  });
+}
+
 /** The response to a request. `onBusy` gets the seconds until the next attempt. Throws Failure. */
 export async function ask(path, options = {}, onBusy = () => {}) {
   for (let attempt = 1; ; ) {
     const token = sessionStorage.getItem("token");
     const headers = token ? { Authorization: `Bearer ${token}` } : {};
-    const response = await fetch(path, { ...options, headers }).catch(() => {
+    const response = await (options.onSent ? send : fetch)(path, { ...options, headers }).catch(() => {
       throw new Failure(UNREACHABLE);
     });
     if (response.ok) return response;

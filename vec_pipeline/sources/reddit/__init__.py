@@ -1,0 +1,348 @@
+"""Requests for edits on reddit: a record for each picture that answers a post with a picture."""
+
+import logging
+import os
+import re
+import secrets
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from hashlib import blake2b
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from vec_pipeline.downloads.addresses import key_of
+from vec_pipeline.downloads.web import WebPicture
+from vec_pipeline.record import Record, SourceOptions, UserError, Values
+from vec_pipeline.sources import DEFAULT_OPTIONS
+from vec_pipeline.sources.reddit.places import Api, DamagedError, Json, archives_in, lines_of, parsed
+from vec_pipeline.sources.reddit.posts import Entry, entry_of, retrieved_s
+
+SCHEME = "reddit:"
+KEY = re.compile(r"(https?://[^#]*)#reddit/[a-z0-9]+/[a-z0-9]+/\d+", re.IGNORECASE)  # of one record: ORIGINAL#...
+API_PLACE = re.compile(r"/?r/(\w{2,21})/?")
+SUBREDDIT = re.compile(r"\w{2,21}")
+USUAL_SUBREDDIT, USUAL_ANSWERS = "PhotoshopRequest", 3
+SALT_VARIABLE = "REDDIT_SALT"
+SALT_BYTES = 32
+MOST_SILENT = 3  # posts in a row whose answers reddit does not send; then it is not asked any more
+SCHEMA = """
+PRAGMA journal_mode = OFF;  -- nobody else reads it, and nothing is rolled back
+CREATE TABLE posts (id TEXT PRIMARY KEY, post, score, time_s, retrieved_s, data) WITHOUT ROWID;
+CREATE TABLE answers (id TEXT PRIMARY KEY, post, score, time_s, retrieved_s, data) WITHOUT ROWID;
+CREATE INDEX of_post ON answers (post);
+"""
+UPSERT = """
+INSERT INTO {} VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET
+score = excluded.score, time_s = excluded.time_s, retrieved_s = excluded.retrieved_s, data = excluded.data
+WHERE excluded.retrieved_s >= retrieved_s
+"""
+
+logger = logging.getLogger("vec_pipeline")
+
+
+class Reddit:
+    """A record per picture of an answer, beside the original of its post: `content` and `edited_content`.
+
+    reddit:PLACE,PLACE?subreddit=NAME&answers=N reads archives and the API (r/NAME) as one: a post or an answer that
+    comes twice is as it was when reddit was read last. Posts are in the order of their times, their answers by score.
+    All entries of the subreddit wait in a temporary file, so that neither their number nor their order matters. Names
+    of users are hashed before.
+    """
+
+    columns: Mapping[str, str] = {
+        **{"edited_content": "content", "post_id": "text", "post_title": "text", "post_text": "text"},
+        **{"post_score": "number", "post_comments": "number", "post_flair": "text", "post_time": "text"},
+        **{"post_author": "text", "post_link": "text", "post_pictures": "number", "original_url": "text"},
+        **{"answer_id": "text", "answer_score": "number", "answer_time": "text", "answer_author": "text"},
+        **{"answer_link": "text", "edited_url": "text", "http_status": "number", "edited_http_status": "number"},
+    }
+    is_stream = False
+    is_counted = False
+
+    def __init__(self, argument: str, exclude: Sequence[str] = (), options: SourceOptions = DEFAULT_OPTIONS) -> None:
+        self._options = options
+        self._key = argument if KEY.fullmatch(argument) else ""
+        self._counts: Counter[str] = Counter()
+        self._left_out: dict[str, Counter[str]] = {"posts": Counter(), "answers": Counter()}
+        self.failures: list[str] = []
+        if not self._key:
+            self._archives, self._api, self._subreddit, self._answers = divided(argument)
+            check_installed(self._archives)
+            self._reddit = Api(options.contact) if self._api else None
+
+    @classmethod
+    def accepts(cls, argument: str) -> bool:
+        return argument.lower().startswith(SCHEME) or bool(KEY.fullmatch(argument))
+
+    def __iter__(self) -> Iterator[Record]:
+        if self._key:
+            yield Record(self._key, {"content": WebPicture(self._key.partition("#")[0], self._options)})
+            return
+        self._counts.clear()
+        self._left_out = {"posts": Counter(), "answers": Counter()}
+        self.failures.clear()
+        try:
+            with closing(Table()) as table:
+                yield from self._records(table, salt_of(self._options))
+        except sqlite3.Error as error:
+            message = f"posts wait in a temporary file ({error}): free some disk space, or set TMPDIR to another folder"
+            raise UserError(message) from None
+
+    @property
+    def notes(self) -> list[str]:
+        """After iteration: what came of how many posts, and what was left out."""
+        if not self._counts["posts"]:
+            return []
+        found = [f"r/{self._subreddit}: {self._counts['rows']:,} pairs of pictures in {self._counts['posts']:,} posts"]
+        for what, counts in self._left_out.items():
+            if counts:
+                found.append(
+                    f"{what} left out: {', '.join(f'{number:,} {why}' for why, number in sorted(counts.items()))}"
+                )
+        for what in NOTED:
+            if number := self._counts[what]:
+                found.append(NOTED[what].format(number))
+        return found
+
+    def _records(self, table: "Table", salt: bytes) -> Iterator[Record]:
+        table.add(self._of_archives(salt))
+        online: set[str] = set()
+        table.add(self._of_api(salt, online))
+        if not table.number_of("posts"):
+            self.failures.append(f"no post of r/{self._subreddit} was found: upper and lower case count")
+        self._counts["orphans"] = table.number_of_orphans()
+        silent = 0
+        for post in table.posts():
+            self._counts["posts"] += 1
+            self._counts["crossposts"] += post.is_crosspost
+            self._counts["albums"] += post.albums
+            if post.left_out:
+                self._left_out["posts"][post.left_out] += 1
+                continue
+            if post.id in online and post.comments != 0 and silent < MOST_SILENT:
+                silent = 0 if self._ask_for_answers(post, table, salt) else silent + 1
+            yield from self._of_post(post, table.answers(post.id))
+
+    def _of_archives(self, salt: bytes) -> Iterator[tuple[Entry, float]]:
+        """The entries of all archives, and when they were retrieved."""
+        needle = f'"{self._subreddit}"'.encode()  # whatever stands between it and "subreddit"
+        for path in self._archives:
+            logger.info("reading %s", path)  # a month of all of reddit takes minutes
+            try:
+                for line in lines_of(path, needle):
+                    yield from self._of_line(line, salt)
+            except DamagedError as error:
+                self.failures.append(f"{path} is damaged ({error}): what comes before was read")
+
+    def _of_line(self, line: bytes, salt: bytes) -> Iterator[tuple[Entry, float]]:
+        try:
+            found = parsed(line)
+            if found.get("subreddit") == self._subreddit and (entry := entry_of(found, salt)):
+                yield entry, retrieved_s(found)
+        except ValueError:
+            self._counts["unreadable"] += 1
+
+    def _of_api(self, salt: bytes, online: set[str]) -> Iterator[tuple[Entry, float]]:
+        """The posts that the API lists. online: gets their ids."""
+        if not self._reddit:
+            return
+        try:
+            for found in self._reddit.posts(self._subreddit):
+                for entry in self._readable([found], salt):
+                    online.add(entry.id)
+                    yield entry, time.time()
+        except DamagedError as error:
+            self.failures.append(f"r/{self._subreddit} cannot be listed to its end ({error}): run again later")
+
+    def _ask_for_answers(self, post: Entry, table: "Table", salt: bytes) -> bool:
+        """Ask the API for the answers to a post. Return whether it has sent them."""
+        assert self._reddit
+        try:
+            found = self._readable(self._reddit.answers(post.id), salt)
+        except DamagedError as error:
+            self.failures.append(f"{link(post.id)}: its answers cannot be read ({error}): run again later")
+            return False
+        table.add((entry, time.time()) for entry in found)
+        return True
+
+    def _readable(self, found: Iterable[Json], salt: bytes) -> list[Entry]:
+        entries = []
+        for each in found:
+            try:
+                entries.append(entry_of(each, salt))
+            except ValueError:
+                self._counts["unreadable"] += 1
+        return [entry for entry in entries if entry]
+
+    def _of_post(self, post: Entry, answers: Iterable[Entry]) -> Iterator[Record]:
+        """The records of the best answers to a post, which come by score."""
+        taken = 0
+        for answer in answers:
+            edited = [each for each in answer.pictures if each not in post.pictures]
+            self._counts["albums"] += answer.albums
+            if why := self._why_left_out(post, answer, edited, taken):
+                self._left_out["answers"][why] += 1
+                continue
+            taken += 1
+            for number, address in enumerate(edited):
+                is_one_to_one = len(edited) == len(post.pictures)
+                self._counts["rows"] += 1
+                yield self._record(post, answer, post.pictures[number if is_one_to_one else 0], address, number + 1)
+        if not taken:
+            self._left_out["posts"]["without an edited picture"] += 1
+
+    def _why_left_out(self, post: Entry, answer: Entry, edited: Sequence[str], taken: int) -> str:
+        if answer.left_out:
+            return answer.left_out
+        if answer.author and answer.author == post.author:
+            return "by who asked"
+        if not edited:
+            return "without a picture"
+        return f"beyond the best {self._answers}" if taken == self._answers else ""
+
+    def _record(self, post: Entry, answer: Entry, original: str, edited: str, number: int) -> Record:
+        values: Values = {
+            "content": WebPicture(original, self._options),
+            "edited_content": WebPicture(edited, self._options),
+            "post_id": post.id,
+            "post_title": post.title,
+            "post_text": post.text,
+            "post_score": post.score,
+            "post_comments": post.comments,
+            "post_flair": post.flair,
+            "post_time": shown_time(post.time_s),
+            "post_author": post.author,
+            "post_link": link(post.id),
+            "post_pictures": len(post.pictures),
+            "original_url": key_of(original),
+            "answer_id": answer.id,
+            "answer_score": answer.score,
+            "answer_time": shown_time(answer.time_s),
+            "answer_author": answer.author,
+            "answer_link": link(post.id, answer.id),
+            "edited_url": key_of(edited),
+        }
+        return Record(f"{key_of(original)}#reddit/{post.id}/{answer.id}/{number}", values)
+
+
+NOTED = {  # what is counted, and how it is said
+    "crossposts": "cross-posts: {:,}, with the pictures of the posts that they repeat",
+    "albums": "albums of imgur: {:,} not opened, which needs a key of imgur's",
+    "orphans": "answers to posts that were not found: {:,}",
+    "unreadable": "lines that are neither posts nor comments: {:,}",
+}
+
+
+class Table:
+    """The entries of a subreddit, in a temporary file that goes with it."""
+
+    def __init__(self) -> None:
+        self._database = sqlite3.connect("", check_same_thread=False)
+        self._database.executescript(SCHEMA)
+
+    def add(self, entries: Iterable[tuple[Entry, float]]) -> None:
+        """Add entries, each with the time it was retrieved: of those with one id, the last one is kept."""
+        import orjson
+
+        for entry, retrieved in entries:
+            data = orjson.dumps(asdict(entry))
+            row = (entry.id, entry.post, entry.score, entry.time_s, retrieved, data)
+            self._database.execute(UPSERT.format("answers" if entry.post else "posts"), row)
+
+    def posts(self) -> Iterator[Entry]:
+        yield from self._entries("SELECT data FROM posts ORDER BY time_s, id", ())
+
+    def answers(self, post: str) -> Iterator[Entry]:
+        """Those to a post, the best first."""
+        yield from self._entries("SELECT data FROM answers WHERE post = ? ORDER BY score DESC, time_s, id", (post,))
+
+    def number_of(self, table: str) -> int:
+        return self._number(f"SELECT count(*) FROM {table}")
+
+    def number_of_orphans(self) -> int:
+        return self._number("SELECT count(*) FROM answers WHERE post NOT IN (SELECT id FROM posts)")
+
+    def close(self) -> None:
+        self._database.close()
+
+    def _entries(self, query: str, values: tuple[str, ...]) -> Iterator[Entry]:
+        import orjson
+
+        for (data,) in self._database.execute(query, values):
+            yield Entry(**orjson.loads(data))
+
+    def _number(self, query: str) -> int:
+        (number,) = self._database.execute(query).fetchone()
+        return int(number)
+
+
+def divided(argument: str) -> tuple[list[str], bool, str, int]:
+    """What an argument names: archives, whether the API is asked too, the subreddit, the most answers to a post.
+
+    Raises UserError, also NotFound.
+    """
+    places, _, query = argument[len(SCHEME) :].partition("?")
+    given = dict(parse_qsl(query, keep_blank_values=True))
+    if unknown := given.keys() - {"subreddit", "answers"}:
+        raise UserError(f"{argument.partition('?')[0]} has no parameter {min(unknown)!r}: it takes subreddit, answers")
+    answers = given.get("answers", str(USUAL_ANSWERS))
+    if not (answers.isdecimal() and int(answers)):
+        raise UserError(f"{argument}: answers is {answers!r}: write a number from 1 on")
+    named = [places] if os.path.exists(os.path.expanduser(places)) else list(filter(None, places.split(",")))
+    if not named:
+        raise UserError(f"{argument} names no place: write {SCHEME}FOLDER of archives, or {SCHEME}r/NAME for the API")
+    of_api = [found[1] for each in named if (found := API_PLACE.fullmatch(each))]
+    subreddits = {*of_api, *([given["subreddit"]] if "subreddit" in given else [])} or {USUAL_SUBREDDIT}
+    subreddit = min(subreddits)
+    if len(subreddits) > 1 or not SUBREDDIT.fullmatch(subreddit):
+        raise UserError(f"{argument}: {', '.join(sorted(subreddits))!r} is not one subreddit: name one for each source")
+    archives = [path for each in named if not API_PLACE.fullmatch(each) for path in archives_in(each)]
+    return list(dict.fromkeys(archives)), bool(of_api), subreddit, int(answers)
+
+
+def check_installed(archives: Sequence[str]) -> None:
+    """Raise UserError where the library is missing that unpacks the archives."""
+    if any(path.lower().endswith(".zst") for path in archives) and not find_spec("zstandard"):
+        raise UserError("reddit: needs zstandard for archives: pip install 'vec-pipeline[requests]'")
+
+
+def salt_of(options: SourceOptions) -> bytes:
+    """What names are hashed with: of the environment, or a random one that is kept beside the CSV.
+
+    Raises UserError where it can be neither read nor kept.
+    """
+    if given := os.environ.get(SALT_VARIABLE):
+        return blake2b(given.encode("utf-8", "surrogateescape"), digest_size=SALT_BYTES).digest()
+    if not options.salt:
+        return secrets.token_bytes(SALT_BYTES)
+    try:
+        with suppress(FileExistsError):
+            keep_salt(options.salt)
+        return bytes.fromhex(options.salt.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{options.salt} cannot be used ({error}): delete it, or set {SALT_VARIABLE}") from None
+
+
+def keep_salt(path: Path) -> None:
+    """Make the file. Raises FileExistsError where it is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(SALT_BYTES))
+
+
+def link(post: str, answer: str = "") -> str:
+    """The address of a post or an answer, which names no user."""
+    return f"https://www.reddit.com/comments/{post}/" + (f"_/{answer}/" if answer else "")
+
+
+def shown_time(time_s: float | None) -> str:
+    """In ISO 8601 and UTC; empty where it is not known."""
+    with suppress(OverflowError, ValueError, OSError):
+        return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="seconds") if time_s else ""
+    return ""
