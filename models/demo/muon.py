@@ -1,4 +1,4 @@
-"""The Muon optimiser in single precision, for the weight matrices of transformer blocks."""
+"""The Muon optimiser in single precision, for the weight matrices of transformer blocks and for convolutions."""
 
 import math
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ class Muon(torch.optim.Optimizer):
     torch.optim.Muon does its matrix products in bfloat16, which a CPU without such instructions emulates some seventy
     times slower than float32; hence float32 here. The step is scaled as `adjust_lr_fn="match_rms_adamw"` does it, so
     learning rate and weight decay mean the same as for AdamW. A stacked (3 * n, n) matrix is taken as query, key and
-    value matrices, each orthogonalised by itself.
+    value matrices, each orthogonalised by itself; the kernel of a convolution as one (out, in * height * width) matrix.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[weight]
                 mean = state.setdefault("momentum_buffer", torch.zeros_like(weight))
                 mean.lerp_(weight.grad, 1 - group["momentum"])
-                update = weight.grad.lerp(mean, group["momentum"])
-                rows, columns = weight.shape
+                update = weight.grad.lerp(mean, group["momentum"]).flatten(1)
+                rows, columns = update.shape
                 blocks = update.view(3, columns, columns) if rows == 3 * columns else update[None]
                 scale = 0.2 * math.sqrt(max(blocks.shape[1:]))
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(orthogonalised(blocks).reshape(rows, columns), alpha=-group["lr"] * scale)
+                weight.add_(orthogonalised(blocks).reshape(weight.shape), alpha=-group["lr"] * scale)
 
 
 def orthogonalised(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:

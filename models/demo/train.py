@@ -8,6 +8,7 @@ from models.demo import (
     train_clip_kinds,
     train_detector,
     train_dino,
+    train_edit,
     train_llama,
     train_people,
     train_sentences,
@@ -28,6 +29,7 @@ MINUTES = (  # on two CPU cores, each training by itself
     (train_people, 3.0),
     (train_detector, 30.0),
     (train_translation, 8.5),
+    (train_edit, 50.0),
 )
 
 
