@@ -453,30 +453,40 @@ def test_a_long_wait_is_not_silent(page: Page, served: Served) -> None:
 
 def test_how_much_of_a_large_picture_has_been_sent_is_said_at_some_steps(page: Page, served: Served) -> None:
     page.open(served.url)
-    network = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 60_000}
     page.driver.execute_cdp_cmd("Network.enable", {})
-    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", network)
-    picture = page.picture()
-    picture.write_bytes(picture.read_bytes() + bytes(900_000))
     page.script(
         "window.times = []; new MutationObserver(() => times.push(Date.now()))"
         ".observe(document.getElementById('said'), { childList: true })"
     )
-    page.give(picture)
+    upload_at(page, 60_000)
+    page.give(large(page, "slow.png", 40))
     page.until(lambda: "Sent: " in page.texts(".state")[0])
     share = page.script("return document.querySelector('progress').value")
     assert share >= int(page.texts(".state")[0][6:-3]) / 100
     page.until(lambda: page.texts(".lead"))
-    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", {**network, "uploadThroughput": -1})
     percents = [int(said[6:-3]) for said in page.said() if said.startswith("Sent: ")]
     assert percents and percents[-1] < 100
     assert all(later - earlier >= 25 for earlier, later in itertools.pairwise([0, *percents]))
-    times = page.script("return times")[: 1 + len(percents)]
-    assert all(later - earlier >= 2900 for earlier, later in itertools.pairwise(times))
-    before = page.said()
-    page.give(page.picture("small.png", 41))
+    before = len(page.said())
+    upload_at(page, 500_000)  # in two seconds, with nothing to say
+    page.give(large(page, "fast.png", 41))
     page.until(lambda: len(page.texts(".lead")) == 2)
-    assert [each for each in page.said()[len(before) :] if each.startswith("Sent")] == []
+    times = page.script("return times")
+    sent = [number for number, said in enumerate(page.said()) if said.startswith("Sent: ")]
+    assert all(times[number] - times[number - 1] >= 2900 for number in sent), page.said()[before:]
+    upload_at(page, -1)
+
+
+def upload_at(page: Page, bytes_per_s: int) -> None:
+    network = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": bytes_per_s}
+    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", network)
+
+
+def large(page: Page, name: str, width_px: int) -> Path:
+    """A picture of 900 kB."""
+    path = page.picture(name, width_px)
+    path.write_bytes(path.read_bytes() + bytes(900_000))
+    return path
 
 
 def test_each_of_several_pictures_is_said(page: Page, served: Served) -> None:

@@ -151,7 +151,8 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises UserError."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.socket(family)
+        # asyncio sets TCP_NODELAY, without which answers wait 40 ms, where the protocol is named
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
         listening.listen(1024)
