@@ -113,7 +113,6 @@ def test_the_direction_is_the_cosine_of_the_two_moves(clip: Clip, rows: list[Val
         ({"edited_vector": None}, {"edit_direction", "pair_similarity"}),
         ({"edited_vector": NOTHING}, {"pair_similarity"}),
     ],
-    ids=str,
 )
 def test_what_cannot_be_compared_is_empty(changed: Values, empty: set[str], clip: Clip, rows: list[Values]) -> None:
     row = {**rows[0], **changed}

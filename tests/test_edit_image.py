@@ -338,7 +338,7 @@ def of_transformers(folder: Path) -> None:
         (partial(edited_index, _class_name=["mine", "Mine"]), "brings a pipeline of its own, whose code is not run"),
         (lambda folder: (folder / "model_index.json").write_text("[]"), "model_index.json is damaged"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_a_folder_that_cannot_edit_is_named(
     change: Callable[[Path], None], message: str, stage: Callable[..., EditImage], pipelines: Pipelines, tmp_path: Path
