@@ -1,5 +1,6 @@
 """Stages for the tests of child processes: importable there, and telling which process they ran in."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -23,6 +24,7 @@ class Tell(Stage):
     name: str = field(default="tell", compare=False)
     device: str = "auto"
     sleep_s: float = 0.0
+    breaks: str = ""  # what the second device raises at every image
 
     def load(self) -> str:
         return self.device
@@ -32,6 +34,8 @@ class Tell(Stage):
         return [self._told(row["content_text"]) for row in rows]
 
     def _told(self, text: str) -> Values:
+        if self.breaks and multiprocessing.current_process().name == "cpu:1":
+            raise RuntimeError(self.breaks)
         if "kill" in text:
             os.kill(os.getpid(), signal.SIGKILL)
         if "full" in text:
@@ -49,8 +53,6 @@ def begin() -> None:
 
 def begin_without_a_second_device() -> None:
     """Fail as a device that is broken does, in the child for cpu:1."""
-    import multiprocessing
-
     if multiprocessing.current_process().name == "cpu:1":
         raise RuntimeError("no such device")
 

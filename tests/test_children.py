@@ -42,11 +42,12 @@ def make(tmp_path: Path) -> Iterator[Make]:
         begin: Callable[[], None] = child_stages.begin,
         sleep_s: float = 0.0,
         most_errors: int = 50,
+        breaks: str = "",
     ) -> Children:
         results = ResultCache(tmp_path / "cache.sqlite", child_stages.no_fingerprint_of_device)
         journal = CrashJournal(tmp_path / "journal.sqlite")
         work = Work(
-            stages=(Read(), Tell(sleep_s=sleep_s, batch_size=4)),
+            stages=(Read(), Tell(sleep_s=sleep_s, batch_size=4, breaks=breaks)),
             model_cache_size=5,
             clear_threshold_gb=0.0,
             images_gb=0.0,
@@ -132,6 +133,29 @@ def test_what_the_source_raises_comes_after_the_rows_that_are_complete(make: Mak
         for chunk in children(source()):
             came += chunk
     assert {record.key for record in came} <= {"a", "b"}
+
+
+def test_what_the_source_raises_is_not_lost_while_rows_are_saved(make: Make) -> None:
+    def source() -> Iterator[list[Record]]:
+        yield records("a", "b")
+        time.sleep(0.2)
+        raise UserError("the bucket has gone")
+
+    with pytest.raises(UserError, match="the bucket has gone"):
+        for _ in make()(source()):
+            time.sleep(0.5)  # a slow disk
+
+
+def test_a_database_that_fails_ends_the_run(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child would wait for ever for an answer."""
+    children = make()
+
+    def fail(*_: Any) -> None:
+        raise MemoryError("no memory for an answer")
+
+    monkeypatch.setattr(children._journal.database, "write", fail)
+    with pytest.raises(UserError, match="no memory for an answer"):
+        rows_of(children, records("a", "b"))
 
 
 # --- content
@@ -221,6 +245,54 @@ def test_a_device_that_fails_for_good_is_left_out_and_said(make: Make, capsys: p
     assert not any(row.error for row in rows.values())
     assert [child.name for child in children._children] == ["cpu:0"]
     assert "cpu:1 has failed 3 times, and is left out: RuntimeError: no such device" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("breaks", ["CUDA error: unknown error", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"])
+def test_no_image_is_at_fault_where_a_device_breaks(
+    make: Make, breaks: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    children = make(breaks=breaks, sleep_s=0.05, most_errors=3)
+    rows = rows_of(children, records(*names_of(60)), size=4)
+    assert set(rows) == set(names_of(60))
+    assert [key for key, row in rows.items() if row.error] == []
+    assert "cpu:1 has failed 3 times, and is left out" in capsys.readouterr().out
+
+
+def test_suspects_are_tried_again_while_the_source_pauses(make: Make) -> None:
+    """As a folder that is watched does, for hours."""
+    children = make(sleep_s=0.05)
+    came: dict[str, float] = {}
+
+    def source() -> Iterator[list[Record]]:
+        yield records("a", "b", "c", "d")
+        os.kill(children._children[0]._process.pid or 0, signal.SIGKILL)
+        os.kill(children._children[1]._process.pid or 0, signal.SIGKILL)
+        deadline_s = time.monotonic() + 60
+        while len(came) < 4 and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        yield records("e")
+
+    for chunk in children(source()):
+        came |= {record.key: time.monotonic() for record in chunk}
+    assert set(came) == set("abcde")
+    assert came["e"] >= max(came[key] for key in "abcd")
+
+
+def test_a_signal_to_all_processes_lets_children_go_on(make: Make) -> None:
+    """As Slurm and systemd send it: the parent stops its children, after what is complete has been saved."""
+    children = make(sleep_s=0.05)
+    came = 0
+    is_sent = False
+    for chunk in children(chunks(records(*names_of(120)), lambda: 4)):
+        came += len(chunk)
+        if not is_sent and all(child.figures.images for child in children._children):  # both have begun
+            is_sent = True
+            for child in children._children:
+                os.kill(child._process.pid or 0, signal.SIGTERM)
+                os.kill(child._process.pid or 0, signal.SIGHUP)
+    assert is_sent
+    assert came == 120
+    assert not children._past, "none has ended"
 
 
 def test_without_any_device_the_run_ends(make: Make) -> None:
@@ -337,6 +409,33 @@ def test_a_child_sees_its_own_gpu_alone(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, env=environment)
     assert found.stdout.split() == ["2", "cuda", "cpu", "cpu"], found.stderr
+
+
+def test_children_see_all_gpus_though_the_checks_choose_one() -> None:
+    code = (
+        "import os; from vec_pipeline import device\n"
+        "device.use_one_gpu([]); print(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+        "device.show_all_gpus(); print(os.environ.get('CUDA_VISIBLE_DEVICES'))"
+    )
+    for visible, expected in ((None, ["0", "None"]), ("3,1", ["3", "3,1"])):
+        environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+        environment |= {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
+        found = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, env=environment
+        )
+        assert found.stdout.split() == expected, found.stderr
+
+
+def test_a_run_on_gpus_gives_each_child_its_own(tmp_path: Path) -> None:
+    """The demo's stages stay on the CPU, so this needs none: a child that cannot have its GPU would end the run."""
+    output = tmp_path / "a.csv"
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    arguments = command(EXAMPLES / "red-flower.png", "--output", output, "--set", "devices=cuda:0,cuda:1")
+    run = subprocess.run(arguments, capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    log = output.with_suffix(".log").read_text()
+    assert "cuda:0: " in log
+    assert "cuda:1: " in log
 
 
 def test_the_configuration_is_checked_before_anything_is_read(tmp_path: Path) -> None:

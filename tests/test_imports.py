@@ -30,7 +30,7 @@ MAY_IMPORT = {  # a package stands for each of its modules; what is missing here
     "pipeline": {"record"},
     "executor": {"batches", "contract", "crash_journal", "memory", "result_cache", "record"},
     "children": {"child", "crash_journal", "database", "downloads", "record", "result_cache"},
-    "child": {"crash_journal", "database", "device", "executor", "memory", "record", "result_cache"},
+    "child": {"batches", "crash_journal", "database", "device", "executor", "memory", "record", "result_cache"},
     "batches": {"contract", "crash_journal", "memory", "record"},
     "contract": {"record"},
     "memory": {"record", "device"},

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ import pandas as pd
 import pytest
 
 from tests.conftest import EXAMPLES, Run, command, run_worker
-from tests.fakes import ListSource
+from tests.fakes import ListSource, TextContent
 from tests.test_promises import assert_same_rows
 from vec_pipeline import load_annotations
 from vec_pipeline.__main__ import main
 from vec_pipeline.commands.run.shard import Part, Shard, output_of
-from vec_pipeline.record import COLUMNS
+from vec_pipeline.record import COLUMNS, Record
+from vec_pipeline.result_cache import ResultCache, hash_in
 from vec_pipeline.settings import Recorded, recorded_settings, write_recorded
 from vec_pipeline.sinks.csv_file import encode_row
 
@@ -191,6 +193,22 @@ def test_files_and_downloads_come_along(tmp_path: Path) -> None:
         assert (out.parent / f"audio/{name}.wav").read_text() == name
         assert (out.parent / f"all.images/ab/cd/{name}").read_text() == name
     assert recorded_settings(out).store == "all.images"
+
+
+def test_the_picture_of_the_row_that_is_kept_is_the_one_that_is_known(tmp_path: Path) -> None:
+    fine = write_csv(tmp_path / "old.csv", {"image_path": "/1.jpg", "text": "of version 1"})
+    failed = write_csv(tmp_path / "new.csv", {"image_path": "/1.jpg", "error": "describe: RuntimeError: no"})
+    for csv_path, version in ((fine, "1"), (failed, "2")):
+        with closing(ResultCache(csv_path.with_suffix(".cache.sqlite"), str)) as results:
+            record = Record("/1.jpg", {"content": TextContent(version)})
+            hash_in(record, "content")
+            results.note_pictures([record])
+            results.confirm_pictures()
+    assert merge(failed, fine, "--out", tmp_path / "out.csv") == 0
+    with closing(ResultCache(tmp_path / "out.cache.sqlite", str)) as results:
+        for version, is_changed in (("1", False), ("2", True)):
+            changed, unknown = results.changed_pictures([Record("/1.jpg", {"content": TextContent(version)})])
+            assert (bool(changed), unknown) == (is_changed, [])
 
 
 def test_a_csv_that_a_run_has_open_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

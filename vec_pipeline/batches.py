@@ -19,6 +19,10 @@ REMOTE_REFILLS = 2  # where a server has the model: a run that is killed loses f
 PIXELS_LOWERED = "pixels_lowered"  # the intermediate of a record whose image was shrunk
 
 
+class AllFail(UserError):  # noqa: N818 (it says what happened)
+    """So many images in a row have failed alike that they are not the cause."""
+
+
 class Streak:
     """Failures in a row: where `limit` images have the same error in one stage, the images are not the cause."""
 
@@ -33,7 +37,7 @@ class Streak:
         self._length = self._length + 1 if kind == self._kind else 1
         self._kind = kind
         if kind and self._length >= self.limit:
-            raise UserError(
+            raise AllFail(
                 f"{self._length} images in a row failed with the same error ({error[:300]}): they are not saved; "
                 "fix the cause, or raise max_consecutive_errors if it is the images, then rerun"
             )

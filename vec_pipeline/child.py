@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from vec_pipeline import device
+from vec_pipeline.batches import AllFail
 from vec_pipeline.crash_journal import CrashJournal, Suspicion
 from vec_pipeline.database import Database, Statement
 from vec_pipeline.executor import Executor
@@ -89,6 +90,8 @@ def serve(name: str, work: Work, connection: "Connection[Any, Any]", store: "Con
     """A child: annotates chunks until it is told to stop, or the parent is gone."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which `stop` raises
     os.setpgrp()  # Ctrl-C in a terminal signals a whole group: the parent decides
+    for number in (signal.SIGTERM, signal.SIGHUP):  # which Slurm and systemd send to every process
+        signal.signal(number, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = str(work.cpu_threads)  # read when torch is imported
     parent = Sender(connection)
     chunks: SimpleQueue[tuple[Chunk, dict[str, Suspicion]]] = SimpleQueue()
@@ -119,7 +122,7 @@ def failure_of(error: BaseException) -> Failed:
     if not isinstance(error, UserError):
         logger.exception("the child has failed")
         return Failed(f"{type(error).__name__}: {error}", is_of_device=True)
-    return Failed(str(error), isinstance(error, LoadError | BrokenGpu))
+    return Failed(str(error), isinstance(error, LoadError | BrokenGpu | AllFail))
 
 
 def hear(connection: "Connection[Any, Any]", chunks: "SimpleQueue[Any]") -> None:

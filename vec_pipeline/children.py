@@ -72,6 +72,8 @@ class Children:
                 if finished:
                     yield finished
                 self._hand_out(source)
+            if source.error:
+                raise source.error
         except GeneratorExit:
             raise
         except BaseException:
@@ -133,9 +135,15 @@ class Children:
     def _hand_out(self, source: "Pulled") -> None:
         """Give chunks to the children that wait for one: what is left of others first, suspects after all else."""
         while self._hungry and (chunk := self._next_chunk(source)):
-            child = min(self._hungry, key=lambda each: len(each.chunks))
+            suspicions = self._journal.suspicions(record.key for record in chunk)
+
+            def least(child: Child, weighs_failures: bool = bool(suspicions)) -> tuple[int, int]:
+                """Suspects go to a device that has not failed: else its own fault would be found in them again."""
+                return self._failures[child.name] if weighs_failures else 0, len(child.chunks)
+
+            child = min(self._hungry, key=least)
             self._hungry.remove(child)
-            child.give(chunk, self._journal.suspicions(record.key for record in chunk))
+            child.give(chunk, suspicions)
 
     def _next_chunk(self, source: "Pulled") -> Chunk | None:
         """The next chunk, if there is one now; the source is asked for more where it may have some."""
@@ -143,7 +151,7 @@ class Children:
             return self._again.popleft()
         if chunk := source.take():
             return chunk
-        if source.is_over and self._suspects and not self._outstanding:
+        if self._suspects and not self._outstanding:
             first = self._journal.fitting(self._suspects, FEW_SUSPECTS)
             del self._suspects[: len(first)]
             return first
@@ -152,8 +160,8 @@ class Children:
     def _act_on(self, event: Event, source: "Pulled") -> Chunk | None:
         """Take an event into account; return the chunk that it brings."""
         child = event.child
-        if event.kind == "error":
-            raise event.value
+        if event.kind == "error" and source.error:
+            raise source.error
         if child is None or child not in self._children:  # of the source, which has noted it; or of one that died
             return None
         if event.kind == "next":
@@ -171,7 +179,8 @@ class Children:
     def _taken(self, child: "Child", chunk: Chunk, figures: Figures) -> Chunk:
         child.figures = figures
         child.chunks.popleft()
-        self._failures[child.name] = 0
+        if not all(record.error for record in chunk):
+            self._failures[child.name] = 0
         self._processed[child.name] += len(chunk)
         self._journal.clear([record.key for record in chunk if not self._journal.fatal_stage(record.key)])
         return chunk
@@ -220,6 +229,7 @@ class Pulled:
 
     def __init__(self, chunks: Iterable[Chunk], events: SimpleQueue[Event]) -> None:
         self.is_over = False
+        self.error: BaseException | None = None
         self._chunk: Chunk | None = None
         self._is_closed = False
         self._wanted = threading.Semaphore(1)
@@ -238,15 +248,14 @@ class Pulled:
         self._wanted.release()
 
     def _read(self, chunks: Iterator[Chunk]) -> None:
-        event = Event("end")
         try:
             while self._wanted.acquire() and not self._is_closed and (chunk := next(chunks, None)):
                 self._chunk = chunk
                 self._events.put(Event("chunk"))
         except BaseException as error:
-            event = Event("error", value=error)
+            self.error = error
         self.is_over = True
-        self._events.put(event)
+        self._events.put(Event("error" if self.error else "end"))
 
 
 class Child:
@@ -317,6 +326,8 @@ class Child:
                     answer = (None, getattr(databases[name], method)(*arguments))
                 except UserError as error:
                     answer = (str(error), None)
+                except Exception as error:  # the child must not wait for ever
+                    answer = (f"{type(error).__name__}: {error}", None)
                 self._store.send(answer)
 
 

@@ -89,6 +89,15 @@ def _show_only(index: int, name: str) -> None:
         )
 
 
+def show_all_gpus() -> None:
+    """Let processes that start from here on see what this one saw at its start, before `use_one_gpu`."""
+    visible = visible_at_start()
+    if visible is None:
+        os.environ.pop(VISIBLE, None)
+    else:
+        os.environ[VISIBLE] = ",".join(visible)
+
+
 @functools.cache
 def visible_at_start() -> tuple[str, ...] | None:
     """What CUDA_VISIBLE_DEVICES named before this process changed it: numbers or UUIDs; None where it was not set."""

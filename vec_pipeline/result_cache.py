@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import cache
 from hashlib import blake2b
@@ -80,8 +80,11 @@ class ResultCache:
         changed = [record for name, record in hashes.items() if name in known and has_changed(record, known[name])]
         return changed, [record for name, record in hashes.items() if name not in known]
 
-    def take_over(self, path: Path) -> None:
-        """Add what another cache holds, as far as it can be read."""
+    def take_over(self, path: Path, without: Container[bytes] = ()) -> None:
+        """Add what another cache holds, as far as it can be read.
+
+        without: hashes of keys, of which it knows another picture than the one that a row was made of.
+        """
         if not path.exists():
             return
         try:
@@ -91,7 +94,8 @@ class ResultCache:
                 for table in ("results", "pictures"):
                     rows = other.execute(f"SELECT * FROM {table}")
                     while some := rows.fetchmany(QUERY_KEYS):
-                        self.database.write((f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", some))
+                        kept = [row for row in some if row[0] not in without]
+                        self.database.write((f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", kept))
         except sqlite3.Error as error:
             logger.warning("%s cannot be read (%s): its results will be computed again", path, error)
 

@@ -3,7 +3,7 @@
 import argparse
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -96,7 +96,7 @@ def merge(inputs: Sequence[Path], out: Path) -> None:
                     link(each.parent / name, out.parent / name)
                 written, failed = written + 1, failed + bool(row.error)
     join_settings(inputs, out)
-    join_caches(inputs, out)
+    join_caches(inputs, out, best)
     doubles = f"; {plural(len(best), 'picture')} with several rows: the best one is kept" if best else ""
     print(f"{plural(written, 'row')} in {out}, {failed:,} of them with an error{doubles}")
 
@@ -193,14 +193,15 @@ def join_settings(inputs: Sequence[Path], out: Path) -> None:
             link_store(csv_path.parent / recorded.store, out.parent / joined.store)
 
 
-def join_caches(inputs: Sequence[Path], out: Path) -> None:
+def join_caches(inputs: Sequence[Path], out: Path, best: Mapping[str, Best]) -> None:
     """Put the results that the CSVs have into the cache of the new one, so that nothing is computed again."""
-    from vec_pipeline.result_cache import ResultCache
+    from vec_pipeline.result_cache import ResultCache, hash_of
     from vec_pipeline.settings import fingerprint
 
     results = ResultCache(beside(out, "cache.sqlite"), fingerprint)
     try:
-        for each in inputs:
-            results.take_over(beside(each, "cache.sqlite"))
+        for number, each in enumerate(inputs):
+            of_others = {hash_of(key) for key, row in best.items() if row.file != number}
+            results.take_over(beside(each, "cache.sqlite"), of_others)
     finally:
         results.close()

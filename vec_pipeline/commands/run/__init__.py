@@ -99,7 +99,7 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
 
     config = load_config(options.config, options.set)
     config = replace(config, output=options.output or output_of(config.output, options.shard))
-    devices_of(config)  # named before anything is downloaded
+    devices = devices_of(config)  # before this process chooses a GPU for itself
     wanted = config.source_options(options.column, options.keep, own_files(config.output, config.store_path))
     source = source_of(config, options, wanted)
     check_wiring(config.stages, source.columns)
@@ -136,7 +136,7 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
         if has_work:
             start_log(beside(config.output, "log"), config.log_level)
             logger.info("run: %s", config)
-            work(Job(config, stages, source, wanted, todo, sink, results, options, interrupt, mirror, watcher))
+            work(Job(config, stages, devices, source, wanted, todo, sink, results, options, interrupt, mirror, watcher))
         if options.refresh:
             changed = sink.replace_rows()
             record_settings()
@@ -149,10 +149,11 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
 def source_of(config: "Config", options: argparse.Namespace, wanted: SourceOptions) -> Source:
     """What the command line names, or the shard of it. Raises UserError."""
     from vec_pipeline.commands.run.watch import check_folders
-    from vec_pipeline.sources import open_source
+    from vec_pipeline.sources import open_source, reddit
 
     if options.watch:
         check_folders(options.source)
+    reddit.check_arguments(options.source, has_parts=options.shard is not None)
     return part_of(open_source(options.source, config.sources, wanted), options.shard)
 
 

@@ -37,10 +37,15 @@ logger = logging.getLogger("vec_pipeline")
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done, planned by `commands.run`; `stages` are those of `config` with their weights at hand."""
+    """What is to be done, planned by `commands.run`.
+
+    stages: those of `config` with their weights at hand.
+    devices: that have a process each; none where this process does the work.
+    """
 
     config: Config
     stages: Sequence[Stage]
+    devices: Sequence[str]
     source: Source
     source_options: SourceOptions
     todo: Todo
@@ -70,9 +75,8 @@ def work(job: Job) -> None:
             journal.clear(list(journal.deaths))
         size = chunk_size(job.stages, config.chunk_size)
         total = None if job.watcher else job.todo.number
-        names = devices_of(config)
-        size = smaller(size, total, len(names))
-        executor = (in_children if names else in_this_process)(job, journal, size, total, stack)
+        size = smaller(size, total, len(job.devices))
+        executor = (in_children if job.devices else in_this_process)(job, journal, size, total, stack)
         downloads = stack.enter_context(
             contextlib.closing(Downloads(job.source_options, beside(config.output, "downloads")))
         )
@@ -121,12 +125,13 @@ def in_this_process(
 def in_children(
     job: Job, journal: CrashJournal, size: ChunkSize, total: int | None, stack: contextlib.ExitStack
 ) -> Children:
-    config, names = job.config, devices_of(job.config)
+    config, names = job.config, job.devices
     child = Work(
         tuple(job.stages), config.model_cache_size, config.clear_threshold_gb, size.images_gb, config.read_threads,
         job.todo.source_columns, config.max_consecutive_errors, device.cores_each(len(names)), fingerprint,
         partial(start_log, beside(config.output, "log"), config.log_level),
     )  # fmt: skip
+    device.show_all_gpus()  # to the children: the checks have chosen one for this process
     logger.info("a process each for %s; chunks of %d images", ", ".join(names), size.first)
     return stack.enter_context(contextlib.closing(Children(names, child, job.results, journal)))
 

@@ -109,7 +109,7 @@ def add_annotations(app: FastAPI, service: Service) -> None:
             raise HTTPException(422, f"give one to {MOST_FILES} pictures as `file`, or the address of one as `url`")
         await check_kinds(file)
         names: list[str] = []
-        has_left = False
+        has_left = True  # also of what is refused halfway: nobody learns the ids of the pictures before
         try:
             for each in file:
                 names.append(await asyncio.to_thread(take, service, await each.read(), asked))

@@ -118,6 +118,8 @@ def handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
 def serve(config: Config, options: argparse.Namespace, token_hash: str) -> int:
     """Listen until a signal ends the server, and finish what waits then. Returns the exit status."""
     check_wiring(config.stages, {})
+    if config.devices:
+        print(f"devices: {config.devices} is for runs: the server uses one device", flush=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(handled(signal.default_int_handler))  # which raises: what follows is taken down again
         if options.ephemeral:
