@@ -215,6 +215,18 @@ def test_a_refused_upload_leaves_no_file(folder: Path, server: Server, hold: Cal
     wait_until(lambda: waiting(server) == 0)
 
 
+def test_a_request_that_is_refused_halfway_leaves_nothing(
+    folder: Path, server: Server, hold: Callable[[], None]
+) -> None:
+    before = len(uploads_in(folder))
+    files = [("file", ("a.png", picture(width), "image/png")) for width in range(61, 66)]
+    response = server.client.post("/v1/annotations", files=files, params={"wait_s": 0})
+    assert response.status_code == 429
+    hold()
+    wait_until(lambda: waiting(server) == 0)
+    wait_until(lambda: len(uploads_in(folder)) == before)
+
+
 def test_who_leaves_gives_up_a_place_even_in_a_chunk_and_the_picture_goes(
     folder: Path, server: Server, hold: Callable[[], None]
 ) -> None:
