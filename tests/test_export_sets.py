@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import webdataset
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tests.conftest import Run
 from tests.http_server import HttpServer
@@ -188,6 +188,52 @@ def test_pairs_of_reddit_come_from_addresses(tmp_path: Path) -> None:
     assert colour_of(found["input_image"]) != colour_of(found["edited_image"])
 
 
+@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_pictures_are_upright_as_their_edited_ones(tmp_path: Path, to: str, suffix: str) -> None:
+    stored = Image.new("RGB", (400, 200), "white")
+    stored.paste(RED, (0, 0, 200, 200))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = tmp_path / f"turned.{suffix}"
+    stored.save(path, exif=exif)
+    row = pair(tmp_path, 0)
+    row.key = str(path)
+    draw(tmp_path / "edited/0.png", BLUE, (200, 400))
+    single = write(tmp_path / "single.csv", [with_picture(path)])
+    assert main(["export", "--csv", str(single), "--to", to, "--out", str(tmp_path / "single")]) == 0
+    folder = exported(write_pairs(tmp_path, row), to)
+    if to == "webdataset":
+        contents = [samples(folder)[0]["input_image.jpg"], samples(tmp_path / "single")[0]["jpg"]]
+    else:
+        contents = [
+            next(file for file in place.glob("000*") if "edited" not in file.name).read_bytes()
+            for place in (folder, tmp_path / "single")
+        ]
+    for content in contents:
+        with Image.open(BytesIO(content)) as image:
+            image.load()
+            assert image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            assert image.size == (200, 400)
+            pixels = np.asarray(image.convert("RGB")).astype(int)
+            assert np.abs(pixels[50, 100] - RED).max() < 8
+            assert pixels[350, 100].min() > 247
+    (found,) = loaded(folder, to)
+    dot = ".jpg" if to == "webdataset" else ""
+    assert found[f"input_image{dot}"].size == found[f"edited_image{dot}"].size == (200, 400)
+
+
+@pytest.mark.parametrize("orientation", [None, 1])
+def test_upright_pictures_keep_their_bytes(tmp_path: Path, orientation: int | None) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "exif"
+    if orientation:
+        exif[ExifTags.Base.Orientation] = orientation
+    Image.new("RGB", (40, 30), RED).save(tmp_path / "a.jpg", exif=exif)
+    (sample,) = samples(exported(write(tmp_path / "a.csv", [with_picture(tmp_path / "a.jpg")]), "webdataset"))
+    assert sample["jpg"] == (tmp_path / "a.jpg").read_bytes()
+
+
 # --- what is left out
 
 
@@ -264,6 +310,22 @@ def test_a_folder_with_something_in_it_stays_as_it_is(
     (tmp_path / "file").touch()
     assert main(["export", "--csv", str(csv), "--to", to, "--out", str(tmp_path / "file")]) == 2
     assert f"{tmp_path / 'file'} is not a folder: name a new one with --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_the_folder_may_be_the_current_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], to: str
+) -> None:
+    csv = write_pairs(tmp_path / "rows")
+    (tmp_path / "set").mkdir()
+    monkeypatch.chdir(tmp_path / "set")
+    arguments = ["export", "--csv", str(csv), "--to", to, "--out"]
+    assert main([*arguments, "."]) == 0
+    assert len(list((tmp_path / "set").iterdir())) == (1 if to == "webdataset" else 7)
+    monkeypatch.chdir(tmp_path / "set")
+    for out in (".", "..", "/"):
+        assert main([*arguments, out]) == 2
+        assert f"{out} is not empty: name a new folder with --out" in capsys.readouterr().err
 
 
 def test_half_a_folder_is_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

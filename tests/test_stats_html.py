@@ -37,6 +37,8 @@ REQUEST_TYPES = {
     **dict.fromkeys(("post_score", "answer_score"), "number"),
 }
 START = datetime(2026, 1, 2, 3)
+KEPT = "; of the answers in the CSV: its source may have kept only the best"
+MIDDLE = "median {}, the middle half from {} to {}, all from {} to {}; "
 
 
 def make_page(csv: Path) -> Path:
@@ -361,6 +363,74 @@ def test_rare_words_make_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(len(counted), len(pairs)) <= 11
 
 
+@pytest.mark.parametrize(
+    ("values", "title", "says"),
+    [
+        (["true", "false"] * 110 + ["unknown"], "a", "true 110, false 110, unknown 1"),
+        (["[1]"] * 210 + ["[removed] by mod"], "a", "[1] 210, [removed] by mod 1"),
+        ([["x"], "plain"], "a", 'x 1, "plain" 1'),
+        (["[" * 100_000] * 2, "a", f"{'[' * 35}… 2"),
+        (['{"a": NaN, "b": 2}', '{"a": 1e999, "b": 1}'], "a", "b 3, a 2"),
+        ([{"lat": 0.5, "shown": False}, {"lat": 0.7, "n": -3}, {"lat": 10**400}], "a", "lat 3, shown 1, n 1"),
+        ([float("inf"), 1.0, 2.0, float("-inf")], "a", MIDDLE.format(1.5, 1.25, 1.75, 1, 2) + "1: 1 row, 2: 1 row"),
+        ([1e308, -1e308, 1.0, 2.0], "a", MIDDLE.format(1.5, 1.25, 1.75, 1, 2) + "1: 1 row, 2: 1 row"),
+        ([1e-320, 1.0, 1.0, 1.0], "a", MIDDLE.format(1, 0.75, 1, 0, 1) + "0: 1 row, 1: 3 rows"),
+        ([1, 10**400], "a", f"1 1, 1{'0' * 34}… 1"),
+        ([1.0] * 201 + ["x"], "a", '1.0 201, "x" 1'),
+        ([1_234_567.0, 1_234_568.0] * 2, "a", "1,234,567: 2 rows, 1,234,568: 2 rows"),
+        (["2024-01-01", "2024-02-03", "0000-01-01", *["2024-02-03"] * 9], "a, per day", "in the day 2024-02-03: 10"),
+        (["2024-01-01", "2024-02-03", "99999-01-01", *["2024-02-03"] * 9], "a, per day", "in the day 2024-02-03: 10"),
+        (["1000-01-01", "2999-12-31", "2999-01-01"], "a, per year", "most in the year 2999: 2"),
+    ],
+)
+def test_any_values_have_a_figure(values: list[Any], title: str, says: str) -> None:
+    figure = figures("a", *values)[title]
+    assert says in figure.says
+    ElementTree.fromstring(figure.svg)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.3, 0.30000000000000004, 0.3],
+        [1e17, 1e17 + 64, 1e17 + 1000],
+        [1e308, -1e308],
+        [float("inf"), float("nan")],
+        [],
+        [1.5],
+        ["x" * 5_000_000, "y" * 5_000_000],
+        ["2024-02-30", "2024-02-31"],
+        ["1600-01-01T00:00:00+99:99"],
+        ["{}", "{}"],
+    ],
+)
+def test_other_values_have_none(values: list[Any]) -> None:
+    assert figures("a", *values) == {}
+
+
+def test_numbers_too_large_to_be_drawn_are_noted() -> None:
+    assert figures("n", 1e308, 1.0, 2.0)["n"].note == "3 rows, all with a value; 1 too large to be drawn"
+
+
+def test_errors_with_different_messages_are_counted_by_kind(tmp_path: Path) -> None:
+    rows = [failed(number, f"open_image: OSError: cannot identify picture {number}") for number in range(39)]
+    rows.append(failed(39, "describe: OutOfMemory: the picture does not fit"))
+    found = shown(make_page(write(tmp_path / "a.csv", rows)))
+    assert found["error"][0] == "open_image: OSError 39, describe: OutOfMemory 1"
+
+
+def test_a_figure_that_fails_is_named_and_the_others_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(drawing, "histogram", lambda *arguments, **options: 1 / 0)
+    records = [finished(number, clip_score=number / 7, categories="ab"[number % 2]) for number in range(40)]
+    page = make_page(write(tmp_path / "a.csv", records))
+    said = "; no figure of clip_score (ZeroDivisionError: division by zero)"
+    assert said in capsys.readouterr().out
+    assert said in (page / "index.html").read_text()
+    assert "categories" in shown(page)
+
+
 def test_long_texts_have_lengths_and_words() -> None:
     found = figures("text", "one big red car", "one big red bus is here", "green green green green grass")
     assert found["text: words in each"].says.startswith("median 5, ")
@@ -389,7 +459,7 @@ def test_a_request_counts_once_however_many_answers_it_has(tmp_path: Path) -> No
     far = shown(make_page(write_declared(tmp_path / "b.csv", REQUEST_TYPES, many)))
     assert found["answers per request"][0].endswith("; 1: 2 requests, 3: 1 request")
     says, note, _ = found["hours until the first answer"]
-    assert (says.split(", ")[0], note) == ("median 2", "3 requests, all with a value")
+    assert (says.split(", ")[0], note) == ("median 2", "3 requests, all with a value" + KEPT)
     assert found["post_score"][0].endswith("; 10: 1 request, 20: 1 request")
     assert "; 1 far from the others: 995 (p99)" in far["post_score"][1]
     assert found["post_score"][1] == "3 requests, 1 without a value"
@@ -403,7 +473,34 @@ def test_a_request_whose_times_are_not_known_is_counted_as_missing(tmp_path: Pat
     rows = [request(0, 1, 5), request(1, 2, 7), request(2, 3, 1)]
     rows[1].values["answer_time"] = ""
     found = shown(make_page(write_declared(tmp_path / "a.csv", REQUEST_TYPES, rows)))
-    assert found["hours until the first answer"][1] == "3 requests, 1 without a value"
+    assert found["hours until the first answer"][1] == "3 requests, 1 without a value" + KEPT
+
+
+def test_a_sample_has_all_answers_of_a_request_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stats_page, "MOST_ROWS", 60)
+    monkeypatch.setattr("vec_pipeline.sinks.csv_rows.BLOCK_BYTES", 1)
+    rows = [request(3 * post + each, post, (7, 1 + post % 2, 9)[each]) for post in range(80) for each in range(3)]
+    found = shown(make_page(write_declared(tmp_path / "a.csv", REQUEST_TYPES, [*rows, finished(240)])))
+    said = capsys.readouterr().out
+    every = int(re.findall("of 241 rows, of which those of one request in ([0-9]+) are counted: open", said)[0])
+    assert every in (4, 8)
+    assert "answers per request" not in found  # each has 3
+    says, note, _ = found["hours until the first answer"]
+    counted = int(note.split()[0])
+    assert 80 / every / 2 < counted <= 20
+    assert re.search("; 1: [0-9]+ requests?, 2: [0-9]+ requests?$", says)
+
+
+@pytest.mark.parametrize("kind", ["number", "text"])
+def test_columns_named_as_those_of_requests_may_hold_anything(tmp_path: Path, kind: str) -> None:
+    types = dict.fromkeys(
+        ("post_id", "post_score", "task", "answer_id", "post_time", "answer_time", "post_other"), kind
+    )
+    rows = [finished(number, **dict.fromkeys(types, number % 60 + number**3 % 7 / 2)) for number in range(1, 120)]
+    page = make_page(write_declared(tmp_path / "a.csv", types, [*rows, finished(0)]))
+    assert "no figure of" not in (page / "index.html").read_text()
 
 
 # --- pairs

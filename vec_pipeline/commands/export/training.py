@@ -1,6 +1,7 @@
 """The rows of a training set with the bytes of their pictures; what is left out is counted by its reason."""
 
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from vec_pipeline.commands import blocks_with_bar, is_stream
 from vec_pipeline.pairs import Pairs, pairs_of
 from vec_pipeline.pictures import SNIFFED_BYTES, Limits, decode
 from vec_pipeline.pictures.kinds import kind_of
+from vec_pipeline.pictures.pillow import turn_upright
 from vec_pipeline.record import UserError, Values
 from vec_pipeline.stages.open_image import OpenImage
 
@@ -24,6 +26,8 @@ IMAGE, ORIGINAL, EDITED, REQUEST = "image", "input_image", "edited_image", "edit
 CAPTION = "text"
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "BMP": "bmp", "TIFF": "tiff"}
 LARGEST_PX = 1 << 20  # a converted picture keeps its size
+EXIF = re.compile(b"exif", re.IGNORECASE)  # as JPEG, PNG and WebP name it
+JPEG_QUALITY = 95
 
 
 class Picture(NamedTuple):
@@ -129,14 +133,35 @@ class Examples:
 
 
 def picture_of(content: bytes) -> Picture:
-    """The bytes as they are, or a PNG of what trainers do not read. Raises as `pictures.decode` does."""
+    """The bytes as they are; upright, as JPEG or PNG, where EXIF says that they are not, since not every reader turns
+    them and edited pictures are upright; or a PNG of what trainers do not read. Raises as `pictures.decode` does.
+    """
     kind = kind_of(content[:SNIFFED_BYTES])
-    if kind in SUFFIXES:
+    is_known = kind in SUFFIXES
+    if is_known and not is_turned(content):
         return Picture(content, SUFFIXES[kind])
     image = decode(content, Limits(LARGEST_PX, OpenImage.max_megapixels)).image
     file = BytesIO()
+    if kind == "JPEG":
+        image.save(file, "JPEG", quality=JPEG_QUALITY)
+        return Picture(file.getvalue(), SUFFIXES[kind])
     image.save(file, "PNG")
-    return Picture(file.getvalue(), "png", kind or "other kinds")
+    return Picture(file.getvalue(), "png", "" if is_known else kind or "other kinds")
+
+
+def is_turned(content: bytes) -> bool:
+    """Whether EXIF asks for the picture to be turned; no where that cannot be told. Pillow turns TIFF files itself."""
+    from PIL import Image
+
+    if not EXIF.search(content):
+        return False
+    try:
+        with Image.open(BytesIO(content)) as image:
+            if image.format == "PNG":
+                image.load()  # EXIF may stand after the pixels
+            return turn_upright(image) is not None
+    except Exception:  # of any decoder
+        return False
 
 
 def plain(value: object) -> object:
@@ -150,7 +175,8 @@ def new_folder(out: Path) -> Iterator[Path]:
 
     Raises UserError where there is something else, or where it cannot be written.
     """
-    new = out.with_name(f".{out.name}.new")
+    place = Path(os.path.realpath(out))  # `.` has no name, and what a link points to is filled
+    new = place.parent / f".{place.name}.new"
     try:
         if is_stream(out) or (out.exists() and not out.is_dir()):
             raise UserError(f"{out} is not a folder: name a new one with --out")
@@ -159,7 +185,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)  # what a run left that was killed
         new.mkdir(parents=True)
         yield new
-        os.replace(new, out)
+        os.replace(new, place)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror or error}): name another folder") from None
     finally:

@@ -1,7 +1,9 @@
 """What kind of values a column holds, found by looking at them: numbers, times, a few texts, long texts, JSON."""
 
 import json
+import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,10 +19,12 @@ SEPARATORS = {"keywords": ", ", "flags": " "}  # columns of several values in a 
 MOST_VALUES = 30  # of a column with few values, as bars
 MOST_NUMBERS = 12  # of whole numbers that are bars, not a histogram
 FEWEST_WORDS = 4  # on average, of a long text
-LOOKED_AT = 200  # values that tell the kind
+LOOKED_AT = 200  # texts that tell whether a column has times or long texts
+MOST_COUNTED = 2**53  # of a JSON number that counts its key
 TIME = re.compile(r"[12]\d{3}([-:])\d\d\1\d\d([ T]\d\d:\d\d(:\d\d)?.*)?")  # ISO 8601, and as EXIF has it
 EXIF_DATE = re.compile(r"^(\d{4}):(\d\d):(\d\d)")
 TIME_NAME = re.compile(r"(^|_)(time|utc|created|date)$")
+YEARS = (1, 9998)  # the ends of periods are drawn too
 EPOCH_S = (1e9, 4e9)  # seconds since 1970 of 2001 to 2096
 OF_JSON = ("label", "text", "name")  # what an object in a list is counted by
 
@@ -48,26 +52,33 @@ class Column:
 
 
 def column_of(name: str, cells: "pd.Series[Any]", labels: Sequence[str], of: str = "row") -> Column:
-    """Read a column of a table, in which JSON may be text yet."""
+    """Read a column of a table, in which JSON may be text yet. What is empty or not finite is missing."""
     known = zip(cells.notna().tolist(), cells.tolist(), labels, strict=True)
-    found = [(cell, label) for is_there, cell, label in known if is_there and not (isinstance(cell, str) and not cell)]
+    found = [(cell, label) for is_there, cell, label in known if is_there and not is_missing(cell)]
     values = [cell for cell, _ in found]
     kind = kind_of(name, values)
-    if kind == "json":
-        values = [json.loads(value) if isinstance(value, str) else value for value in values]
+    if kind == "json" and all(isinstance(value, str) for value in values):  # others were parsed before
+        values = list(map(json.loads, values))
     return Column(name, kind, values, [label for _, label in found], len(cells) - len(found), of)
 
 
+def is_missing(cell: Any) -> bool:
+    return cell == "" if isinstance(cell, str) else isinstance(cell, float) and not math.isfinite(cell)
+
+
 def kind_of(name: str, values: Sequence[Any]) -> Kind:
-    looked_at = values[:LOOKED_AT]
     if not values:
         return "empty"
-    if all(isinstance(value, datetime) for value in looked_at):
+    if all(isinstance(value, datetime) for value in values):
         return "time"
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in looked_at):
+    if all(is_number(value) for value in values):
         is_epoch = TIME_NAME.search(name) and EPOCH_S[0] < min(values) <= max(values) < EPOCH_S[1]
         return "time" if is_epoch else "number"
-    if not all(isinstance(value, str) for value in looked_at) or all(map(is_json, looked_at)):
+    if not all(isinstance(value, str) for value in values):
+        return "json"
+    if name == "error":
+        return "few"  # kinds of errors, however many messages
+    if all(map(is_json, values)):
         return "json"
     return "list" if name in SEPARATORS else kind_of_text(values)
 
@@ -83,12 +94,17 @@ def kind_of_text(values: Sequence[str]) -> Kind:
     return "few" if different <= MOST_VALUES and (different < len(values) or different == 1) else "names"
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 def is_json(value: str) -> bool:
     if not value.startswith(("[", "{")) and value not in ("true", "false"):
         return False
     try:
         json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -101,9 +117,16 @@ def moments(values: Sequence[Any]) -> "pd.Series[Any]":
     import pandas as pd
 
     if values and all(isinstance(value, int | float) for value in values):
-        return pd.to_datetime(pd.Series(values), unit="s", errors="coerce")
+        return in_calendar(pd.to_datetime(pd.Series(values), unit="s", errors="coerce"))
     texts = [EXIF_DATE.sub(r"\1-\2-\3", str(value)) for value in values]
-    return pd.to_datetime(pd.Series(texts), format="ISO8601", errors="coerce", utc=True).dt.tz_localize(None)
+    return in_calendar(
+        pd.to_datetime(pd.Series(texts), format="ISO8601", errors="coerce", utc=True).dt.tz_localize(None)
+    )
+
+
+def in_calendar(times: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Times of years that Python and matplotlib have, and NaT for others, which pandas reads too."""
+    return times.where(times.dt.year.between(YEARS[0], YEARS[1]))
 
 
 def counts_of(column: Column) -> Counter[str]:
@@ -125,15 +148,19 @@ def sum_of(counters: Iterable[Counter[str]]) -> Counter[str]:
 
 
 def counts_of_json(value: Any) -> Counter[str]:
-    """Of a list its texts, or what names its objects; of an object its keys, by their numbers where it has such."""
+    """Of a list its texts, or what names its objects; of an object its keys, by their numbers where these can count."""
     if isinstance(value, dict):
-        return Counter({key: int(number) if isinstance(number, int | float) else 1 for key, number in value.items()})
+        return Counter({key: number if is_count(number) else 1 for key, number in value.items()})
     if not isinstance(value, list):
         return Counter([json.dumps(value)])
     named = [
         next((each[key] for key in OF_JSON if each.get(key)), "") if isinstance(each, dict) else each for each in value
     ]
     return Counter(each for each in named if isinstance(each, str) and each)
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_COUNTED
 
 
 def shown(value: Any) -> str:

@@ -43,6 +43,7 @@ STYLE = {
 }
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]+")  # what XML cannot hold
 TINY = 1e-12
+MOST_DIGITS = 1e9  # from here on a number has an exponent
 
 
 def require() -> None:
@@ -150,7 +151,7 @@ def set_log(axes: Any, smallest: float) -> None:
     axes.set_xlabel(f"{axes.get_xlabel()} (logarithmic)")
     axes.set_xscale("symlog", linthresh=smallest, linscale=0.3)
     axes.set_xlim(left=max(axes.get_xlim()[0], -0.5 * smallest))  # less would bring a mark below 0
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if 1 <= value < MOST_DIGITS else f"{value:g}")
 
 
 def name_axes(axes: Any, x: str, y: str) -> None:

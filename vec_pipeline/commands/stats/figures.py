@@ -33,6 +33,9 @@ MOST_PERIODS = 60
 LOG_FROM = 10  # times the median that the highest hundredth is above, on a logarithmic axis
 FAR = 3.0  # times the middle half's width beyond it
 FAR_NAMED = 3
+LARGEST, SMALLEST = 1e100, 1e-100  # sizes of numbers that can be drawn: what is smaller is 0
+SPACINGS = 4 * drawing.BINS  # of floats, that a histogram needs at least
+KEPT = "; of the answers in the CSV: its source may have kept only the best"
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def columns_of(table: "pd.DataFrame") -> Iterator[Column]:
         if name in UNUSED or name.endswith("_vector"):
             continue
         rows, of = (requests, "request") if len(requests) and is_of_request(name) else (table, "row")
-        labels = rows["post_id"] if of == "request" else rows["image_path"].map(os.path.basename)
+        labels = rows["post_id"].map(str) if of == "request" else rows["image_path"].map(os.path.basename)
         yield column_of(name, rows[name], labels.tolist(), of)
 
 
@@ -105,16 +108,21 @@ def bars_figure(name: str, title: str, counts: Counter[str], column: Column) -> 
 
 
 def number_figures(column: Column) -> Iterator[Figure]:
-    """A histogram, or bars where there are few whole numbers; none where all are equal."""
-    values = np.array(column.values, float)
-    different = np.unique(values)
-    if len(different) < 2:
+    """A histogram, or bars where there are few whole numbers; none where all are equal, but for their last digits."""
+    everything = np.array(column.values, float)
+    is_drawn = np.abs(everything) <= LARGEST
+    values = np.where(np.abs(everything) < SMALLEST, 0, everything)[is_drawn]
+    if not len(values) or np.ptp(values) <= SPACINGS * np.spacing(np.abs(values).max()):
         return
+    different = np.unique(values)
     is_log = is_skewed(values)
-    note = missing_in(column) + far_in(values, column.labels, is_log=is_log)
+    labels = [label for label, is_there in zip(column.labels, is_drawn, strict=True) if is_there]
+    note = missing_in(column) + far_in(values, labels, is_log=is_log)
+    if left_out := len(everything) - len(values):
+        note += f"; {left_out:,} too large to be drawn"
     says = in_words(values)
     if len(different) <= MOST_NUMBERS and (different == np.rint(different)).all():
-        counts = {shown(value): int((values == value).sum()) for value in different.tolist()}
+        counts = Counter(f"{value:,.15g}" for value in np.sort(values).tolist())
         says += "; " + ", ".join(f"{value}: {plural(number, column.of)}" for value, number in counts.items())
         yield Figure(column.name, column.name, says, note, drawing.bars(counts))
     else:
@@ -201,15 +209,24 @@ def groups_figure(name: str, groups: Mapping[str, Sequence[float]], of: str) -> 
 
 def figures_of_requests(table: "pd.DataFrame") -> Iterator[Figure]:
     """Of editing requests: answers to each, hours until the first one, scores by task; each where its columns are."""
+    from pandas.api.types import is_numeric_dtype
+
     rows, requests = rows_of_requests(table), one_each(table)
     names = set(table.columns) if len(rows) else set()
     if "answer_id" in names:
         answers = rows.groupby("post_id", sort=False)["answer_id"].nunique()
-        yield from number_figures(column_of_requests("answers per request", answers))
+        yield from of_kept_answers(column_of_requests("answers per request", answers))
     if {"post_time", "answer_time"} <= names:
-        yield from number_figures(column_of_requests("hours until the first answer", hours_until_answered(rows)))
-    if {TASK, "post_score"} <= names:
-        scores = requests[requests[TASK] != ""].dropna(subset=["post_score"]).groupby(TASK)["post_score"]
+        yield from of_kept_answers(column_of_requests("hours until the first answer", hours_until_answered(rows)))
+    if {TASK, "post_score"} <= names and is_numeric_dtype(requests["post_score"]):
+        is_drawn = requests["post_score"].abs() <= LARGEST
+        scores = requests[is_drawn & (requests[TASK] != "")].groupby(TASK)["post_score"]
         groups = sorted(((str(task), each.tolist()) for task, each in scores), key=lambda pair: -len(pair[1]))
         if len(groups) > 1:
             yield groups_figure("post_score by task", dict(groups[:MOST_BARS]), "post_score")
+
+
+def of_kept_answers(column: Column) -> Iterator[Figure]:
+    """Figures of what is counted from answers, of which the CSV has those that its source kept."""
+    for figure in number_figures(column):
+        yield replace(figure, note=figure.note + KEPT)

@@ -1,13 +1,15 @@
 """A page of figures of any CSV: index.html, and beside it every figure as a file of its own."""
 
 import re
+import zlib
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
 from html import escape
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from vec_pipeline.annotations import CsvReader, content_reader
@@ -17,16 +19,19 @@ from vec_pipeline.commands.report.thumbnails import Thumbnails
 from vec_pipeline.commands.stats import drawing
 from vec_pipeline.commands.stats.columns import Column, moments, shown
 from vec_pipeline.commands.stats.figures import Figure, columns_of, figures_of, figures_of_requests
+from vec_pipeline.commands.stats.requests import POST
 from vec_pipeline.pairs import pairs_of
 from vec_pipeline.record import Values
 from vec_pipeline.terminal import plural
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    import pyarrow as pa
 
 MOST_ROWS = 100_000
 MOST_PAIRS = 12
-REQUEST_CHARACTERS = 120
+REQUEST_CHARACTERS = REASON_CHARACTERS = 120
 FIGURES, PICTURES = Path("gallery/figures"), Path("gallery/thumbnails")
 REQUESTS = "Requests"
 SECTIONS = {  # by the kind of a column's values, in the order of the page
@@ -82,10 +87,21 @@ class Page:
         self.out = out
         self._sections: defaultdict[str, list[str]] = defaultdict(list)
         self._used: set[str] = set()
+        self.failed: list[str] = []  # which figures could not be made, and why
+
+    def add_all(self, name: str, of: str, figures: Iterator[Figure]) -> None:
+        """Add the figures of a column to a section, or note why they cannot be drawn."""
+        try:
+            found = list(figures)
+        except Exception as error:  # of matplotlib, pandas: the other columns have their figures
+            self.failed.append(drawing.label(f"no figure of {of} ({type(error).__name__}: {error})", REASON_CHARACTERS))
+            return
+        for figure in found:
+            self.add(name, figure)
 
     def add(self, section: str, figure: Figure) -> None:
         """Write the file of a figure, and show it in a section."""
-        stem = re.sub(r"[^\w.-]+", "-", figure.name).strip("-.")[:80] or "figure"
+        stem = re.sub(r"[^\w.-]+", "-", figure.name).strip("-.")[:50] or "figure"
         name = next(
             name for n in count(1) if (name := f"{stem}{'' if n == 1 else f'-{n}'}.svg").lower() not in self._used
         )
@@ -126,22 +142,28 @@ def make_page(reader: CsvReader, out: Path) -> str:
     drawing.require()
     page = Page(out)
     table, rows, every = sampled(reader)
-    for figure in figures_of_requests(table):
-        page.add(REQUESTS, figure)
+    page.add_all(REQUESTS, "the requests", figures_of_requests(table))
     lines = []
     for column in columns_of(table):
         lines.append(line_of(column))
-        for figure in figures_of(column):
-            page.add(SECTIONS[column.kind], figure)
-    counted = f", of which one in {every:,} is counted" if every > 1 else ""
-    about = f"{plural(rows, 'row')}{counted}; made {datetime.now().isoformat(' ', timespec='seconds')}"
+        page.add_all(SECTIONS.get(column.kind, ""), column.name, figures_of(column))
+    counted = f", {counted_of(reader, every)}" if every > 1 else ""
+    failed = "".join(f"; {reason}" for reason in page.failed)
+    about = f"{plural(rows, 'row')}{counted}{failed}; made {datetime.now().isoformat(' ', timespec='seconds')}"
     page.publish(f"Figures of {reader.path.name}", about, columns_section(lines), pairs_section(reader, table, out))
-    return f"{plural(len(page), 'figure')} of {plural(rows, 'row')}{counted}: open {out / 'index.html'}"
+    return f"{plural(len(page), 'figure')} of {plural(rows, 'row')}{counted}{failed}: open {out / 'index.html'}"
+
+
+def counted_of(reader: CsvReader, every: int) -> str:
+    """Which rows a sample has."""
+    if POST in reader.types:
+        return f"of which those of one request in {every:,} are counted"
+    return f"of which one in {every:,} is counted"
 
 
 def sampled(reader: CsvReader) -> tuple["pd.DataFrame", int, int]:
     """The rows without vectors as a table, and how many there are; of more than MOST_ROWS one in 2, 4, 8, ..., and in
-    which number of them.
+    which number of them. Of a request all rows are there, or none.
     """
     import numpy as np
     import pandas as pd
@@ -149,12 +171,28 @@ def sampled(reader: CsvReader) -> tuple["pd.DataFrame", int, int]:
 
     names = [name for name, kind in reader.types.items() if kind != "vector"]
     kept, every, rows = reader.schema(names).empty_table(), 1, 0
+    numbers = numbers_of(kept, 0)
     for block in blocks_with_bar(reader, names):
-        kept = pa.concat_tables([kept, block.table.take(np.arange(-rows % every, len(block.table), every))])
+        found = numbers_of(block.table, rows)
+        is_kept = found % every == 0
+        kept = pa.concat_tables([kept, block.table.filter(pa.array(is_kept))])
+        numbers = np.concatenate([numbers, found[is_kept]])
         rows += len(block.table)
         while len(kept) > MOST_ROWS:
-            kept, every = kept.take(np.arange(0, len(kept), 2)), 2 * every
+            every *= 2
+            is_kept = numbers % every == 0
+            kept, numbers = kept.filter(pa.array(is_kept)), numbers[is_kept]
     return kept.to_pandas(types_mapper=pd.ArrowDtype), rows, every
+
+
+def numbers_of(table: "pa.Table", before: int) -> "np.ndarray[Any, Any]":
+    """A number for each row, by which it is counted or not: its place, or the same one for all rows of a request."""
+    import numpy as np
+
+    if POST not in table.column_names:
+        return np.arange(before, before + len(table))
+    posts, paths = (table[name].to_pylist() for name in (POST, "image_path"))
+    return np.array([zlib.crc32(str(post or path).encode()) for post, path in zip(posts, paths, strict=True)], np.int64)
 
 
 def put(path: Path, content: bytes) -> None:

@@ -13,7 +13,10 @@ SECONDS_PER_HOUR = 3600
 
 def rows_of_requests(table: "pd.DataFrame") -> "pd.DataFrame":
     """The rows that are of a request; none where the CSV knows of no such thing."""
-    return table[table[POST].fillna("") != ""] if POST in table.columns else table[:0]
+    if POST not in table.columns:
+        return table[:0]
+    posts = table[POST].astype(object)
+    return table[(posts.where(posts.notna(), "") != "").to_numpy(bool)]
 
 
 def one_each(table: "pd.DataFrame") -> "pd.DataFrame":
