@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import secrets
 import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -44,7 +46,7 @@ from vec_pipeline.record import COLUMNS, NotFound, Record, SourceOptions, UserEr
 from vec_pipeline.sources import content_of, open_source
 from vec_pipeline.sources.reddit import Reddit, Table, places
 from vec_pipeline.sources.reddit.places import DamagedError, lines_of, lines_with
-from vec_pipeline.sources.reddit.posts import number, picture_address, text
+from vec_pipeline.sources.reddit.posts import Entry, hash_of, number, picture_address, shown_text, text
 from vec_pipeline.stages.open_image import open_image
 
 Json = dict[str, Any]
@@ -411,6 +413,38 @@ def test_numbers_that_are_texts(tmp_path: Path) -> None:
     assert (record.values["post_score"], record.values["post_time"]) == (12, "2024-01-01T00:00:00+00:00")
 
 
+@pytest.mark.parametrize("huge", [1e30, -1e25, 10**25, "99999999999999999999", 2**53])
+def test_numbers_that_no_table_can_hold_are_missing(tmp_path: Path, huge: Any) -> None:
+    names = ("score", "created_utc", "retrieved_on", "num_comments")
+    wrong = dict.fromkeys(names, huge) | {"_meta": {"retrieved_2nd_on": huge}}
+    source = source_of(tmp_path, [post(1, **wrong), post(2)], [comment("c1", 1, **wrong), comment("c2", 2)])
+    records = {record.key.partition("#reddit/")[2]: record.values for record in source}
+    assert records.keys() == {"p1/c1/1", "p2/c2/1"}
+    assert records["p1/c1/1"]["post_score"] is records["p1/c1/1"]["answer_score"] is None
+    assert number({"score": 2**53 - 1}, "score") == 2**53 - 1
+
+
+def test_names_of_media_that_are_none(tmp_path: Path) -> None:
+    found = {"b\ud800": media("", s={}), "../x": media("", s={}), "ü": media("", s={}), "b-_1": media("", s={})}
+    source = source_of(tmp_path, [post(1)], [comment("c1", 1, "![img](a)", media_metadata=found)])
+    assert [edited for _, edited in pairs_of(source)] == ["https://i.redd.it/b-_1.png"]
+
+
+def test_what_cannot_be_kept_is_counted() -> None:
+    entries = [Entry(id="p1", title="\ud800"), Entry(id="p2", score=2**70), Entry(id="p\ud800"), Entry(id="p4")]
+    with closing(Table()) as table:
+        assert table.add((entry, 0.0) for entry in entries) == 3
+        assert table.add([(Entry(id="p5"), 2**70)]) == 1
+        assert [entry.id for entry in table.posts()] == ["p4"]
+
+
+def test_lines_that_cannot_be_kept_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vec_pipeline.sources.reddit.retrieved_s", lambda found: 2**70 if found["id"] == "p2" else 0)
+    source = source_of(tmp_path, [post(2), post(1)], [comment("c1", 1)])
+    assert names_of(source) == ["p1/c1/1"]
+    assert "lines that are neither posts nor comments: 1" in source.notes
+
+
 def test_a_time_beyond_the_calendar_is_missing(tmp_path: Path) -> None:
     (record,) = source_of(tmp_path, [post(1, created_utc=10**15)], [comment("c1", 1)])
     assert record.values["post_time"] == ""
@@ -499,6 +533,38 @@ def test_damaged_archives_do_not_end_the_run(tmp_path: Path, damage: Any) -> Non
     assert str(damaged) in source.failures[0]
 
 
+def test_damage_in_gzip_is_a_failure(tmp_path: Path) -> None:
+    """Also where zlib says so, and not the checksum; what comes before is used."""
+    lines = [post(0), comment("c1", 0), *many(1500)]
+    for seed in range(8):
+        path = write(tmp_path / f"{seed}/RS.jsonl.gz", lines)
+        data = bytearray(path.read_bytes())
+        middle = len(data) // 2
+        data[middle : middle + 200] = random.Random(seed).randbytes(200)
+        path.write_bytes(data)
+        source = Reddit(f"reddit:{path}")
+        assert names_of(source) == ["p0/c1/1"]
+        (failure,) = source.failures
+        assert failure.startswith(f"{path} is damaged (")
+
+
+def test_the_end_before_a_cut_is_read_of_gzip_too(tmp_path: Path) -> None:
+    """Less than a block."""
+    path = write(tmp_path / "RS.jsonl.gz", [post(0), comment("c1", 0), *many(40)])
+    path.write_bytes(path.read_bytes()[:-20])
+    source = Reddit(f"reddit:{path}")
+    assert names_of(source) == ["p0/c1/1"]
+    assert source.notes[0].endswith(" 39 posts"), "all but the line that is cut, and one that comes twice"
+
+
+def test_parts_of_gzip_follow_each_other(tmp_path: Path) -> None:
+    path = write(tmp_path / "RS.jsonl.gz", [post(0)])
+    path.write_bytes(path.read_bytes() + write(tmp_path / "b.gz", [comment("c1", 0)]).read_bytes() + b"\0" * 100_000)
+    source = Reddit(f"reddit:{path}")
+    assert names_of(source) == ["p0/c1/1"]
+    assert source.failures == []
+
+
 def test_a_file_without_lines_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "LONGEST_LINE_BYTES", 2_000_000)
     (tmp_path / "a.jsonl").write_bytes(b"x" * 10_000_000)
@@ -532,13 +598,23 @@ ADDRESSES = {
     "https://imgur.com/a/AbCd1": "",
     "https://imgur.com/gallery/AbCd1": "",
     "https://notimgur.com/AbCd123": "",
+    "https://i.imgur.com/abcdefg.JPG": "https://i.imgur.com/abcdefg.jpg",
+    "https://imgur.com/please-fix-this-AbCdEfG": "https://i.imgur.com/AbCdEfG.jpg",
+    "https://imgur.com/a/please-fix-this-AbCdEfG": "",
+    "https://i.imgur.com/abcdefg_d.webp?maxwidth=640&shape=thumb": "https://i.imgur.com/abcdefg.jpg",
+    "https://i.imgur.com/abcdefg_d.mp4": "",
+    "https://www.reddit.com/media?url=https%3A%2F%2Fi.redd.it%2Fabc.png": "https://i.redd.it/abc.png",
+    "https://reddit.com/media?url=https%3A%2F%2Fpreview.redd.it%2Fx-v0-abc.png%3Fwidth%3D9": "https://i.redd.it/abc.png",
+    "https://www.reddit.com/media?url=https%3A%2F%2Fi.redd.it%2Fa%00b.png": "",
+    "https://www.reddit.com/media": "",
+    "https://www.reddit.com/media?url=" * 2000 + "https://i.redd.it/abc.png": "",
     "https://example.org/dir/x.JPG?size=2#top": "https://example.org/dir/x.JPG?size=2",
     "https://example.org/page": "",
     "https://[broken/x.png": "",
 }
 
 
-@pytest.mark.parametrize(("address", "picture"), ADDRESSES.items())
+@pytest.mark.parametrize(("address", "picture"), ADDRESSES.items(), ids=[each[:80] for each in ADDRESSES])
 def test_addresses_of_pictures(address: str, picture: str) -> None:
     assert picture_address(address) == picture
 
@@ -555,6 +631,7 @@ POSTS: dict[str, tuple[Json, list[str]]] = {
     "the same twice": ({"url": A, "selftext": A}, [A]),
     "pictures in the text": ({"url": "", "selftext": "text", "media_metadata": {"b": media(B)}}, [B]),
     "a gallery, in its order": (gallery(C, A, B), [C, A, B]),
+    "a gallery, and a link in the text": ({**gallery(C, A), "selftext": f"like {B}, not {A}"}, [C, A, B]),
     "a gallery of previews": (gallery("https://preview.redd.it/a.png?width=9&amp;s=1"), [A]),
     "media without addresses": (
         {**gallery(A), "media_metadata": {"media0": media("", s={})}},
@@ -629,6 +706,39 @@ def test_no_name_of_a_user_is_kept(tmp_path: Path) -> None:
     assert record.values["post_text"] == f"thanks {friend}, {friend} and {friend}/ at https://example.org/u/page"
 
 
+NAMED = [  # how a text names a user, and what is left of it beside the hash
+    ("u/some\\_user\\_x", "u/{}", "some_user_x"),
+    ("see www.reddit.com/u/some_user", "see u/{}", "some_user"),
+    ("reddit.com/user/some_user", "u/{}", "some_user"),
+    ("https://m.www.reddit.com/u/some_user", "u/{}", "some_user"),
+    ("http://web.archive.org/web/2024/https://old.reddit.com/u/some_user", "http://web.archive.org/web/2024/u/{}", ""),
+    ("https://www.reddit.com/r/u_some_user/comments/1", "u/{}/comments/1", "some_user"),
+    ("/r/u_some_user", "u/{}", "some_user"),
+    ("_u/some_user_", "_u/{}_", "some_user"),
+    ("__u/some_user__", "__u/{}__", "some_user"),
+    ("...u/some_user", "...u/{}", "some_user"),
+    ("u/some_user_", "u/{}", "some_user_"),
+    ("u/" + 30 * "a", "u/{}", 30 * "a"),
+    ("u/ab", "u/{}", "ab"),
+    ("https://example.org/u/page", "https://example.org/u/page", ""),
+    ("https://example.org/user/page", "https://example.org/user/page", ""),
+    ("either/or menu/list", "either/or menu/list", ""),
+]
+
+
+@pytest.mark.parametrize(("said", "shown", "name"), NAMED, ids=[each[0][:40] for each in NAMED])
+def test_names_in_texts_are_hashed_as_a_whole(said: str, shown: str, name: str) -> None:
+    assert shown_text({"selftext": said}, "selftext", b"key") == shown.format(hash_of(name or "some_user", b"key"))
+
+
+def test_names_are_found_at_once_in_any_text() -> None:
+    """A search that tries each beginning to the end would take minutes."""
+    begun = time.process_time()
+    for said in ("a" * 40_000, "a." * 20_000, "u/" * 20_000, "reddit.com/" * 4_000, "https://" * 5_000):
+        shown_text({"selftext": said}, "selftext", b"key")
+    assert time.process_time() - begun < 5
+
+
 def author(folder: Path, **options: Any) -> str:
     (record,) = Reddit(f"reddit:{folder}", options=SourceOptions(**options))
     return str(record.values["post_author"])
@@ -652,6 +762,62 @@ def test_the_salt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     salt.write_text("no salt")
     with pytest.raises(UserError, match=f"{salt} cannot be used .*: delete it, or set REDDIT_SALT"):
         author(tmp_path / "d", salt=salt)
+
+
+@pytest.mark.parametrize("kept", ["", "ab" * 31, "ab" * 33])
+def test_a_salt_of_another_length_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str) -> None:
+    """What a kill or a full disk has left would hash without a key."""
+    monkeypatch.delenv("REDDIT_SALT")
+    source_of(tmp_path / "d", [post(1)], [comment("c1", 1)])
+    salt = tmp_path / "out.salt"
+    salt.write_text(kept)
+    with pytest.raises(UserError, match=f"{salt} cannot be used .*32 bytes.*: delete it, or set REDDIT_SALT"):
+        author(tmp_path / "d", salt=salt)
+    assert salt.read_text() == kept
+
+
+def test_a_salt_gets_its_name_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REDDIT_SALT")
+    source_of(tmp_path / "d", [post(1)], [comment("c1", 1)])
+
+    def is_full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", is_full)
+        with pytest.raises(UserError, match="No space left on device"):
+            author(tmp_path / "d", salt=tmp_path / "s" / "out.salt")
+    assert not list((tmp_path / "s").iterdir())
+    author(tmp_path / "d", salt=tmp_path / "s" / "out.salt")
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["out.salt"]
+
+
+def test_of_two_that_begin_at_once_the_first_salt_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REDDIT_SALT")
+    source_of(tmp_path / "d", [post(1)], [comment("c1", 1)])
+    salt, other = tmp_path / "out.salt", "ab" * 32
+    make = secrets.token_hex
+
+    def meanwhile(length: int) -> str:
+        salt.write_text(other)
+        return make(length)
+
+    monkeypatch.setattr(secrets, "token_hex", meanwhile)
+    found = author(tmp_path / "d", salt=salt)
+    assert salt.read_text() == other
+    assert found == author(tmp_path / "d", salt=salt)
+
+
+def test_parts_of_a_run_need_one_salt(tmp_path: Path) -> None:
+    """Each would make its own, and the same author would have another hash in each part."""
+    with PictureServer() as server:
+        write_requests(tmp_path / "dumps", server.url(""), number=1)
+        refused = run(tmp_path, f"reddit:{tmp_path}/dumps", "--shard", "0/1", environment={"REDDIT_SALT": ""})
+        assert refused.returncode == 2
+        assert "the parts of a run need the same key: set REDDIT_SALT for all of them" in refused.stderr
+        assert not (tmp_path / "out.salt").exists()
+        done = run(tmp_path, f"reddit:{tmp_path}/dumps", "--shard", "0/1")
+    assert done.returncode == 0, done.stderr
 
 
 # -- the API ------------------------------------------------------------------------------------------------------
@@ -719,6 +885,7 @@ def test_a_busy_api_is_asked_again(api: Any) -> None:
         server.refused = 2
         assert names_of(source) == ["p1/c1/1"]
         assert source.failures == []
+        source = Reddit("reddit:r/PhotoshopRequest")
         server.refused = 99
         assert names_of(source) == []
         assert source.failures[0] == (
@@ -739,6 +906,25 @@ def test_answers_that_the_api_does_not_send(api: Any, monkeypatch: pytest.Monkey
         == "https://www.reddit.com/comments/p1/: its answers cannot be read (HTTP 404): run again later"
     )
     assert not server.requests["/comments/p7"]
+
+
+def test_a_source_that_is_read_again_asks_for_nothing_twice(api: Any, tmp_path: Path) -> None:
+    """As --refresh does; what was not asked for before the first reading ended is asked for then."""
+    source_of(tmp_path / "d", [post(3), BROKEN[0]], [comment("c3", 3)])
+    answers = {f"p{each}": [comment(f"c{each}", each), {"id": 7}] for each in (1, 2)}
+    with api(ApiServer([post(1), post(2)], answers=answers)) as server:
+        server.statuses = {"/r/PhotoshopRequest/top": 403}
+        source = Reddit(f"reddit:{tmp_path}/d,r/PhotoshopRequest")
+        first = next(iter(source))
+        assert not server.requests["/comments/p2"]
+        found = [list(source) for _ in range(3)]
+    assert found[0] == found[1] == found[2]
+    assert found[0][0] == first, "names have the same hashes"
+    assert [record.key.partition("#reddit/")[2] for record in found[0]] == ["p1/c1/1", "p2/c2/1", "p3/c3/1"]
+    assert max(server.requests[path] for path in server.requests if "access_token" not in path) == 1
+    assert len(source.failures) == 1
+    assert "lines that are neither posts nor comments: 3" in source.notes
+    assert source.notes[0] == "r/PhotoshopRequest: 3 pairs of pictures in 3 posts"
 
 
 def test_an_api_that_fails_in_the_middle(api: Any) -> None:
@@ -820,6 +1006,15 @@ def test_a_key_is_its_original(tmp_path: Path) -> None:
     (record,) = source_of(tmp_path, [post(1)], [comment("c1", 1)])
     (again,) = open_source([record.key])
     assert again == Record(record.key, {"content": record.values["content"]})
+
+
+def test_a_key_is_no_source_of_a_run(tmp_path: Path) -> None:
+    """It would be a row without a request, and with --refresh erase what the row holds."""
+    key = "http://127.0.0.1/o.png#reddit/p1/a1/1"
+    refused = run(tmp_path, key)
+    assert refused.returncode == 2
+    assert f"{key} is a row's key, without its request: name the archives or the API" in refused.stderr
+    assert not (tmp_path / "out.csv").exists()
 
 
 def test_a_home_folder_and_an_archive_named_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,14 +6,16 @@ import re
 import secrets
 import sqlite3
 import time
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from urllib.parse import parse_qsl
 
 from vec_pipeline.downloads.addresses import key_of
@@ -52,7 +54,7 @@ class Reddit:
     reddit:PLACE,PLACE?subreddit=NAME&answers=N reads archives and the API (r/NAME) as one: a post or an answer that
     comes twice is as it was when reddit was read last. Posts are in the order of their times, their answers by score.
     All entries of the subreddit wait in a temporary file, so that neither their number nor their order matters. Names
-    of users are hashed before.
+    of users are hashed before. The file is kept as long as the source, which may be read again.
     """
 
     columns: Mapping[str, str] = {
@@ -70,6 +72,10 @@ class Reddit:
         self._key = argument if KEY.fullmatch(argument) else ""
         self._counts: Counter[str] = Counter()
         self._left_out: dict[str, Counter[str]] = {"posts": Counter(), "answers": Counter()}
+        self._table: Table | None = None  # what was read, once it was
+        self._salt = b""
+        self._online: set[str] = set()  # ids of posts whose answers the API was not yet asked for
+        self._unreadable = 0
         self.failures: list[str] = []
         if not self._key:
             self._archives, self._api, self._subreddit, self._answers = divided(argument)
@@ -84,12 +90,10 @@ class Reddit:
         if self._key:
             yield Record(self._key, {"content": WebPicture(self._key.partition("#")[0], self._options)})
             return
-        self._counts.clear()
-        self._left_out = {"posts": Counter(), "answers": Counter()}
-        self.failures.clear()
         try:
-            with closing(Table()) as table:
-                yield from self._records(table, salt_of(self._options))
+            if not self._table:
+                self._table = self._filled()
+            yield from self._records(self._table)
         except sqlite3.Error as error:
             message = f"posts wait in a temporary file ({error}): free some disk space, or set TMPDIR to another folder"
             raise UserError(message) from None
@@ -105,17 +109,33 @@ class Reddit:
                 found.append(
                     f"{what} left out: {', '.join(f'{number:,} {why}' for why, number in sorted(counts.items()))}"
                 )
+        counted = {**self._counts, "unreadable": self._unreadable}
         for what in NOTED:
-            if number := self._counts[what]:
+            if number := counted.get(what):
                 found.append(NOTED[what].format(number))
         return found
 
-    def _records(self, table: "Table", salt: bytes) -> Iterator[Record]:
-        table.add(self._of_archives(salt))
-        online: set[str] = set()
-        table.add(self._of_api(salt, online))
+    def _filled(self) -> "Table":
+        """What the archives hold and the API lists. Answers of the API follow with their posts."""
+        self._unreadable = 0
+        self._online.clear()
+        self.failures.clear()
+        self._salt = salt_of(self._options)
+        table = Table()
+        weakref.finalize(self, table.close)
+        self._add(table, self._of_archives())
+        self._add(table, self._of_api())
         if not table.number_of("posts"):
             self.failures.append(f"no post of r/{self._subreddit} was found: upper and lower case count")
+        return table
+
+    def _add(self, table: "Table", entries: Iterable[tuple[Entry, float]]) -> None:
+        refused = table.add(entries)  # which counts, too
+        self._unreadable += refused
+
+    def _records(self, table: "Table") -> Iterator[Record]:
+        self._counts.clear()
+        self._left_out = {"posts": Counter(), "answers": Counter()}
         self._counts["orphans"] = table.number_of_orphans()
         silent = 0
         for post in table.posts():
@@ -125,59 +145,62 @@ class Reddit:
             if post.left_out:
                 self._left_out["posts"][post.left_out] += 1
                 continue
-            if post.id in online and post.comments != 0 and silent < MOST_SILENT:
-                silent = 0 if self._ask_for_answers(post, table, salt) else silent + 1
+            if post.id in self._online and post.comments != 0:
+                silent = 0 if self._ask_for_answers(post, table) else silent + 1
+                self._online.discard(post.id)
+                if silent == MOST_SILENT:
+                    self._online.clear()
             yield from self._of_post(post, table.answers(post.id))
 
-    def _of_archives(self, salt: bytes) -> Iterator[tuple[Entry, float]]:
+    def _of_archives(self) -> Iterator[tuple[Entry, float]]:
         """The entries of all archives, and when they were retrieved."""
         needle = f'"{self._subreddit}"'.encode()  # whatever stands between it and "subreddit"
         for path in self._archives:
             logger.info("reading %s", path)  # a month of all of reddit takes minutes
             try:
                 for line in lines_of(path, needle):
-                    yield from self._of_line(line, salt)
+                    yield from self._of_line(line)
             except DamagedError as error:
                 self.failures.append(f"{path} is damaged ({error}): what comes before was read")
 
-    def _of_line(self, line: bytes, salt: bytes) -> Iterator[tuple[Entry, float]]:
+    def _of_line(self, line: bytes) -> Iterator[tuple[Entry, float]]:
         try:
             found = parsed(line)
-            if found.get("subreddit") == self._subreddit and (entry := entry_of(found, salt)):
+            if found.get("subreddit") == self._subreddit and (entry := entry_of(found, self._salt)):
                 yield entry, retrieved_s(found)
         except ValueError:
-            self._counts["unreadable"] += 1
+            self._unreadable += 1
 
-    def _of_api(self, salt: bytes, online: set[str]) -> Iterator[tuple[Entry, float]]:
-        """The posts that the API lists. online: gets their ids."""
+    def _of_api(self) -> Iterator[tuple[Entry, float]]:
+        """The posts that the API lists."""
         if not self._reddit:
             return
         try:
             for found in self._reddit.posts(self._subreddit):
-                for entry in self._readable([found], salt):
-                    online.add(entry.id)
+                for entry in self._readable([found]):
+                    self._online.add(entry.id)
                     yield entry, time.time()
         except DamagedError as error:
             self.failures.append(f"r/{self._subreddit} cannot be listed to its end ({error}): run again later")
 
-    def _ask_for_answers(self, post: Entry, table: "Table", salt: bytes) -> bool:
+    def _ask_for_answers(self, post: Entry, table: "Table") -> bool:
         """Ask the API for the answers to a post. Return whether it has sent them."""
         assert self._reddit
         try:
-            found = self._readable(self._reddit.answers(post.id), salt)
+            found = self._readable(self._reddit.answers(post.id))
         except DamagedError as error:
             self.failures.append(f"{link(post.id)}: its answers cannot be read ({error}): run again later")
             return False
-        table.add((entry, time.time()) for entry in found)
+        self._add(table, ((entry, time.time()) for entry in found))
         return True
 
-    def _readable(self, found: Iterable[Json], salt: bytes) -> list[Entry]:
+    def _readable(self, found: Iterable[Json]) -> list[Entry]:
         entries = []
         for each in found:
             try:
-                entries.append(entry_of(each, salt))
+                entries.append(entry_of(each, self._salt))
             except ValueError:
-                self._counts["unreadable"] += 1
+                self._unreadable += 1
         return [entry for entry in entries if entry]
 
     def _of_post(self, post: Entry, answers: Iterable[Entry]) -> Iterator[Record]:
@@ -246,14 +269,22 @@ class Table:
         self._database = sqlite3.connect("", check_same_thread=False)
         self._database.executescript(SCHEMA)
 
-    def add(self, entries: Iterable[tuple[Entry, float]]) -> None:
-        """Add entries, each with the time it was retrieved: of those with one id, the last one is kept."""
+    def add(self, entries: Iterable[tuple[Entry, float]]) -> int:
+        """Add entries, each with the time it was retrieved: of those with one id, the last one is kept.
+
+        Return the number of those that cannot be kept.
+        """
         import orjson
 
+        refused = 0
         for entry, retrieved in entries:
-            data = orjson.dumps(asdict(entry))
-            row = (entry.id, entry.post, entry.score, entry.time_s, retrieved, data)
-            self._database.execute(UPSERT.format("answers" if entry.post else "posts"), row)
+            try:
+                data = orjson.dumps(asdict(entry))
+                row = (entry.id, entry.post, entry.score, entry.time_s, retrieved, data)
+                self._database.execute(UPSERT.format("answers" if entry.post else "posts"), row)
+            except (TypeError, OverflowError):  # halves of characters, numbers of more than 64 bits
+                refused += 1
+        return refused
 
     def posts(self) -> Iterator[Entry]:
         yield from self._entries("SELECT data FROM posts ORDER BY time_s, id", ())
@@ -306,6 +337,18 @@ def divided(argument: str) -> tuple[list[str], bool, str, int]:
     return list(dict.fromkeys(archives)), bool(of_api), subreddit, int(answers)
 
 
+def check_arguments(arguments: Sequence[str], *, has_parts: bool) -> None:
+    """Raise UserError for what a run cannot make rows of.
+
+    has_parts: whether the run is one of several, which share no file.
+    """
+    of_reddit = [each for each in arguments if Reddit.accepts(each)]
+    if keys := [each for each in of_reddit if KEY.fullmatch(each)]:
+        raise UserError(f"{keys[0]} is a row's key, without its request: name the archives or the API (reddit:PLACE)")
+    if of_reddit and has_parts and not os.environ.get(SALT_VARIABLE):
+        raise UserError(f"the parts of a run need the same key: set {SALT_VARIABLE} for all of them")
+
+
 def check_installed(archives: Sequence[str]) -> None:
     """Raise UserError where the library is missing that unpacks the archives."""
     if any(path.lower().endswith(".zst") for path in archives) and not find_spec("zstandard"):
@@ -322,18 +365,25 @@ def salt_of(options: SourceOptions) -> bytes:
     if not options.salt:
         return secrets.token_bytes(SALT_BYTES)
     try:
-        with suppress(FileExistsError):
+        if not options.salt.exists():
             keep_salt(options.salt)
-        return bytes.fromhex(options.salt.read_text())
+        salt = bytes.fromhex(options.salt.read_text())
+        if len(salt) != SALT_BYTES:  # shorter ones hash as well, and can be guessed
+            raise ValueError(f"it holds {len(salt)} and not {SALT_BYTES} bytes in hexadecimal")
+        return salt
     except (OSError, ValueError) as error:
         raise UserError(f"{options.salt} cannot be used ({error}): delete it, or set {SALT_VARIABLE}") from None
 
 
 def keep_salt(path: Path) -> None:
-    """Make the file. Raises FileExistsError where it is there."""
+    """Make the file, for nobody else to read; it gets its name when it is whole. One that is there by then stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", suffix=".new") as file:
         file.write(secrets.token_hex(SALT_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(file.name, path)
 
 
 def link(post: str, answer: str = "") -> str:

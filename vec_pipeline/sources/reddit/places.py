@@ -1,12 +1,12 @@
 """Where the posts and comments of a subreddit come from: archives, which are streamed, and the API of reddit."""
 
-import gzip
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, BinaryIO
 
@@ -15,6 +15,8 @@ from vec_pipeline.record import NotFound, UserError
 
 SUFFIXES = re.compile(r"\.(?:zst|(?:jsonl|ndjson)(?:\.gz)?)$", re.IGNORECASE)
 READ_BYTES = 65_536  # of a file; what a block of zstd becomes is about ten times as large
+GZIP_READ_BYTES = 4096  # what zlib has unpacked of it is lost where it finds damage
+GZIP_BITS = 31  # of zlib's window: the largest, with the header of gzip
 LARGEST_WINDOW_BYTES = 1 << 31  # of zstd, as the archives use it
 LONGEST_LINE_BYTES = 1 << 26
 LISTINGS: tuple[tuple[str, dict[str, str]], ...] = (("new", {}), ("top", {"t": "all"}))
@@ -58,27 +60,31 @@ def lines_of(path: str, needle: bytes) -> Iterator[bytes]:
 def blocks_of(file: BinaryIO, name: str) -> Iterator[bytes]:
     """Yield the content of a file, unpacked. Raises OSError, EOFError and ValueError where it is damaged."""
     if name.endswith(".zst"):
-        yield from unpacked(file)
-        return
-    with gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file as plain:
-        while block := plain.read(1 << 20):
+        import zstandard
+
+        decompressor = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW_BYTES)
+        yield from unpacked(file, READ_BYTES, decompressor.decompressobj, zstandard.ZstdError)
+    elif name.endswith(".gz"):
+        yield from unpacked(file, GZIP_READ_BYTES, lambda: zlib.decompressobj(GZIP_BITS), zlib.error)
+    else:
+        while block := file.read(1 << 20):
             yield block
 
 
-def unpacked(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the content of frames of zstd, which may follow each other. Raises EOFError and ValueError."""
-    import zstandard
+def unpacked(file: BinaryIO, read_bytes: int, begin: Callable[[], Any], damage: type[Exception]) -> Iterator[bytes]:
+    """Yield the content of frames of zstd or gzip, which may follow each other. Raises EOFError and ValueError.
 
-    decompressor = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW_BYTES)
-    frame = decompressor.decompressobj()
+    begin: makes what unpacks a frame, as zlib's decompressobj. damage: what that raises.
+    """
+    frame = begin()
     try:
-        while data := file.read(READ_BYTES):
-            while data:
+        while data := file.read(read_bytes):
+            while data := data.lstrip(b"\0") if frame.eof else data:  # zeros may fill a file up
                 if frame.eof:
-                    frame = decompressor.decompressobj()
+                    frame = begin()
                 yield frame.decompress(data)
                 data = frame.unused_data if frame.eof else b""
-    except zstandard.ZstdError as error:
+    except damage as error:
         raise ValueError(str(error)) from None
     if not frame.eof:
         raise EOFError("its end is missing")

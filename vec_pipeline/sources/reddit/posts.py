@@ -1,29 +1,38 @@
 """What a post of reddit or an answer to one holds, as archives and the API have it: texts, times, pictures."""
 
 import html
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 Json = Mapping[str, Any]
 
 ID = re.compile(r"[a-z0-9]{1,13}")
 POST, ANSWER = "t3_", "t1_"  # how the full names of either begin
 GONE_TEXTS = ("[deleted]", "[removed]")
+LARGEST_NUMBER = 2**53  # up to which each whole number is one of its own, and fits into a table
 NO_AUTHOR = ("", "[deleted]")
 BOT = re.compile(r"automoderator|.*bot", re.IGNORECASE)
-USER = re.compile(r"(?<![\w/.])(?:https?://(?:\w+\.)?reddit\.com/|/)?(?:u|user)/([\w-]{3,20})", re.IGNORECASE)
+USER = re.compile(  # in any text; of the host no more than it can have, else the search takes minutes
+    r"(?:(?:https?://)?(?:[\w-]{1,63}\.){0,4}reddit\.com/|(?<![a-z0-9/])/?)(?:u/|user/|r/u_)([\w-]{2,})",
+    re.IGNORECASE | re.ASCII,
+)
+MEDIA_NAME = re.compile(r"[\w-]+", re.ASCII)
 ADDRESS = re.compile(r"https?://[^\s()\[\]<>\"'\\]+", re.IGNORECASE)
 LINK_END = ".,;:!?*_|"  # of a sentence, not of the address before it
 PICTURE = re.compile(r"\.(?:jpe?g|png|webp|avif|heic|bmp|tiff?)$", re.IGNORECASE)
 REDDIT_HOSTS = ("i.redd.it", "preview.redd.it")
 IMGUR_HOST = re.compile(r"(?:(?:www|m|i)\.)?imgur\.com")
-IMGUR_PICTURE = re.compile(r"/(?:(?:r|t)/[^/]+/)?([A-Za-z0-9]{5,8})(\.[a-z]{3,4})?")
+IMGUR_PICTURE = re.compile(
+    r"/(?:(?:r|t)/[^/]+/|[^/]+-)?([A-Za-z0-9]{5,8})(_d)?(\.[A-Za-z]{3,4})?"
+)  # _d: a smaller copy
 IMGUR_ALBUM = re.compile(r"/(?:a|gallery)/")
+REDDIT_PAGE_HOST = re.compile(r"(?:\w+\.)?reddit\.com")
+REDDIT_PAGE = "/media"  # which shows the picture whose address is its `url`
+UPLOADED = re.compile(r"https?://(?:i|preview)\.redd\.it/[^\x00-\x20\x7f]+")
 TITLE_IN_NAME = "-v0-"  # stands before the name of the picture in an address of preview.redd.it
 
 
@@ -148,7 +157,9 @@ def number(found: Json, name: str) -> float | None:
         real = float(value)
     except (ValueError, OverflowError):
         return None
-    return (int(real) if real.is_integer() else real) if math.isfinite(real) else None
+    if not abs(real) < LARGEST_NUMBER:  # nor what is no number
+        return None
+    return int(real) if real.is_integer() else real
 
 
 def mapping(found: Json, name: str) -> Json:
@@ -167,7 +178,14 @@ def first_mapping(value: Any) -> Json:
 
 def shown_text(found: Json, name: str, salt: bytes) -> str:
     """A text, in which names of users are hashed, too."""
-    return USER.sub(lambda match: f"u/{hash_of(match[1], salt)}", text(found, name))
+    return USER.sub(lambda match: hashed(match, salt), text(found, name).replace("\\_", "_"))
+
+
+def hashed(match: re.Match[str], salt: bytes) -> str:
+    """A name of a user in a text; what ends emphasis that began right before it is no part of the name."""
+    is_emphasized = match.string[: match.start()].endswith("_")
+    name = match[1].rstrip("_") if is_emphasized else match[1]
+    return f"u/{hash_of(name, salt)}{match[1][len(name) :]}"
 
 
 def hash_of(name: str, salt: bytes) -> str:
@@ -185,11 +203,10 @@ def hash_of(name: str, salt: bytes) -> str:
 
 def pictures_of_post(found: Json) -> tuple[list[str], int]:
     """Addresses of its pictures, and the number of albums that it links to and that only a key opens."""
-    if gallery := list(gallery_pictures(found)):
-        return list(dict.fromkeys(gallery)), 0
+    uploaded = list(gallery_pictures(found))
     link = text(found, "url_overridden_by_dest") or text(found, "url")
     linked, albums = linked_pictures(f"{link}\n{text(found, 'selftext')}")
-    pictures = list(dict.fromkeys([*linked, *inline_pictures(found)]))
+    pictures = list(dict.fromkeys([*uploaded, *linked] if uploaded else [*linked, *inline_pictures(found)]))
     if not pictures and not found.get("is_video"):
         pictures = list(previews(found))
     return pictures, 0 if pictures else albums
@@ -211,7 +228,9 @@ def inline_pictures(found: Json) -> Iterator[str]:
 def picture_of_media(name: str, media: Json) -> Iterator[str]:
     """The address of an uploaded picture; none of animations, stickers, and what could not be processed."""
     kind, _, suffix = text(media, "m").partition("/")
-    if media.get("status") != "valid" or media.get("e") != "Image" or kind != "image" or "|" in name:
+    if media.get("status") != "valid" or media.get("e") != "Image" or kind != "image":
+        return
+    if not MEDIA_NAME.fullmatch(name):  # a sticker, or nothing of reddit's
         return
     address = text(mapping(media, "s"), "u") or f"https://i.redd.it/{name}.{suffix}"
     yield picture_address(address) or address
@@ -239,7 +258,7 @@ def count_albums(addresses: Iterable[str]) -> int:
 def picture_address(address: str) -> str:
     """The address of the picture that a link leads to; empty where it leads to none, or that cannot be told.
 
-    A preview of reddit's becomes the picture itself, a page of imgur that shows one picture that picture.
+    A preview of reddit's becomes the picture itself, a page of reddit or imgur that shows one picture that picture.
     """
     try:
         parts = urlsplit(address)
@@ -249,8 +268,17 @@ def picture_address(address: str) -> str:
     if host in REDDIT_HOSTS:
         name = parts.path.rpartition("/")[2].rpartition(TITLE_IN_NAME)[2]
         return f"https://i.redd.it/{name}" if PICTURE.search(name) else ""
+    if REDDIT_PAGE_HOST.fullmatch(host) and parts.path == REDDIT_PAGE:
+        shown = parse_qs(parts.query).get("url", [""])[0]
+        return picture_address(shown) if UPLOADED.fullmatch(shown) else ""
     if IMGUR_HOST.fullmatch(host):
-        found = IMGUR_PICTURE.fullmatch(parts.path)
-        suffix = (found and found[2]) or ".jpg"  # imgur sends what it has, whatever the suffix
-        return f"https://i.imgur.com/{found[1]}{suffix}" if found and PICTURE.search(suffix) else ""
+        return picture_of_imgur(parts.path)
     return address.partition("#")[0] if PICTURE.search(parts.path) else ""
+
+
+def picture_of_imgur(path: str) -> str:
+    found = IMGUR_PICTURE.fullmatch(path)
+    if not found or not PICTURE.search(found[3] or ".jpg"):
+        return ""
+    suffix = ".jpg" if found[2] or not found[3] else found[3].lower()  # imgur sends what it has, whatever the suffix
+    return f"https://i.imgur.com/{found[1]}{suffix}"
