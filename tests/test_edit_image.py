@@ -505,7 +505,11 @@ def test_later_stages_see_the_edited_picture_also_of_a_cached_result(pipelines: 
 
 def test_make_takes_so_many_pictures_and_a_prompt_with_quotes() -> None:
     plan = subprocess.run(
-        ["make", "-n", "run", "N=5", 'PROMPT=Make it "red"'], cwd=PROJECT, capture_output=True, text=True, check=True
+        ["make", "-n", "--no-print-directory", "run", "N=5", 'PROMPT=Make it "red"'],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()[-1]
     assert '--config "configs/demo-edit.yaml" --output output/demo-edit/annotations.csv --limit 5 ' in plan
     assert '--set "edit_image.prompt=$PROMPT"' in plan, "the shell fills it in, and reads no quotes in it"
