@@ -1,6 +1,9 @@
 """The demo's editing model does what an instruction says, and the pairs that it learns from differ in that alone."""
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +21,8 @@ from models.demo.muon import Muon
 from models.demo.scenes import BACKGROUNDS, COLOURS, KINDS, is_held_out
 from models.demo.train_edit import LETTER_WEIGHT, MOST_WEIGHT, Batch, batch_of, loss_of_batch, weights_of
 from models.demo.vector_training import DEMO
+from tests.conftest import EXAMPLES, PROJECT
+from vec_pipeline import load_annotations
 
 EDIT = DEMO / "edit"
 SIZE = (112, 84)
@@ -242,3 +247,22 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(tmp_path: Path, monk
     assert undisturbed.keys() == resumed.keys()
     assert all(torch.equal(resumed[name], weight) for name, weight in undisturbed.items())
     assert (tmp_path / "interrupted.out/model_index.json").exists()
+
+
+def test_the_demo_configuration_edits_describes_and_compares(tmp_path: Path) -> None:
+    """As `make run N=5 PROMPT="change the background to blue"` does; the next run goes on with other pictures."""
+    output = tmp_path / "annotations.csv"
+    command = [sys.executable, "run.py", str(EXAMPLES), "--config", "demo-edit", "--output", str(output), "--limit"]
+    prompt = ["--set", "edit_image.prompt=change the background to blue"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    for limit, rows in (("5", 5), ("2", 7)):
+        run = subprocess.run([*command, limit, *prompt], cwd=PROJECT, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        table = load_annotations(output)
+        assert len(table) == rows
+    has_ground = table["text"].str.contains("background")
+    assert has_ground.sum() >= 5
+    assert table["edited_text"][has_ground].str.contains("blue background").mean() >= 0.8
+    assert all((tmp_path / path).is_file() for path in table["edited_path"])
+    assert not table["flags"].str.contains("edit_unchanged").any()
+    assert table["edit_direction"][has_ground].median() > 0.3
