@@ -299,7 +299,7 @@ NOT_RUN: dict[str, tuple[str, Check]] = {
         ".venv/bin/python -m benchmarks.eyes --pictures 24 --rounds 3",
         ".venv/bin/python -m benchmarks.pairs",
         ".venv/bin/python -m benchmarks.eyes --clock wall",
-        ".venv/bin/python -m benchmarks.serve --seconds 6",
+        ".venv/bin/python -m benchmarks.serve --seconds 5",
         ".venv/bin/python -m benchmarks.serve --memory 10000",
         ".venv/bin/python -m benchmarks.serve --load 300",
         ".venv/bin/python -m benchmarks.eyes --hub --pictures 2 --rounds 1",
