@@ -290,7 +290,7 @@ async def crowd(url: str, clients: int, seconds: float, end: Callable[[], None])
 
 
 def load(folder: Path, seconds: float, clients: int) -> None:
-    """Ends with an error where a good upload gets no row, a 5xx is none of an ending server, or files are left."""
+    """Exits with 1 if a good upload gets no row, a server that is not ending answers 5xx, or files are left."""
     with server(own(folder, "--max-upload-mb", "5", "--most-waiting", str(clients * 3 // 4)), folder) as (url, process):
         seen = asyncio.run(crowd(url, clients, seconds, process.terminate))
         status = process.wait(90)

@@ -204,7 +204,7 @@ def test_a_picture_that_is_not_finite_is_an_error_of_its_row(
 
 
 def test_no_safety_checker_is_loaded(stage: Callable[..., EditImage]) -> None:
-    """It would put black pictures in the place of edited ones. stable_diffusion has one."""
+    """It would replace edited pictures by black ones. stable_diffusion has one."""
     made = stage("stable_diffusion")
     assert (Path(made.model) / editing.SAFETY_CHECKER).is_dir()
     pipeline = made.load().pipeline

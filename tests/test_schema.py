@@ -226,7 +226,7 @@ def of(**properties: Any) -> Any:
         ),
         (of(a={"type": "integer"}), "schema: $.a: minimum or maximum is missing, so it is unbounded"),
         (of(a={"type": "number", "minimum": 0}), "schema: $.a: minimum or maximum is missing"),
-        (of(a={"type": "number", "minimum": 0, "maximum": 0.5}), "schema: $.a: the bound 0.5 is not a whole number"),
+        (of(a={"type": "number", "minimum": 0, "maximum": 0.5}), "schema: $.a: the bound 0.5 is not an integer"),
         (
             of(a={"type": "integer", "minimum": 0, "maximum": 9999}),
             "schema: $.a: minimum to maximum spans 10000 values",

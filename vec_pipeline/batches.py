@@ -20,7 +20,7 @@ PIXELS_LOWERED = "pixels_lowered"  # the intermediate of a record whose image wa
 
 
 class AllFail(UserError):  # noqa: N818 (it says what happened)
-    """So many images in a row have failed alike that they are not the cause."""
+    """Too many images in a row have failed with the same error: the cause is not the images."""
 
 
 class Streak:

@@ -16,7 +16,7 @@ WANTED = (
     "a diffusers pipeline that does, such as timbrooks/instruct-pix2pix, a Flux Kontext, a FLUX.2 klein, a "
     "Qwen-Image-Edit, or a Stable Diffusion, which has img2img"
 )
-SAFETY_CHECKER = "safety_checker"  # it puts a black picture in the place of one that it objects to
+SAFETY_CHECKER = "safety_checker"  # it replaces a picture that it rejects by a black one
 NEEDED = {"image", "prompt", "generator", "num_inference_steps", "output_type"}
 OF_OTHERS = {  # options of pipelines that want more than a picture and a prompt, or make something else of them
     *("mask_image", "control_image", "controlnet_conditioning_scale", "adapter_conditioning_scale"),
@@ -56,7 +56,7 @@ class Editor(NamedTuple):
         return max(SMALLEST_MULTIPLE_PX, int(processor.config.vae_scale_factor) if processor else 0)
 
     def edit(self, images: Sequence[Any], prompts: Sequence[str], seed: int, options: Mapping[str, Any]) -> list[Any]:
-        """The edited pictures, RGB and of the size of these; None in the place of one that is not finite.
+        """The edited pictures, RGB and of the size of these; None instead of one that is not finite.
 
         images: RGB, all of one size.
         seed: of the noise, which is the same for each picture, alone or in a batch.

@@ -38,7 +38,7 @@ def to_gbnf(schema: Schema) -> str:
 
     All properties come in the order of the schema, with the spacing of `json.dumps`. Strings contain no control
     characters and only the escapes `\\" \\\\ \\/ \\n \\t`. Supported are object, array with `maxItems`, string with
-    `maxLength`, enum of strings, boolean, and integer and number of a small range between whole numbers. A number has
+    `maxLength`, enum of strings, boolean, and integer and number of a small range between integers. A number has
     three decimals at most.
 
     Raises ValueError, with the path in the schema, for anything unbounded or unsupported.
@@ -247,7 +247,7 @@ def _wholes(schema: Schema, path: str) -> list[tuple[str, bool]]:
 
 def _whole(value: object, path: str) -> int:
     if type(value) is not int:
-        raise ValueError(f"{path}: the bound {value!r} is not a whole number")
+        raise ValueError(f"{path}: the bound {value!r} is not an integer")
     return value
 
 

@@ -33,7 +33,7 @@ class EditImage(ModelStage):
     """Edited pictures, PNG files in `edited` beside the CSV; the column holds the path from the CSV's folder on.
 
     A picture keeps its size. A file's name is a hash of the picture, the prompt and the settings: a file that is there
-    is kept. No safety checker runs, as it would put a black picture in the place of the edited one.
+    is kept. No safety checker runs, as it would replace the edited picture by a black one.
 
     prompt: what to change; `{name}`, `{exif.date}` and columns are filled in as those of describe are.
     steps, guidance, image_guidance, strength: auto for what the pipeline itself takes.

@@ -38,7 +38,7 @@ class Upload:
 
 
 class Everything:
-    """Contains whatever it is asked for."""
+    """Contains everything."""
 
     def __contains__(self, _: object) -> bool:
         return True
