@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
@@ -497,21 +498,28 @@ def violations(page: Page) -> set[tuple[str, str]]:
     )
 
 
-@pytest.mark.parametrize("width_px", [400, 1280])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_accessibility(page: Page, scheme: str, width_px: int) -> None:
-    """axe-core finds nothing, the contrast of text included, in any view and in the dialog."""
+@contextmanager
+def emulated(page: Page, scheme: str, width_px: int) -> Iterator[None]:
+    """A block in which the page is as wide, and in the colours, that a reader has asked for."""
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     metrics = {"width": width_px, "height": 860, "deviceScaleFactor": 1, "mobile": width_px == 400}
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     try:
-        for state in ("", "errors=1", "view=groups", "view=map", "view=summary", "image=1"):
-            page.open(state)
-            assert violations(page) == set(), state
+        yield
     finally:
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+@pytest.mark.parametrize("width_px", [400, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessibility(page: Page, scheme: str, width_px: int) -> None:
+    """axe-core finds nothing, the contrast of text included, in any view and in the dialog."""
+    with emulated(page, scheme, width_px):
+        for state in ("", "errors=1", "view=groups", "view=map", "view=summary", "image=1"):
+            page.open(state)
+            assert violations(page) == set(), state
 
 
 def test_count_is_announced(page: Page) -> None:

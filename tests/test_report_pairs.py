@@ -13,7 +13,7 @@ from selenium.webdriver.common.keys import Keys
 
 from tests.pairs import BLUE, RED, draw, pair, write_pairs
 from tests.rows import failed, finished, write_declared
-from tests.test_gallery import Page, driver, opened, violations  # noqa: F401 (a fixture)
+from tests.test_gallery import Page, driver, emulated, opened, violations  # noqa: F401 (a fixture)
 from tests.test_report import make_report, thumbnails, values_of
 from vec_pipeline.commands.report.thumbnails import Thumbnails
 from vec_pipeline.sources.folder import LocalFile
@@ -160,14 +160,7 @@ def test_the_slider_begins_in_the_middle_of_each_pair_and_is_not_there_without_o
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width_px", [400, 1280])
 def test_accessibility(page: Page, scheme: str, width_px: int) -> None:
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    metrics = {"width": width_px, "height": 860, "deviceScaleFactor": 1, "mobile": width_px == 400}
-    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    try:
+    with emulated(page, scheme, width_px):
         open_pair(page, 0)
         assert violations(page) == set()
         assert page.find("#pair-share").size["width"] > 150
-    finally:
-        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

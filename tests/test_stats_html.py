@@ -21,7 +21,7 @@ from selenium import webdriver
 from tests.conftest import PROJECT, Run
 from tests.pairs import BLUE, RED, pair, write_pairs
 from tests.rows import failed, finished, write, write_declared
-from tests.test_gallery import HOSTILE, Page, driver, opened, violations  # noqa: F401 (a fixture)
+from tests.test_gallery import HOSTILE, Page, driver, emulated, opened, violations  # noqa: F401 (a fixture)
 from vec_pipeline import load_annotations
 from vec_pipeline.__main__ import main
 from vec_pipeline.annotations import Block, CsvReader
@@ -560,11 +560,7 @@ def test_figures_of_hostile_texts_can_be_read(hostile_page: Path) -> None:
 @pytest.mark.parametrize("width_px", [400, 1280])
 def test_accessibility(page: Page, scheme: str, width_px: int) -> None:
     """axe-core finds nothing; every picture is there, without a network or an error in the console."""
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    metrics = {"width": width_px, "height": 860, "deviceScaleFactor": 1, "mobile": width_px == 400}
-    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    try:
+    with emulated(page, scheme, width_px):
         page.driver.get(page.address)
         page.script("for (const image of document.images) image.loading = 'eager'")
         page.until(lambda: page.script("return [...document.images].every(image => image.naturalWidth)"))
@@ -573,9 +569,6 @@ def test_accessibility(page: Page, scheme: str, width_px: int) -> None:
         colours = {"light": drawing.BAR, "dark": drawing.DARK[drawing.BAR]}
         wanted = tuple(bytes.fromhex(colours[scheme][1:]))
         assert (np.abs(seen.astype(int) - wanted).max(axis=2) < 4).sum() > 200
-    finally:
-        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 # --- the notebook
