@@ -1,5 +1,6 @@
 """Stages for the tests of child processes: importable there, and telling which process they ran in."""
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ from tests.fakes import Read
 from vec_pipeline.record import Stage, UserError, Values
 
 __all__ = ["Read", "Tell"]
+CALLS = itertools.count()  # of this process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,7 @@ class Tell(Stage):
     """content_text -> text that says it, and the process. Some contents do something to that process."""
 
     reads: ClassVar[tuple[str, ...]] = ("image", "content_text")
-    writes: ClassVar[Mapping[str, str]] = {"text": "text", "pid": "number"}
+    writes: ClassVar[Mapping[str, str]] = {"text": "text", "pid": "number", "call": "number"}
 
     name: str = field(default="tell", compare=False)
     device: str = "auto"
@@ -44,7 +46,7 @@ class Tell(Stage):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if "refused" in text:
             raise ValueError("no such picture")
-        return {"text": f"told {text}", "pid": os.getpid()}
+        return {"text": f"told {text}", "pid": os.getpid(), "call": next(CALLS)}
 
 
 def begin() -> None:

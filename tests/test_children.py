@@ -113,6 +113,7 @@ def test_results_are_kept_for_the_next_run(make: Make) -> None:
 def test_copies_of_one_image_are_computed_once_by_a_process(make: Make) -> None:
     rows = rows_of(make(("cpu:0",)), [record_of(f"copy{number}", "same") for number in range(6)], size=6)
     assert {row.values["text"] for row in rows.values()} == {"told same"}
+    assert len({row.values["call"] for row in rows.values()}) == 1
 
 
 def test_a_row_that_fails_has_its_error_and_the_others_go_on(make: Make) -> None:
