@@ -48,7 +48,9 @@ MAY_IMPORT = {  # a package stands for each of its modules; what is missing here
         *("downloads", "key_set", "lists", "object_stores", "picture_names", "pictures", "record", "sources"),
     },
     "sinks": {"key_set", "record", "sinks"},
-    "annotations": {"record", "sinks", "device", "settings", "sources"},
+    "annotations": {"corrections", "device", "query", "record", "settings", "sinks", "sources"},
+    "corrections": {"record"},
+    "query": {"record"},
     "pairs": {"prompts", "record", "settings"},
 }
 FOR_TYPES_ONLY = {  # within `if TYPE_CHECKING:`
@@ -63,7 +65,7 @@ HEAVY = {
     *("torch", "numpy", "transformers", "pandas", "PIL", "llama_cpp", "gensim", "open_clip", "sentence_transformers"),
     *("pyarrow", "psycopg", "pgserver", "aiohttp", "fsspec", "datasets", "watchfiles"),
     *("rapidocr", "cv2", "onnxruntime", "fastapi", "uvicorn", "prometheus_client", "diffusers"),
-    *("praw", "prawcore", "zstandard", "matplotlib"),
+    *("praw", "prawcore", "zstandard", "matplotlib", "ray", "faiss", "lancedb"),
 }
 
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 import orjson
 
+from vec_pipeline.corrections import VERIFIED, Current, current_of, typed
 from vec_pipeline.device import free_cores
+from vec_pipeline.query import Query
 from vec_pipeline.record import COLUMNS, ContentOf, SourceOptions, UserError
 from vec_pipeline.settings import column_types, recorded_settings
 from vec_pipeline.sinks.csv_rows import (
@@ -65,9 +67,13 @@ def content_reader(csv_path: Path, *others: Path) -> ContentOf:
     return lambda key: content_of(key, modules, options)
 
 
-def load_annotations(path: str | Path = "output/annotations.csv", vectors: bool = True) -> "pd.DataFrame":
-    """Read the rows into a pandas DataFrame.
+def load_annotations(
+    path: str | Path = "output/annotations.csv", vectors: bool = True, *, machine: bool = False, where: str = ""
+) -> "pd.DataFrame":
+    """Read the rows into a pandas DataFrame, with what people have corrected.
 
+    machine: read what the models wrote, without corrections.
+    where: a query, such as `category:vehicle -verified`, that rows must fulfil; empty for all.
     vectors: whether to read the vector columns, which are nearly all of the file. Each holds numpy arrays (None where a
     row has none): float32, or int64 for an array of integers. Embeddings have shape (dimensions,) and are views of one
     matrix; `np.stack(table["image_vector"].dropna())` is the matrix.
@@ -76,12 +82,12 @@ def load_annotations(path: str | Path = "output/annotations.csv", vectors: bool 
     not finite; JSON is parsed, None where it is empty; timestamp is a datetime; all else is text, empty where there is
     nothing. A torn last row is left out: a run may be appending to the file.
 
-    Raises UserError where the file is missing, not made by this worker, or damaged.
+    Raises UserError where the file is missing, not made by this worker, or damaged, and where `where` is no query.
     """
     import pandas as pd
     import pyarrow as pa
 
-    with CsvReader(path) as reader:
+    with CsvReader(path, machine=machine, where=where) as reader:
         names = [name for name, kind in reader.types.items() if vectors or kind != "vector"]
         tables = [block.table for block in reader.blocks(names)]
     plain = [name for name in names if reader.types[name] not in OBJECTS]
@@ -97,12 +103,16 @@ def load_annotations(path: str | Path = "output/annotations.csv", vectors: bool 
 class CsvReader:
     """A CSV of annotations, opened once: all rows come from one file, even if a run replaces it meanwhile.
 
-    types: of its columns, by name and in their order, as they were declared: COLUMN_TYPES.
+    types: of its columns, by name and in their order, as they were declared: COLUMN_TYPES. Where people have corrected
+        something, the last one is `verified`.
 
-    Raises UserError where the file is missing or not made by this worker.
+    machine: read what the models wrote, without what people have corrected.
+    where: a query that the rows of `blocks` must fulfil; empty for all.
+
+    Raises UserError where the file is missing or not made by this worker, and where `where` is no query.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, machine: bool = False, where: str = "") -> None:
         self.path = Path(path)
         self._file = opened(self.path)
         try:
@@ -113,7 +123,10 @@ class CsvReader:
                     f"{path} does not begin with the columns of an annotation ({', '.join(list(COLUMNS)[:3])}, ...): "
                     "name the CSV of a run"
                 )
-            self.types = column_types(self.path, names)
+            self._in_file = column_types(self.path, names)
+            self.corrections = Current() if machine else current_of(self.path)
+            self.types = self._in_file | ({VERIFIED: "text"} if self.corrections.exists else {})
+            self._query = Query(where, {**self.types, VERIFIED: "text"})
         except BaseException:
             self._file.close()
             raise
@@ -152,11 +165,13 @@ class CsvReader:
         Raises UserError where a row is damaged.
         """
         wanted = columns or tuple(self.types)
+        needed = tuple(dict.fromkeys([*wanted, *self._query.columns]))
 
         def parse(rows: Rows) -> Block:
-            return self._parsed(rows, wanted, as_text)
+            return self._selected(self._parsed(rows, needed, as_text), wanted)
 
-        yield from in_threads(parse, row_blocks(self._file, max(start, self._rows_start)))
+        found = in_threads(parse, row_blocks(self._file, max(start, self._rows_start)))
+        yield from (block for block in found if len(block.table)) if self._query.columns else found
 
     def rows(self, places: Offsets, columns: Sequence[str]) -> "pa.Table":
         """Read single rows, by where each begins and ends: int64 of shape (rows, 2).
@@ -173,17 +188,52 @@ class CsvReader:
         types = dict.fromkeys(self.names_of("number"), pa.float64()) | {"timestamp": pa.timestamp("s")}
         return pa.schema([(name, types.get(name, pa.string())) for name in names])
 
+    def _selected(self, block: Block, columns: Sequence[str]) -> Block:
+        """The rows that fulfil the query, and of them these columns."""
+        if not self._query.columns:
+            return block
+        mask = self._query.mask(block.table)
+        kept = mask.to_numpy(zero_copy_only=False)
+        return Block(block.table.select(columns).filter(mask), block.starts[kept], block.ends[kept])
+
+    def _corrected(self, table: "pa.Table") -> "pa.Table":
+        """Put what people have corrected in the place of what the models wrote; the cells are as `schema` says."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        by_key = self.corrections.values
+        places = pc.index_in(table["image_path"], value_set=pa.array(list(by_key), pa.string()))
+        rows = np.flatnonzero(pc.is_valid(places).to_numpy(zero_copy_only=False))
+        keys = table["image_path"].take(pa.array(rows)).to_pylist() if len(rows) else []
+        for name in table.column_names:
+            given = [each.value if (each := by_key[key].get(name)) else None for key in keys]
+            changed = [number for number, value in enumerate(given) if value is not None]
+            if not changed:
+                continue
+            mask = np.zeros(len(table), bool)
+            mask[rows[changed]] = True
+            is_number = self.types.get(name) == "number"
+            texts = [given[each] or None for each in changed]
+            values = [typed("number", text or "") for text in texts] if is_number else texts
+            column = table[name].combine_chunks()
+            new = pc.replace_with_mask(column, pa.array(mask), pa.array(values, column.type))
+            table = table.set_column(table.column_names.index(name), name, new)
+        return table
+
     def _parsed(self, rows: Rows, names: Sequence[str], as_text: Collection[str] = ()) -> Block:
         """Turn rows into a table. Raises UserError where their bytes are not rows."""
         import pyarrow as pa
         from pyarrow import csv as arrow_csv
 
-        strings = dict.fromkeys(self.types, pa.string())
-        schema = self.schema(names)
+        strings = dict.fromkeys(self._in_file, pa.string())
+        is_corrected = bool(self.corrections.values)
+        schema = self.schema(dict.fromkeys([*names, "image_path"]) if is_corrected else names)
         try:
             table = arrow_csv.read_csv(
                 pa.BufferReader(rows.data),
-                arrow_csv.ReadOptions(column_names=list(self.types), block_size=len(rows.data) + 1, use_threads=False),
+                arrow_csv.ReadOptions(
+                    column_names=list(self._in_file), block_size=len(rows.data) + 1, use_threads=False
+                ),
                 arrow_csv.ParseOptions(newlines_in_values=True),
                 arrow_csv.ConvertOptions(
                     column_types=strings | {field.name: field.type for field in schema},
@@ -195,6 +245,7 @@ class CsvReader:
             )
             if len(table) != len(rows.starts):
                 raise pa.ArrowInvalid("an unexpected quote")
+            table = self._corrected(table) if is_corrected else table
             columns = {name: self._typed(name, table[name], name in as_text) for name in names}
         except pa.ArrowInvalid as error:
             if change := first_change(rows):

@@ -190,7 +190,7 @@ class Batches:
         if first.key in self.smaller or first.key not in self.errors:
             return False
         names = self.stage.outputs.values()
-        copy.values |= {name: first.values[name] for name in names if name in first.values}
+        copy.give({name: first.written(name) for name in names})
         copy.error = copy.error or self.errors[first.key]
         return True
 
@@ -198,4 +198,4 @@ class Batches:
 def put(stage: Stage, record: Record, values: Values) -> None:
     """Give a record a stage's values; one that is None is left out, and stages that read it do not run."""
     names = stage.outputs
-    record.values |= {names[own]: value for own, value in values.items() if value is not None}
+    record.give({names[own]: value for own, value in values.items()})

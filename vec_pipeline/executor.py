@@ -105,7 +105,8 @@ class Executor:
         for chunk in chunks:
             self._unfinished.append(chunk)
             for record in chunk:
-                record.values = {**source_values(record.values, self.source_columns), "image_path": record.key}
+                given, record.values = source_values(record.values, self.source_columns), {}
+                record.give({**given, "image_path": record.key})
                 if name := self.journal.fatal_stage(record.key):
                     record.error = f"{name}: ProcessDied: it was in flight when the process died, and again, alone"
             alive = [record for record in chunk if not record.error]
@@ -157,7 +158,7 @@ class Executor:
 
         def keep(done: list[Record]) -> None:
             names = stage.outputs.items()
-            new = {keys[r.key]: {own: r.values.get(name) for own, name in names} for r in done}
+            new = {keys[r.key]: {own: r.written(name) for own, name in names} for r in done}
             self.results.store({key: without(result, stage.in_files) for key, result in new.items()})
             found.update(new)
 
@@ -215,6 +216,7 @@ class Executor:
         """Intermediates, such as the pixels, end here; and so does the suspicion of images that have lived."""
         self.journal.clear([record.key for record in records if not self.journal.fatal_stage(record.key)])
         for record in records:
+            record.take_back()
             for name in self._intermediates & record.values.keys():
                 del record.values[name]
         return records

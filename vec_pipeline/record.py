@@ -119,6 +119,26 @@ class Record:
     done: set[str] = field(default_factory=set)  # names of the stages that have succeeded
     hashes: dict[str, bytes] = field(default_factory=dict)  # of `values`, as far as the result cache has needed them
     without: Container[str] = ()  # names of stages that are not to run for it
+    corrected: Values = field(default_factory=dict)  # what people gave columns, which other stages read then
+    of_machine: Values = field(default_factory=dict)  # of these columns, what stages wrote, which the row keeps
+
+    def give(self, values: Values) -> None:
+        """Add values; one that is None is left out. A corrected column has what people gave it until `take_back`."""
+        for name, value in values.items():
+            if name in self.corrected:
+                self.of_machine[name], value = value, self.corrected[name]
+            if value is not None:
+                self.values[name] = value
+
+    def written(self, name: str) -> Any:
+        """What was given for a name, whatever people have corrected; None where there was nothing."""
+        return self.of_machine[name] if name in self.of_machine else self.values.get(name)
+
+    def take_back(self) -> None:
+        """Let corrected columns have what stages wrote."""
+        for name in self.of_machine:
+            self.values.pop(name, None)
+        self.values |= {name: value for name, value in self.of_machine.items() if value is not None}
 
 
 @dataclass(frozen=True)

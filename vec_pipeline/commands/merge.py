@@ -97,6 +97,7 @@ def merge(inputs: Sequence[Path], out: Path) -> None:
                 written, failed = written + 1, failed + bool(row.error)
     join_settings(inputs, out)
     join_caches(inputs, out, best)
+    join_corrections(inputs, out)
     doubles = f"; {plural(len(best), 'picture')} with several rows: the best one is kept" if best else ""
     print(f"{plural(written, 'row')} in {out}, {failed:,} of them with an error{doubles}")
 
@@ -205,3 +206,15 @@ def join_caches(inputs: Sequence[Path], out: Path, best: Mapping[str, Best]) -> 
             results.take_over(beside(each, "cache.sqlite"), of_others)
     finally:
         results.close()
+
+
+def join_corrections(inputs: Sequence[Path], out: Path) -> None:
+    """Put what people have corrected in the CSVs beside the new one."""
+    from vec_pipeline.corrections import Corrections
+
+    corrections = Corrections(out)
+    try:
+        for each in inputs:
+            corrections.take_over(each)
+    finally:
+        corrections.close()

@@ -5,7 +5,7 @@ import contextlib
 import glob
 import logging
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from vec_pipeline.record import COLUMNS, Source, SourceOptions, Stage, UserError
 from vec_pipeline.terminal import INTERRUPTED, Interrupt, plural, visible
 
 if TYPE_CHECKING:
+    from vec_pipeline.commands.run.corrected import Corrected
     from vec_pipeline.commands.run.todo import Todo
     from vec_pipeline.config import Config
     from vec_pipeline.result_cache import ResultCache
@@ -89,6 +90,7 @@ def run(options: argparse.Namespace) -> int:
 
 def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
     from vec_pipeline import checks, settings
+    from vec_pipeline.commands.run.corrected import Corrected
     from vec_pipeline.commands.run.watch import Watcher
     from vec_pipeline.commands.run.work import Job, devices_of, mirrored, work
     from vec_pipeline.config import check_wiring, load_config
@@ -123,12 +125,13 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
         modules, store = config.sources, config.store_path
         settings.write_settings(config.output, stages, config.stages, types, modules, of_sources, store)
 
+    corrected = Corrected(config.output, types, stages)  # again: nobody else can change them now
     has_work = todo.number != 0 or options.watch
     with contextlib.ExitStack() as stack:
         mirror = stack.enter_context(mirrored(config.output, options.mirror))  # closed last: with the rows replaced
         results = ResultCache(cache_path(config) if has_work else None, settings.fingerprint)
         stack.callback(results.close)
-        stack.callback(close, sink, results, interrupt)
+        stack.callback(close, sink, results, corrected, interrupt)
         if not options.refresh:
             if sink.rows:  # again: no other worker can change them now
                 settings.check_settings(config.output, config.stages, sink.header)
@@ -136,12 +139,14 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
         if has_work:
             start_log(beside(config.output, "log"), config.log_level)
             logger.info("run: %s", config)
-            work(Job(config, stages, devices, source, wanted, todo, sink, results, options, interrupt, mirror, watcher))
+            work(
+                Job(
+                    config, stages, devices, source, wanted, todo, sink, results, corrected, options, interrupt, mirror,
+                    watcher,
+                )
+            )  # fmt: skip
         if options.refresh:
-            changed = sink.replace_rows()
-            record_settings()
-            results.confirm_pictures()
-            print(f"{plural(changed, 'row')} changed, {sink.rows - changed:,} unchanged")
+            replace_rows(sink, results, corrected, record_settings)
     may_be_empty = options.limit == 0 or options.watch or options.shard is not None
     return verdict(sink, source, watcher.failures if watcher else [], may_be_empty=may_be_empty)
 
@@ -161,7 +166,7 @@ Plan = tuple[tuple[Stage, ...], "Todo"]
 
 
 def plan_run(
-    config: "Config", source: Source, existing: "Contents", columns: Collection[str], options: argparse.Namespace
+    config: "Config", source: Source, existing: "Contents", columns: Mapping[str, str], options: argparse.Namespace
 ) -> Plan:
     """The stages to run, hub models at the commits that the CSV was begun with, and the images that are left."""
     from vec_pipeline import settings
@@ -175,6 +180,10 @@ def plan_run(
         source, existing, cache_path(config), compares=options.prune, may_be_empty=options.watch or bool(options.shard)
     )
     todo.new(options.limit, options.retry_errors)
+    if stale := stale_rows(config, config.stages, columns):
+        print(
+            f"{plural(len(stale), 'row')} made before people corrected them: --refresh updates what follows from that"
+        )
     recorded = settings.recorded_settings(config.output) if existing.rows else settings.Recorded()
     stages = settings.with_recorded_commits(config.stages_for(existing.header), recorded)
     has_work = todo.number != 0 or options.watch
@@ -182,7 +191,7 @@ def plan_run(
 
 
 def plan_refresh(
-    config: "Config", source: Source, existing: "Contents", columns: Collection[str], options: argparse.Namespace
+    config: "Config", source: Source, existing: "Contents", columns: Mapping[str, str], options: argparse.Namespace
 ) -> Plan:
     """All stages, hub models at their newest commits, and the rows that are behind."""
     from vec_pipeline import settings
@@ -194,14 +203,24 @@ def plan_refresh(
     todo = Todo(source, existing, cache_path(config), compares=True, may_be_empty=options.shard is not None)
     of_files = [name for stage in config.stages for name, kind in stage.columns.items() if kind == "file"]
     gone = KeySet(keys_without_files(config.output, of_files) if of_files and existing.rows else ())
-    todo.refresh(settings.outdated(config.output, config.stages, stages, existing.header, columns), gone)
+    stale = KeySet(stale_rows(config, stages, columns))
+    todo.refresh(settings.outdated(config.output, config.stages, stages, existing.header, columns), gone, stale)
     return stages, todo
+
+
+def stale_rows(config: "Config", stages: Sequence[Stage], columns: Mapping[str, str]) -> list[str]:
+    """Keys of the rows that were made before what their stages read was corrected."""
+    from vec_pipeline.commands.run.corrected import Corrected
+
+    corrected = Corrected(config.output, {**COLUMNS, **columns}, stages)
+    corrected.close()
+    return corrected.stale
 
 
 def own_files(output: Path, store: Path | None = None) -> list[str]:
     """Globs of the output, what lies beside it, and the store, which a folder of images may hold too."""
     output = output.parent.resolve() / output.name
-    databases = [f"{name}.{ending}" for name in ("cache", "journal") for ending in ("sqlite*", "broken")]
+    databases = [f"{name}.{ending}" for name in ("cache", "corrections", "journal") for ending in ("sqlite*", "broken")]
     endings = ("log", "lock", "salt", "settings.yaml*", "positions.json*", "images", "downloads", *databases)
     begin = glob.escape(str(beside(output, "")))
     alignment = output.with_name("align") / "loss.png"  # of `vec-pipeline align`
@@ -227,10 +246,26 @@ def fetched(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     return tuple(map(weights.resolved, stages))
 
 
-def close(sink: "CsvFile", results: "ResultCache", interrupt: Interrupt) -> None:
+def close(sink: "CsvFile", results: "ResultCache", corrected: "Corrected", interrupt: Interrupt) -> None:
     with interrupt.shield():
         if sink.close():
             results.confirm_pictures()
+            corrected.confirm()
+        corrected.close()
+    if corrected.found:
+        pictures = plural(corrected.found, "picture")
+        print(f"{pictures} that people have corrected found at another place, where the corrections hold, too")
+
+
+def replace_rows(
+    sink: "CsvFile", results: "ResultCache", corrected: "Corrected", record_settings: Callable[[], None]
+) -> None:
+    """Put the rows of a refresh in the place of the old ones, and say how many differ."""
+    changed = sink.replace_rows()
+    record_settings()
+    results.confirm_pictures()
+    corrected.confirm()
+    print(f"{plural(changed, 'row')} changed, {sink.rows - changed:,} unchanged")
 
 
 def verdict(sink: "CsvFile", source: Source, of_watch: Sequence[str], *, may_be_empty: bool) -> int:

@@ -99,15 +99,16 @@ class Todo:
         if self._changed:
             print(f"{plural(len(self._changed), 'picture')} changed since their rows were made: --refresh updates them")
 
-    def refresh(self, outdated: Sequence[str], without_files: KeySet) -> None:
+    def refresh(self, outdated: Sequence[str], without_files: KeySet, stale: KeySet) -> None:
         """Rows made with other settings, or of pictures that have changed, or of which neither is known.
 
         without_files: keys of the rows that name files that are gone.
+        stale: keys of the rows that were made before people corrected them.
         """
         if self._source.is_stream:
             raise UserError("--refresh needs a source that can be read twice: name files or folders, not a stream")
-        without_files = without_files & self._present
-        keys = self._present if outdated else self._changed | self._unknown | without_files
+        without_files, stale = without_files & self._present, stale & self._present
+        keys = self._present if outdated else self._changed | self._unknown | without_files | stale
         self.number = len(keys)
         self.records = (record for record in self._source if record.key in keys)
         if not keys:
@@ -115,6 +116,7 @@ class Todo:
             return
         reasons = [*outdated[:5], *([f"{plural(len(self._changed), 'changed picture')}"] if self._changed else [])]
         reasons += [f"files of {plural(len(without_files), 'row')} are gone"] if without_files else []
+        reasons += [f"{plural(len(stale), 'row')} corrected by people"] if stale else []
         print(f"{plural(len(keys), 'row')} to update ({', '.join(reasons) or 'their pictures are not known'})")
         for number, what in (
             (self._existing.rows - len(self._present), "of pictures that are not in the source, left unchanged"),

@@ -12,6 +12,7 @@ from vec_pipeline import device, pipeline
 from vec_pipeline.child import Work
 from vec_pipeline.children import Children
 from vec_pipeline.chunk_size import CHUNKS_AT_WORK, ChunkSize, chunk_size
+from vec_pipeline.commands.run.corrected import Corrected
 from vec_pipeline.commands.run.messages import start_log, stderr_in
 from vec_pipeline.commands.run.order import ordered
 from vec_pipeline.commands.run.todo import Todo
@@ -51,6 +52,7 @@ class Job:
     todo: Todo
     sink: CsvFile
     results: ResultCache
+    corrected: Corrected
     options: argparse.Namespace
     interrupt: Interrupt
     mirror: Mirror | None
@@ -62,8 +64,9 @@ class Job:
         resume(self.source, done)
         order = options.order or ("priority" if getattr(self.source, "has_priority", False) else "")
         if not order and not options.first:
-            return self.todo.records
-        return ordered((record for record in self.todo.records if record.key not in done), order, options.first)
+            return self.corrected.given(self.todo.records)
+        left = (record for record in self.todo.records if record.key not in done)
+        return self.corrected.given(ordered(left, order, options.first))
 
 
 def work(job: Job) -> None:
@@ -89,8 +92,10 @@ def work(job: Job) -> None:
                 sink.write(records)
                 progress.count(records)
                 job.results.note_pictures(records)
+                job.corrected.note(records)
                 if not sink.replaces_rows:
                     job.results.confirm_pictures()
+                    job.corrected.confirm()
             if job.mirror:
                 job.mirror.note_checkpoint()
 

@@ -1,0 +1,90 @@
+"""What people have corrected, in a run: stages read it in place of what others wrote, and moved pictures keep it."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from vec_pipeline.corrections import Corrections, Current, typed
+from vec_pipeline.record import Record, Stage
+from vec_pipeline.result_cache import hash_of
+from vec_pipeline.settings import fingerprint, recorded_settings
+from vec_pipeline.stages.open_image import OpenImage
+
+IMAGE = "image"  # the value of a record whose pixels tell pictures apart
+
+
+class Corrected:
+    """The corrections of a CSV as they are now; nothing, at no cost, where there are none.
+
+    types: of the columns of the CSV.
+    stages: of the run.
+
+    stale: keys of the rows that were made before what their stages read was corrected, or with what is undone since.
+    found: how many pictures were found at another place than where they were corrected.
+    """
+
+    def __init__(self, csv_path: Path, types: dict[str, str], stages: Sequence[Stage]) -> None:
+        self._corrections = Corrections(csv_path)
+        self._types = types
+        self._now: Current = self._corrections.current()
+        read = {name for stage in stages for name in stage.input_names}
+        self._columns = {name: kind for name, kind in types.items() if name in read}
+        self.stale = self._corrections.stale(self._columns) if self._now.exists else []
+        self.found = 0
+        self._concerned = {*self._now.values, *self.stale}
+        self._saved: list[str] = []
+        opens = [stage for stage in stages if IMAGE in stage.outputs.values()]
+        self._reader = fingerprint(opens[0]) if opens else ""
+
+    def given(self, records: Iterable[Record]) -> Iterable[Record]:
+        """Pass records on with what people gave their columns."""
+        return self._given(records) if self._now.values else records
+
+    def _given(self, records: Iterable[Record]) -> Iterator[Record]:
+        for record in records:
+            values = self._now.of(record.key)
+            record.corrected = {
+                name: typed(kind, values[name]) for name, kind in self._columns.items() if name in values
+            }
+            yield record
+
+    def note(self, records: Iterable[Record]) -> None:
+        """Rows have been written: keep what their pictures look like, and until `confirm`, that they are up to date."""
+        if self._now.exists:
+            hashes = {record.key: record.hashes[IMAGE] for record in records if IMAGE in record.hashes}
+            self.found += self._corrections.note_pixels(hashes, self._reader)
+            self._saved += [record.key for record in records if record.key in self._concerned]
+
+    def confirm(self) -> None:
+        """The rows that were noted are saved."""
+        if self._saved:
+            self._corrections.confirm(self._saved)
+            self._saved = []
+
+    def close(self) -> None:
+        self._corrections.close()
+
+
+def pixels_of(csv_path: Path) -> tuple[str, Callable[[str], bytes | None]] | None:
+    """How a run of a CSV sees pictures: what decides that, and the hash of the pixels of one by its image_path.
+
+    The hash is None where the picture cannot be read. None where the CSV was made with a stage of somebody's own.
+    """
+    from vec_pipeline.annotations import content_reader
+
+    options = next(
+        (each for each in recorded_settings(csv_path).stages.values() if each.get("use") == "open_image"), None
+    )
+    if options is None:
+        return None
+    stage = OpenImage(max_size_px=options["max_size_px"], truncated=options["truncated"])
+    stage.load()
+    content_of = content_reader(csv_path)
+
+    def hash_of_key(key: str) -> bytes | None:
+        try:
+            row = {"content": content_of(key), "image_path": key}
+            return hash_of(stage.run(None, [row], 1)[0][IMAGE])
+        except Exception:  # of any place and of any decoder
+            return None
+
+    return fingerprint(stage), hash_of_key
