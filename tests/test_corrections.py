@@ -25,7 +25,7 @@ from vec_pipeline.corrections import (
     corrections_path,
     current_of,
 )
-from vec_pipeline.record import COLUMNS, UserError
+from vec_pipeline.record import COLUMNS, UserError, beside
 
 FIRST, SECOND, THIRD = (f"/photos/{number:06}.jpg" for number in range(3))
 
@@ -64,7 +64,7 @@ def test_numbers_and_json_are_read_as_such(tmp_path: Path) -> None:
     csv = write_declared(tmp_path / "a.csv", types, [finished(0, score=1.0, objects=[]), finished(1, score=2.0)])
     with closing(Corrections(csv)) as layer:
         layer.correct([Change(FIRST, "score", "0"), Change(FIRST, "objects", '[{"label": "dog"}]')])
-        layer.correct([Change(SECOND, "score", "")])
+        layer.correct([Change(SECOND, "score", ""), Change(SECOND, "objects", "")])
     rows = load_annotations(csv)
     assert rows["score"][0] == 0.0 and np.isnan(rows["score"][1])
     assert rows["objects"][0] == [{"label": "dog"}] and rows["objects"][1] is None
@@ -84,7 +84,7 @@ def test_a_bulk_act_is_one_undo(csv: Path, layer: Corrections) -> None:
 def test_undone_acts_can_be_done_again_in_turn(csv: Path, layer: Corrections) -> None:
     acts = [layer.correct([Change(FIRST, "description", text)]) for text in ("one", "two", "three")]
     undone = [layer.undo(act) for act in reversed(acts)]
-    assert value(csv, FIRST) == "A red car, number 0."
+    assert value(csv, FIRST) == "A red car, number 0." and layer.changed_since(0) == {FIRST: {}}
     said = []
     for act in reversed(undone):
         layer.undo(act)
@@ -171,9 +171,20 @@ def test_a_picture_that_moved_keeps_its_corrections(csv: Path, layer: Correction
     layer.correct([Change(FIRST, "description", "mine")])
     assert layer.without_pixels("384") == [FIRST]
     assert layer.note_pixels({FIRST: b"one", SECOND: b"two"}, "384") == 0
-    assert layer.without_pixels("384") == []
+    assert layer.without_pixels("384") == [] and layer.note_pixels({FIRST: b"one"}, "384") == 0
     assert layer.note_pixels({"/new/a.jpg": b"one", "/new/b.jpg": b"two"}, "384") == 1
     assert layer.current().of("/new/a.jpg") == {"description": "mine"} and not layer.current().of("/new/b.jpg")
+
+
+def test_copies_of_a_picture_are_corrected_together(csv: Path, layer: Corrections) -> None:
+    layer.correct([Change(FIRST, "description", "first")])
+    layer.note_pixels({FIRST: b"same"}, "384")
+    layer.note_pixels({THIRD: b"same"}, "384")
+    both = layer.correct([Change(FIRST, "description", "one"), Change(THIRD, "description", "two")])
+    assert value(csv, FIRST) == value(csv, THIRD) == "two"
+    assert layer.history(THIRD)[0].new == "two" and layer.history(THIRD)[0].old == "first"
+    layer.undo(both)
+    assert value(csv, FIRST) == value(csv, THIRD) == "first"
 
 
 def test_another_picture_at_the_same_path_has_no_corrections(layer: Corrections) -> None:
@@ -235,10 +246,18 @@ def test_refresh_recomputes_what_follows_from_a_corrected_text_and_nothing_else(
 
 def test_a_refresh_of_everything_keeps_corrections(corrected_run: tuple[Path, Path, str]) -> None:
     photos, csv, key = corrected_run
+    written = rows_of(csv).loc[key, "text"]
+    beside(csv, "cache.sqlite").unlink()
     assert run_worker(photos, "--output", csv, "--refresh", "--set", "flag.repetitive=0.29").returncode == 0
     assert rows_of(csv, machine=False).loc[key, "text"].startswith("A green car")
     assert rows_of(csv).loc[key, "image_text"] == "HELLO"
+    assert rows_of(csv).loc[key, "text"] == written
+    with closing(Corrections(csv)) as layer:
+        undone = layer.undo(layer.acts()[0].id)
     assert run_worker(photos, "--output", csv, "--refresh").returncode == 0
+    assert rows_of(csv).loc[key, "text"] == written and rows_of(csv).loc[key, "image_text"] != "HELLO"
+    with closing(Corrections(csv)) as layer:
+        layer.undo(undone)
 
 
 def test_a_moved_folder_keeps_corrections(corrected_run: tuple[Path, Path, str], tmp_path: Path) -> None:
@@ -275,6 +294,7 @@ def test_merge_joins_what_people_have_corrected(tmp_path: Path) -> None:
         undone = layer.correct([Change(FIRST, "keywords", "undone")])
         layer.correct([Change(FIRST, "description", "one"), Change(THIRD, "description", "older")], who="Ann")
         layer.undo(undone)
+        layer.confirm([FIRST])
     with closing(sqlite3.connect(corrections_path(one))) as database, database:
         database.execute("UPDATE acts SET time = '2020-01-01T00:00:00'")
     with closing(Corrections(two)) as layer:
@@ -285,6 +305,7 @@ def test_merge_joins_what_people_have_corrected(tmp_path: Path) -> None:
     merge([one, two], out)
     assert [value(out, key) for key in (FIRST, SECOND, THIRD)] == ["one", "two", "newer"]
     with closing(Corrections(out)) as layer:
+        assert layer.stale(["description"]) == [SECOND, THIRD]
         assert {entry.new for entry in layer.history(THIRD)} == {"older", "newer"}
         assert layer.history(FIRST)[-1].new == "undone"
         acts = {act.id: act for act in layer.acts()}

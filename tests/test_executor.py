@@ -26,7 +26,7 @@ from tests.fakes import (
 from tests.runs import Runs, annotate, loop
 from vec_pipeline.executor import by_worker
 from vec_pipeline.pipeline import chunks
-from vec_pipeline.record import Need, UserError, Values
+from vec_pipeline.record import Need, Record, UserError, Values
 
 EIGHT = "abcdefgh"
 
@@ -711,3 +711,55 @@ def test_an_image_that_breaks_the_gpu_at_every_start_gets_an_error_row_at_the_th
     assert sorted(errors) == list(EIGHT)
     assert [key for key, error in errors.items() if error] == ["f"]
     assert errors["f"].startswith("describe: ProcessDied: ")
+
+
+# --- what people have corrected
+
+
+def corrected(name: str, **values: str) -> Record:
+    record = record_of(name)
+    record.corrected = values
+    return record
+
+
+def test_later_stages_read_what_people_corrected_and_the_row_keeps_the_machines(make: Runs, journal: Journal) -> None:
+    stages = Describe(journal=journal), EmbedText(journal=journal)
+    record, other = annotate(make(*stages), [corrected("a", text="longer than it was"), record_of("b")])
+    assert record.values["text"] == "a, 40 px" and record.values["text_vector"] == [18.0]
+    assert other.values["text_vector"] == [8.0]
+
+
+def test_the_cache_keeps_what_stages_wrote_whatever_people_corrected(make: Runs, journal: Journal) -> None:
+    stages = Describe(journal=journal), EmbedText(journal=journal)
+    annotate(make(*stages), [corrected("a", text="longer than it was")])
+    (record,) = annotate(make(*stages), [record_of("a")])
+    assert record.values["text"] == "a, 40 px" and record.values["text_vector"] == [8.0]
+    assert journal.sizes("describe") == [1] and journal.sizes("embed_text") == [1, 1]
+
+
+def test_copies_in_one_batch_are_corrected_each_for_itself(make: Runs, journal: Journal) -> None:
+    stages = Describe(journal=journal), EmbedText(journal=journal)
+    copies = [corrected("a", text="short"), record_of("a"), corrected("a", text="longer than it was")]
+    for number, record in enumerate(copies):
+        record.key = f"copy {number}"
+    annotated = annotate(make(*stages), copies)
+    assert [record.values["text_vector"] for record in annotated] == [[5.0], [8.0], [18.0]]
+    assert [record.values["text"] for record in annotated] == ["a, 40 px"] * 3
+    assert journal.sizes("describe") == [1]
+
+
+def test_a_corrected_column_of_the_source_is_read_by_stages(make: Runs, journal: Journal) -> None:
+    embed = EmbedText(journal=journal, read={"text": "title"})
+    record = corrected("a", title="given by people")
+    record.values["title"] = "of the list"
+    (annotated,) = annotate(make(embed, source_columns={"title": "text"}), [record])
+    assert annotated.values["title"] == "of the list" and annotated.values["text_vector"] == [15.0]
+
+
+def test_a_text_that_no_stage_wrote_is_corrected_too(make: Runs, journal: Journal) -> None:
+    class Silent(Describe):
+        def answer(self, row: Values) -> Values:
+            return {"text": None}
+
+    (record,) = annotate(make(Silent(journal=journal), EmbedText(journal=journal)), [corrected("a", text="said")])
+    assert "text" not in record.values and record.values["text_vector"] == [4.0]
