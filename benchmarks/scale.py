@@ -96,12 +96,12 @@ def simulate(photos: Path, folder: Path, devices: int, chunk_size: int) -> tuple
     return images / seconds, busy_s / (devices * seconds)
 
 
-def bundled(photos: Path, folder: Path, devices: int) -> float:
-    """Images/s of the bundled models, from the summary of a run with one thread for each process."""
-    output = folder / f"{devices}.csv"
+def bundled(photos: Path, folder: Path, devices: int, *engine: str) -> float:
+    """Images/s of the bundled models, from the times of a run's rows, with one thread for each process."""
+    output = folder / f"{'-'.join(engine)}{devices}.csv"
     command = [
         sys.executable, "run.py", str(photos), "--config", "configs/demo.yaml", "--output", str(output),
-        "--set", f"devices=cpu:{devices}", "--set", "chunk_size=16",
+        "--set", f"devices=cpu:{devices}", "--set", "chunk_size=16", *engine,
     ]  # fmt: skip
     subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return times_of(output)
@@ -129,7 +129,11 @@ def main() -> None:
             draw.main(folder / "few", options.bundled_images, seed=1, scale=1)
             one, two = (bundled(folder / "few", folder, number) for number in (1, 2))
             print("| bundled models, one thread for each process | images/s |\n|---|---|")
-            print(f"| one process | {one:.1f} |\n| two processes | {two:.1f}, {two / one:.2f} times |\n")
+            print(f"| one process | {one:.1f} |\n| two processes | {two:.1f}, {two / one:.2f} times |")
+            actors = bundled(folder / "few", folder, 2, "--engine", "ray")
+            print(f"| two actors of Ray | {actors:.1f}, {actors / one:.2f} times |\n")
+        if not options.images:
+            return
         draw.main(folder / "many", options.images, seed=2, scale=1)
         speed, busy = simulate(folder / "many", folder, options.devices, 32)
         print(f"| {options.devices} devices that sleep, {IMAGES_PER_S:.0f} images/s each | |\n|---|---|")

@@ -5,12 +5,14 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from tests.fakes import Read
-from vec_pipeline.record import Stage, UserError, Values
+from vec_pipeline.children import Children
+from vec_pipeline.pipeline import chunks
+from vec_pipeline.record import Record, Stage, UserError, Values
 
 __all__ = ["Read", "Tell"]
 CALLS = itertools.count()  # of this process
@@ -47,6 +49,14 @@ class Tell(Stage):
         if "refused" in text:
             raise ValueError("no such picture")
         return {"text": f"told {text}", "pid": os.getpid(), "call": next(CALLS)}
+
+
+def when_all_have_begun(children: Children, found: Iterable[Record], size: int = 3) -> Iterator[list[Record]]:
+    """Chunks, the first of which waits until every child asks for one: on a busy machine one may begin much later."""
+    deadline_s = time.monotonic() + 60
+    while len(children._hungry) < len(children._children) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    yield from chunks(found, lambda: size)
 
 
 def begin() -> None:

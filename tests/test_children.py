@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests import child_stages
-from tests.child_stages import Read, Tell
+from tests.child_stages import Read, Tell, when_all_have_begun
 from tests.conftest import EXAMPLES, PROJECT, Run, command, run_worker
 from tests.fakes import record_of, records
 from tests.test_promises import assert_same_rows
@@ -66,9 +66,13 @@ def make(tmp_path: Path) -> Iterator[Make]:
         each.close()
 
 
-def rows_of(children: Children, found: Sequence[Record], size: int = 3) -> dict[str, Record]:
-    """What comes out, by key; each record must come out once."""
-    annotated = [record for chunk in children(chunks(found, lambda: size)) for record in chunk]
+def rows_of(children: Children, found: Sequence[Record], size: int = 3, *, by_all: bool = False) -> dict[str, Record]:
+    """What comes out, by key; each record must come out once.
+
+    by_all: each of the processes gets some.
+    """
+    given = when_all_have_begun(children, found, size) if by_all else chunks(found, lambda: size)
+    annotated = [record for chunk in children(given) for record in chunk]
     assert len({record.key for record in annotated}) == len(annotated)
     return {record.key: record for record in annotated}
 
@@ -82,7 +86,7 @@ def names_of(number: int) -> list[str]:
 
 def test_every_image_comes_out_once_and_both_processes_work(make: Make) -> None:
     children = make(sleep_s=0.01)
-    rows = rows_of(children, records(*names_of(60)))
+    rows = rows_of(children, records(*names_of(60)), by_all=True)
     assert {key: row.values["text"] for key, row in rows.items()} == {key: f"told {key}" for key in names_of(60)}
     assert not any(row.error for row in rows.values())
     assert len({row.values["pid"] for row in rows.values()}) == 2

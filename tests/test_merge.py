@@ -3,6 +3,7 @@
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-from tests.conftest import EXAMPLES, Run, command, run_worker
+from tests.conftest import EXAMPLES, PROJECT, Run, command, run_worker
 from tests.fakes import ListSource, TextContent
 from tests.test_promises import assert_same_rows
 from vec_pipeline import load_annotations
@@ -109,6 +111,48 @@ def test_shards_that_were_killed_and_resumed_become_the_csv_of_one_run(
     assert f"{len(load_annotations(joined))} done, 0 to do" in again.stdout
     refreshed = run_worker(EXAMPLES, "--output", joined, "--refresh")
     assert "nothing to refresh" in refreshed.stdout, "the pictures of all rows are known"
+
+
+def test_eight_shards_two_of_them_killed_become_the_csv_of_one_run(tmp_path: Path) -> None:
+    """With a stage that needs no model. What is killed has rows, and is resumed to its last."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(160):
+        Image.new("RGB", (10 + number, 20), (number, 0, 0)).save(photos / f"{number}.png")
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "chunk_size: 2\nstages: [open_image, {use: tests.scripted_stages.Say, name: say, seconds_per_image: 0.1}]\n"
+    )
+
+    def shard(number: int, *options: str) -> list[str]:
+        output = tmp_path / f"part-{number}.csv"
+        part = ("--shard", f"{number}/8", "--output", str(output))
+        return [sys.executable, str(PROJECT / "run.py"), str(photos), "--config", str(config), *part, *options]
+
+    outputs = [tmp_path / f"part-{number}.csv" for number in range(8)]
+    for number in (2, 5):
+        with subprocess.Popen(shard(number), cwd=PROJECT, stdout=subprocess.DEVNULL) as killed:
+            deadline_s = time.monotonic() + 60
+            while time.monotonic() < deadline_s and rows_in(outputs[number]) < 3:
+                time.sleep(0.01)
+            killed.kill()
+        assert 3 <= rows_in(outputs[number]) < 12, "it was killed in the middle"
+    for number in range(8):
+        fast = ("--set", "say.seconds_per_image=0")
+        run = subprocess.run(shard(number, *fast), cwd=PROJECT, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+    joined = tmp_path / "all.csv"
+    assert merge(*outputs, "--out", joined) == 0
+    table = load_annotations(joined)
+    sizes = {str(photos / f"{number}.png"): f"A picture of {10 + number} by 20 pixels." for number in range(160)}
+    assert rows_of(joined) == sizes
+    assert sum(len(load_annotations(output)) for output in outputs) == len(table), "no shard has a row of another"
+    assert not table["error"].any()
+
+
+def rows_in(path: Path) -> int:
+    """Whole rows of a CSV without line breaks in cells, which may not exist yet."""
+    return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
 
 
 def test_of_several_rows_the_one_without_error_is_kept_then_the_latest(

@@ -28,6 +28,18 @@ def test_a_few_kills_change_nothing_with_every_stage_on() -> None:
     assert numbers["rows compared with the undisturbed run's"] >= numbers["images, broken ones and copies among them"]
 
 
+@pytest.mark.timeout(600)
+def test_a_few_kills_of_the_processes_of_devices_change_nothing() -> None:
+    """The first of this seed hits such a process, and the worker goes on."""
+    few = ["--images", "12", "--kills", "2", "--minutes", "6", "--seed", "31"]
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.soak", "--devices", "cpu:2", *few],
+        cwd=PROJECT, capture_output=True, text=True, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "| SIGKILL of a device's child |" in run.stdout
+
+
 def test_rows_are_told_from_a_torn_one() -> None:
     rows, torn = split_rows(CONTENT + b'/c.jpg,"three\n')
     assert b"".join(rows) == CONTENT

@@ -1,7 +1,8 @@
 """Hands chunks to child processes, one for each device, as they become free; what a child had at its death goes on.
 
 A child has its own models and its own executor. The source, the CSV, the result cache and the crash journal are the
-parent's: a child sends it what it would read from or write to the last two.
+parent's: a child sends it what it would read from or write to the last two. Children are processes of this machine,
+or actors of a cluster, see `ray_actors`.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
@@ -34,7 +36,7 @@ CLOSE_S = 2.0  # for a child to end by itself
 class Event(NamedTuple):
     """What has happened; the loop in the parent's thread acts on it.
 
-    kind: next, done, part, failed, stopped or died, of a child; chunk, end or error, of the source.
+    kind: next, done, part, failed, stopped, died or waits, of a child; chunk, end or error, of the source.
     """
 
     kind: str
@@ -129,8 +131,12 @@ class Children:
         """Chunks that children have."""
         return sum(len(child.chunks) for child in self._children)
 
+    @property
+    def _databases(self) -> dict[str, Database]:
+        return {"results": self._results.database, "journal": self._journal.database}
+
     def _child(self, name: str) -> "Child":
-        return Child(name, self._work, self._results.database, self._journal.database, self._events)
+        return LocalChild(name, self._work, self._databases, self._events)
 
     def _hand_out(self, source: "Pulled") -> None:
         """Give chunks to the children that wait for one: what is left of others first, suspects after all else."""
@@ -193,7 +199,7 @@ class Children:
         if child in self._hungry:
             self._hungry.remove(child)
         records = [record for chunk in child.chunks for record in chunk]
-        suspects = self._journal.note_death([record.key for record in records])
+        suspects = self._journal.note_death([record.key for record in records], of_machine=child.died_with_machine)
         self._suspects += [record for record in records if record.key in suspects]
         self._again.extendleft(
             chunk for chunk in ([r for r in each if r.key not in suspects] for each in child.chunks) if chunk
@@ -213,7 +219,7 @@ class Children:
         complete: Chunk = []
         for child in self._children:
             child.send("stop")
-        waiting = set(self._children)
+        waiting = {child for child in self._children if child.chunks}  # the others have nothing to hand over
         with contextlib.suppress(Empty):
             while waiting:
                 event = self._events.get(timeout=STOP_S)
@@ -259,28 +265,25 @@ class Pulled:
 
 
 class Child:
-    """The parent's side of a child process.
+    """The parent's side of a child, which has two connections to it: for work, and for the databases.
+
+    A subclass begins and ends it.
 
     chunks: that it has, in the order in which it finishes them.
+    died_with_machine: it has ended, and so has the machine that it was on.
     """
 
-    def __init__(self, name: str, work: Work, results: Database, journal: Database, events: SimpleQueue[Event]) -> None:
-        context = get_context("spawn")  # forked from a process with threads, CUDA and OpenMP would hang
+    died_with_machine = False
+
+    def __init__(self, name: str, databases: Mapping[str, Database], events: SimpleQueue[Event]) -> None:
         self.name, self.figures = name, Figures()
         self.chunks: deque[Chunk] = deque()
-        self._events = events
-        self._work, work_end = context.Pipe()
-        self._store, store_end = context.Pipe()
-        self._process = context.Process(target=serve, args=(name, work, work_end, store_end), name=name, daemon=True)
-        self._process.start()
-        for end in (work_end, store_end):
-            end.close()  # so that this side notices when the child's is gone
-        self._start(self._listen, ())
-        self._start(self._answer, ({"results": results, "journal": journal},))
+        self._databases, self._events = databases, events
+        self._work: Connection[Any, Any] | None = None
 
     def give(self, chunk: Chunk, suspicions: Mapping[str, Suspicion]) -> None:
         self.chunks.append(chunk)
-        self.send("chunk", [sendable(record) for record in chunk], suspicions)
+        self.send("chunk", [self.sendable(record) for record in chunk], suspicions)
 
     def without(self, finished: Chunk) -> Chunk:
         """Take records that it has finished out of its chunks, and return them."""
@@ -289,8 +292,69 @@ class Child:
         return finished
 
     def send(self, *message: Any) -> None:
-        with contextlib.suppress(OSError):  # it has died, and an event says so
-            self._work.send(message)
+        if self._work:
+            with contextlib.suppress(OSError):  # it has died, and an event says so
+                self._work.send(message)
+
+    def sendable(self, record: Record) -> Record:
+        """The record as the child can have it."""
+        return with_contents(record, lent)
+
+    def cause_of_death(self) -> str:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End it; what it holds is lost."""
+        raise NotImplementedError
+
+    def _connect(self, work: "Connection[Any, Any]", store: "Connection[Any, Any]") -> None:
+        self._work = work
+        self._start(self._listen, work)
+        self._start(self._answer, store)
+
+    def _start(self, target: Callable[..., None], *arguments: Any) -> None:
+        threading.Thread(target=target, args=arguments, name=self.name, daemon=True).start()
+
+    def _listen(self, connection: "Connection[Any, Any]") -> None:
+        """The thread that hears what the child has to say."""
+        try:
+            while True:
+                kind, value = connection.recv()
+                self._events.put(Event(kind, self, value))
+        except (EOFError, OSError, pickle.UnpicklingError):
+            self._hung_up()
+
+    def _hung_up(self) -> None:
+        self._events.put(Event("died", self))
+
+    def _answer(self, connection: "Connection[Any, Any]") -> None:
+        """The thread that reads and writes the databases for the child."""
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                name, method, arguments = connection.recv()
+                answer: tuple[str | None, Any]
+                try:
+                    answer = (None, getattr(self._databases[name], method)(*arguments))
+                except UserError as error:
+                    answer = (str(error), None)
+                except Exception as error:  # the child must not wait for ever
+                    answer = (f"{type(error).__name__}: {error}", None)
+                connection.send(answer)
+
+
+class LocalChild(Child):
+    """A process of this machine."""
+
+    def __init__(self, name: str, work: Work, databases: Mapping[str, Database], events: SimpleQueue[Event]) -> None:
+        super().__init__(name, databases, events)
+        context = get_context("spawn")  # forked from a process with threads, CUDA and OpenMP would hang
+        own_work, work_end = context.Pipe()
+        own_store, store_end = context.Pipe()
+        self._process = context.Process(target=serve, args=(name, work, work_end, store_end), name=name, daemon=True)
+        self._process.start()
+        for end in (work_end, store_end):
+            end.close()  # so that this side notices when the child's is gone
+        self._connect(own_work, own_store)
 
     def cause_of_death(self) -> str:
         self._process.join(CLOSE_S)
@@ -303,32 +367,6 @@ class Child:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
-
-    def _start(self, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        threading.Thread(target=target, args=arguments, name=self.name, daemon=True).start()
-
-    def _listen(self) -> None:
-        """The thread that hears what the child has to say."""
-        try:
-            while True:
-                kind, value = self._work.recv()
-                self._events.put(Event(kind, self, value))
-        except (EOFError, OSError, pickle.UnpicklingError):
-            self._events.put(Event("died", self))
-
-    def _answer(self, databases: Mapping[str, Database]) -> None:
-        """The thread that reads and writes the databases for the child."""
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                name, method, arguments = self._store.recv()
-                answer: tuple[str | None, Any]
-                try:
-                    answer = (None, getattr(databases[name], method)(*arguments))
-                except UserError as error:
-                    answer = (str(error), None)
-                except Exception as error:  # the child must not wait for ever
-                    answer = (f"{type(error).__name__}: {error}", None)
-                self._store.send(answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,16 +399,21 @@ class Unreadable:
         raise OSError(self.reason)
 
 
-def sendable(record: Record) -> Record:
-    """The record as another process can have it."""
-    contents = {name: lent(value) for name, value in record.values.items() if hasattr(value, "read")}
+def with_contents(record: Record, lend: Callable[[Any], Any]) -> Record:
+    """The record with each of its contents as `lend` returns it."""
+    contents = {name: lend(value) for name, value in record.values.items() if hasattr(value, "read")}
     return replace(record, values={**record.values, **contents})
 
 
 def lent(content: Any) -> Any:
-    """Content for another process: a temporary file stays this one's; what cannot be pickled is read here."""
+    """Content for another process of this machine: a temporary file stays this one's."""
     if isinstance(content, TemporaryFile):
         return Borrowed(content.path, content.version, content.link)
+    return portable(content)
+
+
+def portable(content: Any) -> Any:
+    """Content for any other process: what cannot be pickled is read here."""
     try:
         pickle.dumps(content)
         return content

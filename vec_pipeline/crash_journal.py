@@ -15,7 +15,7 @@ CREATE TABLE IF NOT EXISTS in_flight (  -- live: images in flight with it; over 
     image_path TEXT PRIMARY KEY, stage TEXT, live INTEGER, deaths INTEGER, together INTEGER  -- live at the last death
 ) WITHOUT ROWID;
 """
-COUNT_DEATH = "UPDATE in_flight SET deaths = deaths + 1, together = live, live = 0 WHERE live"
+COUNT_DEATH = "UPDATE in_flight SET deaths = deaths + {}, together = live, live = 0 WHERE live"
 SELECT = "SELECT image_path, stage, deaths, together FROM in_flight"
 MARK = "INSERT OR REPLACE INTO in_flight VALUES (?, ?, ?, ?, ?)"
 FATAL_DEATHS = 2  # of an image that was alone at the last one
@@ -49,7 +49,7 @@ class CrashJournal:
         self._stages: dict[str, str] = {}
         self._together: dict[str, int] = {}
         if database is None:
-            self.database.write((COUNT_DEATH, [()]))
+            self.database.write((COUNT_DEATH.format(1), [()]))
             self.learn({path: Suspicion(*rest) for path, *rest in self.database.read(SELECT)})
 
     def fatal_stage(self, image_path: str) -> str:
@@ -70,10 +70,15 @@ class CrashJournal:
             if path in self.deaths
         }
 
-    def note_death(self, image_paths: Sequence[str]) -> set[str]:
-        """A process that had these images has died: suspect those that were in flight, and return them."""
+    def note_death(self, image_paths: Sequence[str], *, of_machine: bool = False) -> set[str]:
+        """A process that had these images has died: suspect those that were in flight, and return them.
+
+        of_machine: with the machine that it was on, which other causes have too: that counts against an image that was
+        alone; others are tried alone next.
+        """
         names = [(path,) for path in image_paths]
-        self.database.write((f"{COUNT_DEATH} AND image_path = ?", names))
+        deaths = "(live = 1)" if of_machine else 1
+        self.database.write((f"{COUNT_DEATH.format(deaths)} AND image_path = ?", names))
         found = {path: Suspicion(*rest) for path, *rest in self.database.read(SELECT) if path in {*image_paths}}
         self.learn(found)
         return {*found}

@@ -50,6 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard", type=shard_type, metavar="K/N", help="one of N parts, each run alone and merged later: 0/8 to 7/8"
     )
+    parser.add_argument("--engine", choices=["ray"], help="where it runs, if not here: on a cluster, see docs/scale.md")
+    parser.add_argument(
+        "--address", default="", metavar="HOST:PORT", help="of the Ray cluster, or auto on a machine of it"
+    )
     parser.add_argument("--watch", action="store_true", help="stay, and annotate files that arrive in the folders")
     parser.add_argument(
         "--mirror", default="", metavar="ADDRESS", help="copy the CSV there as it grows, such as s3://bucket/a.csv"
@@ -89,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
-    from vec_pipeline import checks, settings
+    from vec_pipeline import calibration, checks, settings
     from vec_pipeline.commands.run.corrected import Corrected
     from vec_pipeline.commands.run.watch import Watcher
     from vec_pipeline.commands.run.work import Job, devices_of, mirrored, work
@@ -101,7 +105,7 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
 
     config = load_config(options.config, options.set)
     config = replace(config, output=options.output or output_of(config.output, options.shard))
-    devices = devices_of(config)  # before this process chooses a GPU for itself
+    devices = devices_of(config, options)  # before this process chooses a GPU for itself
     wanted = config.source_options(options.column, options.keep, own_files(config.output, config.store_path))
     source = source_of(config, options, wanted)
     check_wiring(config.stages, source.columns)
@@ -124,6 +128,8 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
     def record_settings() -> None:
         modules, store = config.sources, config.store_path
         settings.write_settings(config.output, stages, config.stages, types, modules, of_sources, store)
+        for note in calibration.notes(stages, settings.recorded_settings(config.output).stages):
+            print(note)
 
     corrected = Corrected(config.output, types, stages)  # again: nobody else can change them now
     has_work = todo.number != 0 or options.watch
@@ -187,7 +193,7 @@ def plan_run(
     recorded = settings.recorded_settings(config.output) if existing.rows else settings.Recorded()
     stages = settings.with_recorded_commits(config.stages_for(existing.header), recorded)
     has_work = todo.number != 0 or options.watch
-    return fetched(stages) if has_work and not options.dry_run else stages, todo
+    return fetched(stages, options.engine) if has_work and not options.dry_run else stages, todo
 
 
 def plan_refresh(
@@ -199,7 +205,7 @@ def plan_refresh(
     from vec_pipeline.key_set import KeySet
     from vec_pipeline.sinks.csv_rows import keys_without_files
 
-    stages = config.stages if options.dry_run else fetched(config.stages)
+    stages = config.stages if options.dry_run else fetched(config.stages, options.engine)
     todo = Todo(source, existing, cache_path(config), compares=True, may_be_empty=options.shard is not None)
     of_files = [name for stage in config.stages for name, kind in stage.columns.items() if kind == "file"]
     gone = KeySet(keys_without_files(config.output, of_files) if of_files and existing.rows else ())
@@ -220,8 +226,11 @@ def stale_rows(config: "Config", stages: Sequence[Stage], columns: Mapping[str, 
 def own_files(output: Path, store: Path | None = None) -> list[str]:
     """Globs of the output, what lies beside it, and the store, which a folder of images may hold too."""
     output = output.parent.resolve() / output.name
-    databases = [f"{name}.{ending}" for name in ("cache", "corrections", "journal") for ending in ("sqlite*", "broken")]
-    endings = ("log", "lock", "salt", "settings.yaml*", "positions.json*", "images", "downloads", *databases)
+    databases = [
+        f"{name}.{ending}" for name in ("cache", "corrections", "journal", "xmp") for ending in ("sqlite*", "broken")
+    ]
+    names = ("calibration.json", "downloads", "images", "lock", "log", "positions.json*", "salt", "settings.yaml*")
+    endings = (*names, *databases)
     begin = glob.escape(str(beside(output, "")))
     alignment = output.with_name("align") / "loss.png"  # of `vec-pipeline align`
     others = [glob.escape(str(path)) for path in (output, alignment, store and store.resolve()) if path]
@@ -232,15 +241,20 @@ def cache_path(config: "Config") -> Path | None:
     return beside(config.output, "cache.sqlite") if config.result_cache else None
 
 
-def fetched(stages: Sequence[Stage]) -> tuple[Stage, ...]:
-    """The stages with their weights on this machine, hub models at the commit that is there."""
+def fetched(stages: Sequence[Stage], engine: str | None) -> tuple[Stage, ...]:
+    """The stages with their weights on this machine, hub models at the commit that is there.
+
+    engine: that runs them on other machines, whose memory and devices are not known here; None for this one.
+    """
     from vec_pipeline import checks, weights
 
-    if problem := checks.unused_gpu(stages):
-        print(f"models run on the CPU: {problem}", flush=True)
-    checks.check_memory(stages)
+    if not engine:
+        if problem := checks.unused_gpu(stages):
+            print(f"models run on the CPU: {problem}", flush=True)
+        checks.check_memory(stages)
     checks.check_download_space(stages)
-    checks.check_memory(stages)  # with what the hub says of the sizes of models that nothing was known of
+    if not engine:
+        checks.check_memory(stages)  # with what the hub says of the sizes of models that nothing was known of
     for stage in stages:
         stage.fetch()
     return tuple(map(weights.resolved, stages))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from vec_pipeline import device, pipeline
+from vec_pipeline import device, pipeline, ray_actors
 from vec_pipeline.child import Work
 from vec_pipeline.children import Children
 from vec_pipeline.chunk_size import CHUNKS_AT_WORK, ChunkSize, chunk_size
@@ -78,8 +78,17 @@ def work(job: Job) -> None:
             journal.clear(list(journal.deaths))
         size = chunk_size(job.stages, config.chunk_size)
         total = None if job.watcher else job.todo.number
-        size = smaller(size, total, len(job.devices))
-        executor = (in_children if job.devices else in_this_process)(job, journal, size, total, stack)
+        cluster = None
+        if options.engine == "ray":
+            cluster = stack.enter_context(ray_actors.connected(options.address, config.devices))
+        names = cluster.names if cluster else job.devices
+        size = smaller(size, total, len(names))
+        executor: Executor | Children
+        if names:
+            executor = in_children(job, journal, size, names, cluster)
+            stack.callback(executor.close)
+        else:
+            executor = in_this_process(job, journal, size, total, stack)
         downloads = stack.enter_context(
             contextlib.closing(Downloads(job.source_options, beside(config.output, "downloads")))
         )
@@ -128,21 +137,41 @@ def in_this_process(
 
 
 def in_children(
-    job: Job, journal: CrashJournal, size: ChunkSize, total: int | None, stack: contextlib.ExitStack
+    job: Job, journal: CrashJournal, size: ChunkSize, names: Sequence[str], cluster: ray_actors.Cluster | None
 ) -> Children:
-    config, names = job.config, job.devices
+    config = job.config
+    begin = partial(start_log, beside(config.output, "log"), config.log_level)
+    if cluster:
+        begin = partial(ray_actors.prepare, tuple(job.stages), shared_paths(job))
     child = Work(
         tuple(job.stages), config.model_cache_size, config.clear_threshold_gb, size.images_gb, config.read_threads,
-        job.todo.source_columns, config.max_consecutive_errors, device.cores_each(len(names)), fingerprint,
-        partial(start_log, beside(config.output, "log"), config.log_level),
+        job.todo.source_columns, config.max_consecutive_errors, device.cores_each(len(names)), fingerprint, begin,
     )  # fmt: skip
-    device.show_all_gpus()  # to the children: the checks have chosen one for this process
     logger.info("a process each for %s; chunks of %d images", ", ".join(names), size.first)
-    return stack.enter_context(contextlib.closing(Children(names, child, job.results, journal)))
+    if cluster:
+        return ray_actors.Actors(cluster, child, job.results, journal)
+    device.show_all_gpus()  # to the children: the checks have chosen one for this process
+    return Children(names, child, job.results, journal)
 
 
-def devices_of(config: Config) -> list[str]:
-    """The devices that have a process each; none where this process does the work. Raises UserError."""
+def shared_paths(job: Job) -> list[Path]:
+    """What each machine of a cluster must have: something of each local source, and the CSV where files lie beside."""
+    found = [Path(text).resolve() for text in job.options.source if Path(text).exists()]
+    found = [next(path.iterdir(), path) if path.is_dir() else path for path in found]
+    has_files = job.config.store_path or any("file" in stage.columns.values() for stage in job.stages)
+    return [*found, *([job.config.output.resolve()] if has_files else [])]
+
+
+def devices_of(config: Config, options: argparse.Namespace) -> list[str]:
+    """The devices here that have a process each; none where this process or a cluster does the work. Raises UserError.
+
+    What is wrong with the options of a cluster is found, too.
+    """
+    if options.engine == "ray":
+        ray_actors.check(options.address, config.devices)
+        return []
+    if options.address:
+        raise UserError("--address is that of a Ray cluster: add --engine ray")
     try:
         return device.names(config.devices) if config.devices else []
     except ValueError as error:
