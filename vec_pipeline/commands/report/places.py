@@ -1,23 +1,16 @@
-"""Image vectors -> places on a map, and groups of near-duplicates."""
+"""Image vectors -> places on a map."""
 
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+
+from vec_pipeline.similarity import unit
 
 Array = np.ndarray[Any, Any]
 
 COMPONENTS = 50
 LANDMARKS = 2_000
 NEIGHBOURS = 3
-BLOCK_CELLS = 1 << 22  # cosines computed at a time: 17 MB, and pairs of at worst 250 MB
-
-
-def unit(vectors: Array) -> Array:
-    """Scale rows of shape (n, dimensions) to length 1; a row of zeros stays."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    result: Array = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
-    return result
 
 
 def place(vectors: Array) -> Array:
@@ -63,37 +56,4 @@ def framed(places: Array) -> Array:
     rotated = centred @ np.linalg.eigh(centred.T @ centred)[1][:, ::-1]
     low, high = rotated.min(0), rotated.max(0)
     result: Array = 0.5 + (rotated - (low + high) / 2) / max(float((high - low).max()), 1e-9)
-    return result
-
-
-def group(vectors: Array, threshold: float) -> Array:
-    """Number groups of near-duplicates among vectors of shape (n, dimensions): (n,), 0 for an image without any.
-
-    Two images are in one group if their cosine is at least the threshold, directly or through others. Group 1 is the
-    largest. The time grows with the square of n: seconds for 25,000.
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    directions, number = unit(vectors), len(vectors)
-    labels = np.arange(number)
-    rows_at_once = max(1, BLOCK_CELLS // number)
-    for start in tqdm(range(0, number, rows_at_once), desc="near-duplicates", unit=" blocks", disable=None):
-        cosines = directions[start : start + rows_at_once] @ directions[start:].T
-        first, second = np.nonzero(cosines >= threshold - 1e-6)  # a rounding error must not separate equal vectors
-        first, second = labels[first + start], labels[second + start]
-        links = coo_array((np.ones(len(first), bool), (first, second)), shape=(number, number))
-        merged = connected_components(links, directed=False)[1]
-        labels = merged[labels]
-    return numbered(labels)
-
-
-def numbered(labels: Array) -> Array:
-    """Labels of components, (n,), to group numbers from 1, the largest first; components of one image become 0."""
-    _, firsts, inverse, sizes = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
-    order = np.lexsort((firsts, -sizes))
-    numbers = np.empty_like(order)
-    numbers[order] = np.arange(1, len(order) + 1)
-    numbers[sizes == 1] = 0
-    result: Array = numbers[inverse]
     return result
