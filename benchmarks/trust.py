@@ -1,6 +1,10 @@
 """How well the trust columns distinguish right descriptions from wrong ones, over drawn scenes, half of them difficult.
 
     .venv/bin/python benchmarks/trust.py --number 1500
+    .venv/bin/python benchmarks/trust.py --number 1600 --calibrate 50 100 200
+
+The second measures p_wrong of `calibrate`, fitted to so many marks, on the other scenes. `--signals FILE` saves what it
+is computed from, for tests/test_calibrate.py.
 
 Runs the bundled models and read_text as a user would and prints the tables of docs/trust.md. A description is right if
 it says word for word what the picture was drawn from; for some difficult pictures none can be right.
@@ -15,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +38,8 @@ from models.demo.drawing import RGB_OF_BACKGROUND, RGB_OF_COLOUR, Pen, draw, noi
 from models.demo.scenes import BACKGROUNDS, CATEGORIES, COLOURS, LEXICON, PLACES, Scene, random_scene
 from models.demo.vector_training import paraphrase
 from vec_pipeline import load_annotations
+from vec_pipeline.calibration import Calibration, doubt, features
+from vec_pipeline.commands.calibrate import fitting
 from vec_pipeline.stages.embed_image import EmbedImage
 from vec_pipeline.stages.flag import Flag, invented_share, words
 from vec_pipeline.stages.structure import Structure
@@ -42,6 +48,8 @@ SCALE = 4  # pictures are four times as large as the models see them
 FALSE_ALARMS = (0.01, 0.05, 0.1)
 OCR_FLAGS = ("ocr_missing", "ocr_invented")
 FLAGS = ("low_confidence", "low_clip_score", "blank_image", "truncated", "repetitive", "text_mismatch", *OCR_FLAGS)
+CHOICES = ("at random", "half of them the most doubtful")  # of rows to mark
+DRAWS = 30  # of rows to mark
 WORD = re.compile(r"The text reads (.*?)\.")  # in a description of the bundled models
 
 
@@ -162,12 +170,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--number", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--calibrate", type=int, nargs="+", default=[], metavar="MARKS")
+    parser.add_argument("--signals", type=Path, metavar="FILE")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         cases = draw_cases(Path(folder) / "scenes", options.number, random.Random(options.seed))
         rows, seconds = annotate(Path(folder))
     results = judge(cases, rows)
     print(f"{len(cases)} pictures in {seconds:.0f} s with loading, {results.is_wrong.mean():.0%} described wrongly\n")
+    if options.signals:
+        save_signals(options.signals, [rows[name] for name in cases], results.is_wrong)
+    if options.calibrate:
+        print_calibration([rows[name] for name in cases], results.is_wrong, options.calibrate)
+        return
     print_mismatches(random.Random(options.seed), options.number // 5)
     print_kinds(results)
     print_words(results)
@@ -375,6 +390,53 @@ def together(results: Results) -> np.ndarray[Any, Any]:
         own = results.kinds == kind
         suspicion[own] = model.fit(signals[~own], results.is_wrong[~own]).predict_proba(signals[own])[:, 1]
     return suspicion
+
+
+def save_signals(path: Path, rows: list[dict[str, Any]], is_wrong: np.ndarray[Any, Any]) -> None:
+    """Write what `flag` reads of each row, as far as it is known, and whether its description is wrong."""
+    with path.open("w", encoding="utf-8") as file:
+        for index, (row, wrong) in enumerate(zip(rows, is_wrong, strict=True)):
+            signals = Flag().signals(row)
+            if not index:
+                file.write(",".join([*signals, "is_wrong"]) + "\n")
+            cells = ["" if np.isnan(value) else f"{value:.4g}" for value in signals.values()]
+            file.write(",".join([*cells, str(int(wrong))]) + "\n")
+
+
+def print_calibration(rows: list[dict[str, Any]], is_wrong: np.ndarray[Any, Any], numbers: Sequence[int]) -> None:
+    """How well p_wrong is calibrated on scenes that it was not fitted to, for each number and choice of marks."""
+    print("| marks | chosen | wrong ones | ROC AUC | Brier score | calibration error | worst | if it were perfect |")
+    print(f"|{'---|' * 8}")
+    for number in numbers:
+        for choice in CHOICES:
+            found = np.array([calibrated(rows, is_wrong, number, choice, seed) for seed in range(DRAWS)])
+            share, auc, score, error, least = found.mean(axis=0)
+            figures = f"{share:.0%} | {auc:.3f} | {score:.3f} | {error:.3f} | {found[:, 3].max():.3f} | {least:.3f}"
+            print(f"| {number} | {choice} | {figures} |")
+
+
+def calibrated(
+    rows: list[dict[str, Any]], is_wrong: np.ndarray[Any, Any], number: int, choice: str, seed: int
+) -> tuple[float, ...]:
+    """Fit to so many rows out of one half, and judge by the other half.
+
+    Return the share of wrong rows among the marks; AUC, Brier score and calibration error; and what calibration error
+    a perfect model would have.
+    """
+    half, others = np.array_split(np.random.default_rng(seed).permutation(len(rows)), 2)
+    doubtful = half[np.argsort([-doubt({**rows[each], "p_wrong": None}) for each in half], kind="stable")]
+    first = 0 if choice == CHOICES[0] else number // 2
+    marked = np.concatenate(
+        [doubtful[:first], [each for each in half if each not in doubtful[:first]][: number - first]]
+    )
+    signals = [Flag().signals(row) for row in rows]
+    names = {name: np.array([features(each).get(name, np.nan) for each in signals]) for name in signals[0]}
+    intercept, terms = fitting.fit({name: values[marked] for name, values in names.items()}, is_wrong[marked])
+    model = Calibration(thresholds={}, intercept=intercept, terms=terms)
+    p_wrong = np.array([model.p_wrong(signals[each]) for each in others])
+    measures = (fitting.roc_auc, fitting.brier, fitting.calibration_error)
+    least = fitting.least_calibration_error(p_wrong)
+    return float(is_wrong[marked].mean()), *(each(p_wrong, is_wrong[others]) for each in measures), least
 
 
 def aucs(results: Results, suspicion: np.ndarray[Any, Any]) -> str:

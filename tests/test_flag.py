@@ -1,7 +1,12 @@
-"""Every flag is raised by what it names and by nothing else; the example pictures carry those they deserve."""
+"""Every flag is raised by what it names and by nothing else; the example pictures carry those they deserve.
 
+With a calibration, its thresholds count, and rows have p_wrong.
+"""
+
+import json
 import math
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +17,15 @@ from PIL import Image, ImageDraw
 
 from models.demo.drawing import draw
 from models.demo.scenes import BACKGROUNDS, Scene
-from tests.conftest import EXAMPLES, run_worker
+from tests.conftest import EXAMPLES, Run, run_worker
 from vec_pipeline import load_annotations
+from vec_pipeline.calibration import Calibration, Term
+from vec_pipeline.config import ConfigError, build_stage, load_config
 from vec_pipeline.prompts import PROMPTS
 from vec_pipeline.record import Values
+from vec_pipeline.settings import changed_settings, fingerprint, recorded_settings, stage_settings
 from vec_pipeline.stages.compare_pair import ComparePair
-from vec_pipeline.stages.flag import Flag, pixel_variance, repeated_share
+from vec_pipeline.stages.flag import THRESHOLDS, Flag, pixel_variance, repeated_share
 from vec_pipeline.stages.open_image import OpenImage
 from vec_pipeline.stages.read_text import ReadText
 
@@ -332,3 +340,139 @@ def test_an_answer_that_the_token_limit_cuts_is_flagged(tmp_path: Path) -> None:
     [row] = load_annotations(output).to_dict("records")
     assert "truncated" in row["flags"].split()
     assert "flower on a green background" not in row["text"]
+
+
+# --- with a calibration
+
+TERMS = {"text_confidence": Term(4.0, 2.0, -1.5), "clip_score": Term(0.3, 0.05, -1.0), "missing": Term(0.2, 0.4, 0.8)}
+
+
+def calibration(folder: Path, **changed: Any) -> Path:
+    path = folder / "fitted.json"
+    fitted: dict[str, Any] = {
+        "thresholds": {"low_confidence": 0.99, "ocr_missing": 0.0},
+        "intercept": -0.5,
+        "terms": TERMS,
+        **changed,
+    }
+    path.write_text(Calibration(**fitted).text())
+    return path
+
+
+def test_thresholds_of_a_calibration_count(tmp_path: Path) -> None:
+    stage = Flag(calibration=str(calibration(tmp_path)), low_confidence=0.1, low_clip_score=0.3)
+    read = seen(("RED SALE LATE", 0.99))
+    good = {"image": picture(), "text": TEXT, "text_confidence": 0.98, "clip_score": 0.29, **read}
+    [found] = stage.run(None, [good], 1)
+    assert found["flags"] == "low_confidence low_clip_score ocr_missing", "options that it lacks stay as they are"
+    assert (stage.low_confidence, stage.low_clip_score, stage.ocr_missing) == (0.99, 0.3, 0.0)
+    assert Flag(low_confidence=0.1).low_confidence == 0.1
+    assert Flag(calibration=str(calibration(tmp_path, thresholds={"batch_size": 1.0}))).batch_size == 64
+
+
+def test_signals_are_the_numbers_that_flags_are_raised_by() -> None:
+    row = {"text": TEXT, "image_text": "SALE NOW", "clip_score": 0.3, **seen(("SALE", 0.99), ("OPEN", 0.99))}
+    found = Flag().signals(row)
+    there = {name: value for name, value in found.items() if not math.isnan(value)}
+    assert there == {"clip_score": 0.3, "repeated": 0.0, "mismatched": 0.5, "missing": 0.5, "invented": 0.5}
+    assert all(map(math.isnan, Flag().signals({}).values()))
+
+
+@pytest.mark.parametrize("option", THRESHOLDS)
+def test_thresholds_that_are_fitted_are_those_of_their_signals(option: str) -> None:
+    signal, is_above = THRESHOLDS[option]
+    stage = Flag(**{option: 0.5})  # type: ignore[arg-type]
+    missing = dict.fromkeys(stage.signals({}), math.nan)
+    for value, is_raised in ((0.5, False), (0.51, is_above), (0.49, not is_above)):
+        raised = [name for name, on in stage.flags({"image": picture()}, {**missing, signal: value}).items() if on]
+        assert len(raised) == is_raised, value
+
+
+def test_p_wrong_is_the_logistic_model_of_the_signals(tmp_path: Path) -> None:
+    stage = Flag(calibration=str(calibration(tmp_path)))
+    row = {"image": picture(), "text": TEXT, "text_confidence": 0.98, "clip_score": 0.26}
+    read = {**row, **seen(("SALE", 0.99), ("OPEN", 0.99))}
+    results = stage.run(None, [row, read, {"image": picture()}, {**row, "text_confidence": 1.0}], 4)
+    logit = -0.5 - 1.5 * (math.log(0.98 / 0.02) - 4) / 2 - (0.26 - 0.3) / 0.05
+    assert results[0]["p_wrong"] == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-4)
+    with_words = logit + 0.8 * (0.5 - 0.2) / 0.4
+    assert results[1]["p_wrong"] == pytest.approx(1 / (1 + math.exp(-with_words)), abs=1e-4)
+    assert results[2]["p_wrong"] is None, "none of the signals is there"
+    assert 0 < results[3]["p_wrong"] < results[0]["p_wrong"], "a confidence of 1 is one that was rounded"
+
+
+def test_the_column_is_there_with_a_calibration_alone(tmp_path: Path) -> None:
+    assert Flag(calibration=str(calibration(tmp_path))).columns == {"flags": "text", "p_wrong": "number"}
+    assert Flag().columns == {"flags": "text"}
+
+
+def test_results_depend_on_what_the_file_holds(tmp_path: Path) -> None:
+    def made(**changed: Any) -> Flag:
+        return Flag(calibration=str(calibration(tmp_path, **changed)))
+
+    first = made()
+    assert fingerprint(made(made="2026-11-26", labels={"right": 7})) == fingerprint(first)
+    for changed in ({"intercept": 0.0}, {"terms": {}}, {"thresholds": {"low_confidence": 0.98}}):
+        assert fingerprint(made(**changed)) != fingerprint(first)
+    assert fingerprint(Flag(calibration="")) == fingerprint(Flag())
+    assert "calibration" not in fingerprint(Flag()), "results of before the option was there stay"
+    assert "identity" not in stage_settings(Flag())
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "does not exist: make it with `vec-pipeline calibrate`"),
+        ("", "is damaged, or not made by calibrate"),
+        ("[]", "is damaged, or not made by calibrate"),
+        ('{"version": 2}', "is damaged, or not made by calibrate"),
+        ('{"version": 1, "thresholds": {}, "intercept": 0}', "is damaged, or not made by calibrate"),
+        ('{"version": 1, "thresholds": {}, "intercept": NaN, "terms": {}}', "is damaged, or not made by calibrate"),
+        ('{"version": 1, "thresholds": {"x": "y"}, "intercept": 0, "terms": {}}', "is damaged, or not made by"),
+        (
+            '{"version": 1, "thresholds": {}, "intercept": 0, "terms": {"x": {"mean": 0, "scale": 0, "weight": 1}}}',
+            "is damaged, or not made by calibrate",
+        ),
+    ],
+)
+def test_a_calibration_that_cannot_be_used(tmp_path: Path, content: str | None, reason: str) -> None:
+    path = tmp_path / "fitted.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=f"^flag: calibration: {path} {reason}"):
+        build_stage(Flag, {"use": "flag", "calibration": str(path)}, {})
+
+
+def test_a_calibration_that_is_a_folder_or_of_nobody(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"flag: calibration: .* cannot be read"):
+        build_stage(Flag, {"use": "flag", "calibration": str(tmp_path)}, {})
+    with pytest.raises(ConfigError, match=r"flag: calibration: .*home"):
+        build_stage(Flag, {"use": "flag", "calibration": "~no_such_user/fitted.json"}, {})
+
+
+def test_a_calibration_is_found_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(calibration(tmp_path).parent))
+    assert Flag(calibration="~/fitted.json").low_confidence == 0.99
+
+
+def test_refresh_adds_p_wrong_and_loads_no_model(example_run: tuple[Run, Path], tmp_path: Path) -> None:
+    for path in example_run[1].parent.glob("annotations*"):
+        if path.suffix != ".log":
+            shutil.copy(path, tmp_path / path.name)
+    output = tmp_path / "annotations.csv"
+    options = ("--output", output, "--set", f"flag.calibration={calibration(tmp_path)}")
+    assert run_worker(EXAMPLES, *options).returncode == 2, (
+        "without --refresh, rows of two settings would be in one file"
+    )
+    run = run_worker(EXAMPLES, *options, "--refresh")
+    assert run.returncode == 0, run.stderr
+    table = load_annotations(output)
+    logit = np.log(table["text_confidence"] / (1 - table["text_confidence"]).clip(lower=1e-4)).clip(upper=9.2103)
+    expected = -0.5 - 1.5 * (logit - 4) / 2 - (table["clip_score"] - 0.3) / 0.05
+    assert np.allclose(table["p_wrong"], 1 / (1 + np.exp(-expected)), atol=1e-3)
+    assert "loaded" not in (tmp_path / "annotations.log").read_text()
+    calibration(tmp_path, intercept=2.0)
+    assert "flag.identity" in run_worker(EXAMPLES, *options).stderr
+    stage = load_config(Path("configs/demo.yaml"), [options[-1]]).stages[-1]
+    assert changed_settings(recorded_settings(output), [stage], ["flags"])[0] == "flag.identity"
+    assert json.loads((tmp_path / "fitted.json").read_text())["intercept"] == 2.0

@@ -46,12 +46,12 @@ TINY = 1e-12
 MOST_DIGITS = 1e9  # from here on a number has an exponent
 
 
-def require() -> None:
+def require(what: str = "stats --html") -> None:
     """Raise UserError where matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise UserError("stats --html needs matplotlib: pip install 'vec-pipeline[figures]'") from None
+        raise UserError(f"{what} needs matplotlib: pip install 'vec-pipeline[figures]'") from None
 
 
 def drawn(draw: Callable[[Any], None], height_in: float = HEIGHT_IN) -> bytes:
