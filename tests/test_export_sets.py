@@ -81,6 +81,13 @@ def test_shards_hold_picture_caption_and_row(example_run: tuple[Run, Path], tmp_
     assert all(isinstance(sample["jpg"], Image.Image) for sample in pictures)
 
 
+def test_the_text_of_a_shard_may_be_another_column(tmp_path: Path) -> None:
+    csv = write(tmp_path / "a.csv", [with_picture(draw(tmp_path / "a.png", RED), description="A red square.")])
+    assert export(csv, "webdataset", "--caption", "description") == 0
+    (sample,) = samples(tmp_path / "webdataset")
+    assert sample["txt"] == b"A red square."
+
+
 @pytest.mark.parametrize("to", FORMATS)
 def test_datasets_reads_pictures_of_several_kinds(example_run: tuple[Run, Path], tmp_path: Path, to: str) -> None:
     table = load_annotations(example_run[1], vectors=False)
@@ -268,9 +275,7 @@ def test_kinds_that_trainers_do_not_read_are_converted(tmp_path: Path, capsys: p
 def test_no_row_is_an_error_and_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str) -> None:
     csv = write(tmp_path / "a.csv", [failed(0), finished(1)])
     assert export(csv, to) == 2
-    assert (
-        "has no row for a training set; left out: 1 with an error, 1 whose picture is gone" in capsys.readouterr().err
-    )
+    assert "has no row to export; left out: 1 with an error, 1 whose picture is gone" in capsys.readouterr().err
     assert not [path for path in tmp_path.iterdir() if to in path.name]
 
 
@@ -345,6 +350,7 @@ def test_half_a_folder_is_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("arguments", "said"),
     [
         (["imagefolder", "--out", "x", "--shard-mb", "5"], "--to imagefolder does not take --shard-mb"),
+        (["imagefolder", "--out", "x", "--caption", "text"], "--to imagefolder does not take --caption"),
         (["webdataset", "--out", "x", "--delimiter", ";"], "--to webdataset does not take --delimiter"),
         (["webdataset", "--out", "s3://bucket/set"], "--to webdataset needs a folder of this machine"),
         (["imagefolder"], "--to imagefolder needs --out DIR"),

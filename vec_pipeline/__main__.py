@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None, command: str = "", program: str
         subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
         for _, name, _ in pkgutil.iter_modules(commands.__path__):
             add_command(name, subparsers.add_parser(name, help=purpose(name)))
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(with_queries(sys.argv[1:] if arguments is None else arguments))
     set_defaults()
     try:
         check_libraries()
@@ -50,6 +50,15 @@ def main(arguments: Sequence[str] | None = None, command: str = "", program: str
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def with_queries(arguments: Sequence[str]) -> list[str]:
+    """Arguments with `--where -flags` as `--where=-flags`: argparse would take the query for an option."""
+    found = list(arguments)
+    for place in range(len(found) - 2, -1, -1):
+        if found[place] == "--where":
+            found[place : place + 2] = [f"--where={found[place + 1]}"]
+    return found
 
 
 def set_defaults() -> None:

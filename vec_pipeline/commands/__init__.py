@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from vec_pipeline.record import UserError
 
@@ -32,6 +32,17 @@ def add_csv_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_rows_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what tells which rows of a CSV are read, and whether people's corrections count."""
+    parser.add_argument(
+        "--where",
+        default="",
+        metavar="QUERY",
+        help="only rows that match, such as 'category:vehicle -verified text~\"sale\"'",
+    )
+    parser.add_argument("--machine", action="store_true", help="the models' values, without people's corrections")
+
+
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what tells which columns of a list or a data set are used."""
     parser.add_argument("--column", default="", metavar="NAME", help="of a list or a data set: where its pictures are")
@@ -42,6 +53,27 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,...",
         help="further columns of a list or a data set to be kept; NAME=AS gives one another name",
     )
+
+
+def reader_of(options: argparse.Namespace) -> "CsvReader":
+    """Open the CSV for `--csv`, `--where` and `--machine`. Raises UserError as CsvReader, and as `some_row`."""
+    from vec_pipeline.annotations import CsvReader
+
+    return some_row(CsvReader(options.csv, machine=options.machine, where=options.where), options.where)
+
+
+Reader = TypeVar("Reader", bound="CsvReader")
+
+
+def some_row(reader: Reader, where: str) -> Reader:
+    """The reader itself. Raises UserError, and closes it, where no row matches its query."""
+    try:
+        if not where or next(reader.blocks(("image_path",)), None):
+            return reader
+        raise UserError(f"{reader.path} has no row that matches --where {where!r}: try another query")
+    except BaseException:
+        reader.close()
+        raise
 
 
 def blocks_with_bar(reader: "CsvReader", columns: Sequence[str] = (), **options: Any) -> Iterator["Block"]:

@@ -49,6 +49,13 @@ def content_of(key: str, modules: Iterable[str] = (), options: SourceOptions = D
     return content
 
 
+def local_path(key: str) -> str:
+    """The path of a key that stands for a file of this machine; that of another key does not exist."""
+    from vec_pipeline.sources.folder import path_of
+
+    return path_of(key)
+
+
 def is_counted(source: Source) -> bool:
     """Whether what there is to do is counted before it is done."""
     return not source.is_stream and getattr(source, "is_counted", True)

@@ -1,4 +1,4 @@
-"""Rows to one file: Parquet, JSON lines, or CSV for a spreadsheet; streamed."""
+"""Rows to one file: Parquet, JSON lines, CSV for a spreadsheet, xlsx or SQLite; streamed."""
 
 import csv
 import io
@@ -38,25 +38,32 @@ def write_parquet(reader: CsvReader, file: BinaryIO) -> Written:
 
     Raises UserError where an embedding has different lengths.
     """
-    import pyarrow as pa
     from pyarrow import parquet
 
     target = parquet_schema(reader)
-    embeddings = [field.name for field in target if pa.types.is_fixed_size_list(field.type)]
-    others = [name for name in reader.names_of("vector") if name not in embeddings]
     texts = reader.names_of("text", "file")
     rows = 0
     with parquet.ParquetWriter(file, target, compression="zstd", use_dictionary=texts) as writer:
-        for table in regrouped(block.table for block in blocks_with_bar(reader, as_text=others)):
-            try:
-                writer.write_table(cast(table, target, others))
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-                raise UserError(
-                    f"{reader.path}: a column has embeddings of different lengths, of two models: "
-                    "use --to jsonl, or annotate into a new file"
-                ) from None
+        for table in tables_as(reader, target):
+            writer.write_table(table)
             rows += len(table)
     return Written(rows)
+
+
+def tables_as(reader: CsvReader, target: "pa.Schema") -> Iterator["pa.Table"]:
+    """Yield the rows with the types of `parquet_schema`, in tables of ROW_GROUP_BYTES."""
+    import pyarrow as pa
+
+    embeddings = [field.name for field in target if pa.types.is_fixed_size_list(field.type)]
+    others = [name for name in reader.names_of("vector") if name not in embeddings]
+    for table in regrouped(block.table for block in blocks_with_bar(reader, as_text=others)):
+        try:
+            yield cast(table, target, others)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            raise UserError(
+                f"{reader.path}: a column has embeddings of different lengths, of two models: "
+                "use --to jsonl, or annotate into a new file"
+            ) from None
 
 
 def parquet_schema(reader: CsvReader) -> "pa.Schema":
@@ -199,6 +206,13 @@ def write_excel(reader: CsvReader, file: BinaryIO) -> Written:
     return Written(book.rows, book.notes)
 
 
+def write_sqlite(reader: CsvReader, file: BinaryIO) -> Written:
+    """Write an SQLite database; raises UserError where two columns have one name for it."""
+    from vec_pipeline.commands.export import sqlite
+
+    return Written(sqlite.write(reader, file))
+
+
 def spreadsheet_rows(reader: CsvReader) -> Iterator[list[Any]]:
     """Yield the names of the columns but for vectors, and then their cells, none of which is taken for a formula."""
     names = [name for name, kind in reader.types.items() if kind != "vector"]
@@ -216,4 +230,5 @@ WRITERS: dict[str, Callable[[CsvReader, BinaryIO], Written]] = {
     "jsonl": write_json_lines,
     "csv": write_spreadsheet,
     "xlsx": write_excel,
+    "sqlite": write_sqlite,
 }

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from vec_pipeline.annotations import CsvReader, content_reader, in_threads
 from vec_pipeline.commands import blocks_with_bar, is_stream
+from vec_pipeline.commands.export.files import Written
+from vec_pipeline.commands.export.split import SIDES, SPLIT, SplitReader
 from vec_pipeline.pairs import Pairs, pairs_of
 from vec_pipeline.pictures import SNIFFED_BYTES, Limits, decode
 from vec_pipeline.pictures.kinds import kind_of
@@ -28,6 +30,7 @@ SUFFIXES = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "BMP": "b
 LARGEST_PX = 1 << 20  # a converted picture keeps its size
 EXIF = re.compile(b"exif", re.IGNORECASE)  # as JPEG, PNG and WebP name it
 JPEG_QUALITY = 95
+ROWS_PER_FOLDER = 1_000
 
 
 class Picture(NamedTuple):
@@ -40,20 +43,29 @@ class Picture(NamedTuple):
 class Example:
     """One row.
 
-    key: the number of the row in the CSV, in nine digits.
+    key: the number of the row, of those that are exported, in nine digits.
+    caption: the text that goes with it.
     row: its columns without vectors; JSON is text, timestamps are ISO texts, missing numbers are left out.
     pictures: IMAGE alone, or ORIGINAL and EDITED.
     request: what turns one into the other; None where there is one picture.
+    side: of SIDES; empty where the rows are not divided.
     """
 
     key: str
     row: Values
+    caption: str
     pictures: dict[str, Picture]
     request: str | None
+    side: str
 
     @property
-    def caption(self) -> str:
-        return str(self.row[CAPTION])
+    def file(self) -> str:
+        """The name of its picture without the suffix; in a folder of ROWS_PER_FOLDER but for the first rows.
+
+        Programs that list folders stay quick, and the hub refuses one of more than 10,000 files.
+        """
+        number = int(self.key)
+        return f"{number // ROWS_PER_FOLDER:06}/{self.key}" if number >= ROWS_PER_FOLDER else self.key
 
 
 class LeftOut(Exception):  # noqa: N818 (it says what happened)
@@ -63,14 +75,24 @@ class LeftOut(Exception):  # noqa: N818 (it says what happened)
 class Examples:
     """The examples of a CSV, read a few ahead of the one in use; iterate once, then read what was counted.
 
-    rows: how many there were.
+    caption: the column of the text that goes with a picture.
+    pairs: where rows have an edited picture, give both, and leave out those without one.
+    sides: of SIDES, or empty where the rows are not divided.
+    written: how many there were, and what differs from the CSV.
+
+    Raises UserError where there is no such column of text.
     """
 
-    def __init__(self, reader: CsvReader) -> None:
-        self.rows = 0
+    def __init__(self, reader: CsvReader, caption: str | None = None, *, pairs: bool = True) -> None:
+        self._caption = caption or CAPTION
+        if self._caption not in reader.names_of("text"):
+            texts = ", ".join(reader.names_of("text"))
+            raise UserError(f"--caption {caption}: {reader.path} has no such column of text: give one of {texts}")
+        self.sides = SIDES if isinstance(reader, SplitReader) else ("",)
+        self._counts = dict.fromkeys(self.sides, 0)
         self._reader = reader
         self._content_of = content_reader(reader.path)
-        self._pairs: Pairs = pairs_of(reader.path, reader.types)
+        self._pairs = pairs_of(reader.path, reader.types) if pairs else Pairs(reader.path.parent)
         self._left_out: Counter[str] = Counter()
         self._converted: Counter[str] = Counter()
         OpenImage().load()  # HEIC, and Pillow's warnings
@@ -80,19 +102,17 @@ class Examples:
             if isinstance(found, str):
                 self._left_out[found] += 1
                 continue
-            self.rows += 1
+            self._counts[found.side] += 1
             self._converted.update(picture.was for picture in found.pictures.values() if picture.was)
             yield found
 
     @property
-    def notes(self) -> list[str]:
-        """What differs from the CSV, by reasons and numbers."""
+    def written(self) -> Written:
+        sides = ", ".join(f"{number:,} for {side}" for side, number in self._counts.items() if side)
         left_out = ", ".join(f"{number:,} {reason}" for reason, number in self._left_out.most_common())
         converted = ", ".join(f"{number:,} {kind}" for kind, number in self._converted.most_common())
-        return [
-            *([f"left out: {left_out}"] if left_out else []),
-            *([f"converted to PNG: {converted}"] if converted else []),
-        ]
+        notes = (sides, left_out and f"left out: {left_out}", converted and f"converted to PNG: {converted}")
+        return Written(sum(self._counts.values()), list(filter(None, notes)))
 
     def _rows(self) -> Iterator[Values]:
         names = [name for name, kind in self._reader.types.items() if kind != "vector"]
@@ -110,8 +130,10 @@ class Examples:
         if row["error"]:
             raise LeftOut("with an error")
         known = {name: plain(value) for name, value in row.items() if value is not None}
+        caption, side = str(row[self._caption]), row[SPLIT] if len(self.sides) > 1 else ""
         if not self._pairs:
-            return Example(key, known, {IMAGE: self._picture(row["image_path"], "picture")}, None)
+            pictures = {IMAGE: self._picture(row["image_path"], "picture")}
+            return Example(key, known, caption, pictures, None, side)
         edited = self._pairs.key(row)
         if not edited:
             raise LeftOut("without an edited picture")
@@ -119,7 +141,7 @@ class Examples:
             ORIGINAL: self._picture(row["image_path"], "picture"),
             EDITED: self._picture(edited, "edited picture"),
         }
-        return Example(key, known, pictures, self._pairs.request(row))
+        return Example(key, known, caption, pictures, self._pairs.request(row), side)
 
     def _picture(self, key: str, what: str) -> Picture:
         try:
@@ -147,6 +169,14 @@ def picture_of(content: bytes) -> Picture:
         return Picture(file.getvalue(), SUFFIXES[kind])
     image.save(file, "PNG")
     return Picture(file.getvalue(), "png", "" if is_known else kind or "other kinds")
+
+
+def saved(picture: Picture, folder: Path, name: str) -> str:
+    """Write a picture into a folder, under a name to which its suffix is added; return that name."""
+    file = f"{name}.{picture.suffix}"
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_bytes(picture.content)
+    return file
 
 
 def is_turned(content: bytes) -> bool:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vec_pipeline.commands import add_csv_argument, is_stdout, path
+from vec_pipeline.commands import add_csv_argument, add_rows_arguments, is_stdout, path
 from vec_pipeline.record import UserError, Values
 
 COLUMN_OF = {"image": "image_vector", "text": "text_vector", "dino": "dino_vector"}
@@ -17,12 +17,13 @@ COLUMN_OF = {"image": "image_vector", "text": "text_vector", "dino": "dino_vecto
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("query", nargs="?", metavar="TEXT", help='what to look for, such as "a red car"')
     add_csv_argument(parser)
+    add_rows_arguments(parser)
     parser.add_argument(
         "--like", type=os.path.expanduser, metavar="IMAGE", help="look for what looks like this image, instead of TEXT"
     )
     parser.add_argument(
         "--in",
-        dest="where",
+        dest="within",
         choices=tuple(COLUMN_OF),
         default="image",
         help="image: what can be seen, by CLIP (default); text: what the descriptions mean, by the sentence model; "
@@ -52,9 +53,9 @@ def positive(text: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     text = (options.query or "").strip()
-    if bool(text) == bool(options.like) or (options.like and options.where == "text"):
+    if bool(text) == bool(options.like) or (options.like and options.within == "text"):
         raise UserError('search needs either a text, such as "a red car", or --like IMAGE without --in text')
-    if options.align and (options.like or options.where != "dino"):
+    if options.align and (options.like or options.within != "dino"):
         raise UserError("--align is for a text and --in dino")
     found = nearest_to_image(options) if options.like else nearest_to_text(options, text)
     if options.html:
@@ -71,8 +72,10 @@ def nearest_to_image(options: argparse.Namespace) -> list[Values]:
     from vec_pipeline.commands.search.query import makers_of
     from vec_pipeline.commands.search.vector_cache import Vectors
 
-    column = COLUMN_OF[options.where]
-    with Vectors(options.csv, column) as vectors:  # before a model loads: it may refuse
+    column = COLUMN_OF[options.within]
+    with Vectors(
+        options.csv, column, machine=options.machine, where=options.where
+    ) as vectors:  # before a model loads: it may refuse
         content = content_reader(options.csv)(options.like)
         return vectors.nearest(makers_of(options.csv).image_query(content, column, options.like), options.top)
 
@@ -81,18 +84,19 @@ def nearest_to_text(options: argparse.Namespace, text: str) -> list[Values]:
     from vec_pipeline.commands.search.query import makers_of
     from vec_pipeline.commands.search.vector_cache import Vectors
 
-    if options.where == "dino":
+    if options.within == "dino":
         from vec_pipeline.annotations import CsvReader
         from vec_pipeline.commands.align import FOLDER
         from vec_pipeline.commands.align.alignment import Alignment
 
         CsvReader(options.csv).close()  # where there is no CSV, there is no folder beside it
         alignment = Alignment.read(options.align or options.csv.with_name(FOLDER), options.csv)
-        with Vectors(options.csv, alignment.column) as vectors:
+        with Vectors(options.csv, alignment.column, machine=options.machine, where=options.where) as vectors:
             return vectors.nearest(alignment.query(options.csv, text), options.top, alignment.mean)
-    with Vectors(options.csv, COLUMN_OF[options.where]) as vectors:
+    column = COLUMN_OF[options.within]
+    with Vectors(options.csv, column, machine=options.machine, where=options.where) as vectors:
         makers = makers_of(options.csv)
-        query = (makers.sight_query if options.where == "image" else makers.meaning_query)(text)
+        query = (makers.sight_query if options.within == "image" else makers.meaning_query)(text)
         return vectors.nearest(query, options.top)
 
 

@@ -16,6 +16,8 @@ import numpy as np
 
 from vec_pipeline.annotations import Block, CsvReader, arrays
 from vec_pipeline.commands import blocks_with_bar, writing
+from vec_pipeline.corrections import VERIFIED
+from vec_pipeline.query import Query
 from vec_pipeline.record import UserError, Values, beside
 
 TAIL_BYTES = 4096
@@ -42,12 +44,17 @@ class Vectors:
     matrix: float32 of shape (rows, dimensions), mapped from disk; rows without a vector are left out.
     places: where each row begins and ends in the CSV, in bytes; int64 of shape (rows, 2), mapped from disk.
 
-    Raises UserError where the CSV has no such column, no vector in it, or vectors of different lengths.
+    machine, where: as of CsvReader; only rows that match can be found.
+
+    Raises UserError where the CSV has no such column, no vector in it, or vectors of different lengths; and where no
+    row that matches has one.
     """
 
-    def __init__(self, csv_path: Path, column: str) -> None:
+    def __init__(self, csv_path: Path, column: str, *, machine: bool = False, where: str = "") -> None:
         self.csv_path = csv_path
         self.column = column
+        self._machine = machine
+        self._where = where
         self._open()
 
     def __enter__(self) -> Self:
@@ -77,7 +84,8 @@ class Vectors:
                     f"{self.csv_path} was made with another model than its settings name: run with --refresh"
                 )
             scores = self.matrix @ query if mean is None else centred_cosines(self.matrix, query, mean)
-            top = min(top, len(scores))
+            scores[self._excluded] = -np.inf
+            top = min(top, int((~self._excluded).sum()))
             best = np.argpartition(-scores, top - 1)[:top]
             best = best[np.argsort(-scores[best], kind="stable")]
             if (rows := self._rows(best)) is not None:
@@ -89,13 +97,28 @@ class Vectors:
 
     def _open(self, rebuild: bool = False) -> None:
         with ExitStack() as on_failure:
-            self._reader = on_failure.enter_context(CsvReader(self.csv_path))
+            self._reader = on_failure.enter_context(CsvReader(self.csv_path, machine=self._machine))
             if self._reader.types.get(self.column) != "vector":
                 raise UserError(
                     f"{self.csv_path} has no vectors {self.column}: add a stage that writes them and run with --refresh"
                 )
             self.matrix, self.places = open_cache(self._reader, self.column, rebuild)
+            self._excluded = self._not_matching()
             on_failure.pop_all()
+
+    def _not_matching(self) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+        """Which rows of the matrix the query excludes: bools of shape (rows,)."""
+        query = Query(self._where, {**self._reader.types, VERIFIED: "text"})
+        if not query.columns:
+            return np.zeros(len(self.matrix), bool)
+        matching = [
+            block.starts[query.mask(block.table).to_numpy(zero_copy_only=False)]
+            for block in blocks_with_bar(self._reader, query.columns)
+        ]
+        excluded = ~np.isin(self.places[:, 0], np.concatenate(matching))
+        if excluded.all():
+            raise UserError(f"{self.csv_path} has no row with {self.column} that matches --where {self._where!r}")
+        return excluded
 
     def _rows(self, indices: Places) -> list[Values] | None:
         """Key and description of some rows of the matrix; None where their vectors in the CSV are others."""

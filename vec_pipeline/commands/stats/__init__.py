@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vec_pipeline.commands import add_csv_argument
+from vec_pipeline.commands import add_csv_argument, add_rows_arguments, reader_of
 from vec_pipeline.object_stores import without_login
 from vec_pipeline.record import UserError
 from vec_pipeline.uploads import path_or_address
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_csv_argument(parser)
+    add_rows_arguments(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object")
     form.add_argument(
@@ -27,12 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from vec_pipeline.annotations import CsvReader
     from vec_pipeline.commands.stats import counts
 
     if isinstance(options.html, str):
         raise UserError(f"--html needs a folder of this machine: copy it to {without_login(options.html)} afterwards")
-    with CsvReader(options.csv) as reader:
+    with reader_of(options) as reader:
         if options.html:
             print(made_page(reader, options.html))
             return 0
