@@ -235,6 +235,7 @@ NOT_RUN: dict[str, tuple[str, Check]] = {
         ("needs the image", compose_has),
     ),
     "vec-pipeline export --to pgvector --dsn postgresql://me@host/photos": ("needs a server", parser_takes),
+    "vec-pipeline export --to imagefolder --push-to-hub me/photos --out photos-set": ("needs the hub", parser_takes),
     "vec-pipeline compare ~/photos --config config.yaml --config configs/small.yaml --out comparison": (
         "starts two workers, as tests/test_compare.py does",
         parser_takes,
@@ -260,6 +261,7 @@ NOT_RUN: dict[str, tuple[str, Check]] = {
         ("needs a server; tests of the sources have servers of their own", parser_takes),
     ),
     "vec-pipeline align": ("needs 100 rows", parser_takes),
+    "vec-pipeline calibrate --out calibration": ("needs 50 marked rows", parser_takes),
     **dict.fromkeys(
         (
             'vec-pipeline search "a red car" --in dino',
@@ -270,6 +272,7 @@ NOT_RUN: dict[str, tuple[str, Check]] = {
     ),
     "vec-pipeline run 'shards/{000..099}.tar'": ("needs a hundred shards", parser_takes),
     "vec-pipeline serve --config demo --csv output/served.csv": ("does not end", parser_takes),
+    "vec-pipeline serve --csv output/annotations.csv --review-only": ("does not end", parser_takes),
     **dict.fromkeys(
         (
             "curl --form file=@examples/images/red-flower.png http://127.0.0.1:8000/v1/annotations",
@@ -278,10 +281,27 @@ NOT_RUN: dict[str, tuple[str, Check]] = {
             "curl --no-buffer http://127.0.0.1:8000/v1/annotations/6d1458c3d23374858b9e093f3e128df3/events",
             "curl 'http://127.0.0.1:8000/v1/search?text=a+purple+cat&limit=2'",
             "curl http://127.0.0.1:8000/metrics",
+            """curl --json '{"where": "category:vehicle", "operation": {"kind": "add_keyword", "keyword": "water"}, """
+            """"preview": false, "who": "Ann"}' http://127.0.0.1:8000/v1/review/bulk""",
         ),
-        ("needs the server, as tests/test_serve.py has", nothing),
+        ("needs the server, as tests/test_serve.py and tests/test_review.py have", nothing),
     ),
     "vec-pipeline run ~/photos --set devices=all": ("needs GPUs; tests/test_children.py has cpu:2", parser_takes),
+    "vec-pipeline run /shared/photos --engine ray --address auto --output /shared/annotations.csv": (
+        "needs a cluster, as tests/test_ray.py has",
+        parser_takes,
+    ),
+    **dict.fromkeys(
+        (
+            "ray start --head --port=6379 --disable-usage-stats",
+            "ray start --address=head:6379",
+            "ray up docs/ray/aws-g5.yaml",
+            'ray exec docs/ray/aws-g5.yaml "~/venv/bin/vec-pipeline run /shared/photos --engine ray --address auto'
+            ' --output /shared/annotations.csv"',
+            "ray down docs/ray/aws-g5.yaml",
+        ),
+        ("starts a cluster", nothing),
+    ),
     "vec-pipeline run ~/photos --watch": ("does not end", parser_takes),
     "VEC_ENDPOINT_TOKEN=... vec-pipeline run ~/photos --config remote.yaml": ("needs a server", parser_takes),
     **servers(
@@ -293,11 +313,13 @@ NOT_RUN: dict[str, tuple[str, Check]] = {
         "llama-server -m qwen2.5-vl.gguf --mmproj mmproj.gguf --parallel 8 --ctx-size 32768",
         "OLLAMA_NUM_PARALLEL=4 ollama serve",
         "lms server start",
+        "datasette photos.sqlite",
     ),
     **benchmarks(
         ".venv/bin/python -m benchmarks.mutants",
         ".venv/bin/python -m benchmarks.eyes --pictures 24 --rounds 3",
         ".venv/bin/python -m benchmarks.pairs",
+        ".venv/bin/python -m benchmarks.duplicates --vectors 1000000",
         ".venv/bin/python -m benchmarks.eyes --clock wall",
         ".venv/bin/python -m benchmarks.serve --seconds 5",
         ".venv/bin/python -m benchmarks.serve --memory 10000",
@@ -306,6 +328,7 @@ NOT_RUN: dict[str, tuple[str, Check]] = {
         ".venv/bin/python -m models.demo.train_translation --accuracy",
         ".venv/bin/python benchmarks/ocr.py --number 300 --page page.png",
         ".venv/bin/python benchmarks/trust.py --number 900",
+        ".venv/bin/python benchmarks/trust.py --number 1600 --calibrate 50 100 200",
         ".venv/bin/python benchmarks/pipeline.py",
         ".venv/bin/python benchmarks/describe.py",
         ".venv/bin/python benchmarks/describe.py --gpu",

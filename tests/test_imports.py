@@ -30,6 +30,9 @@ MAY_IMPORT = {  # a package stands for each of its modules; what is missing here
     "pipeline": {"record"},
     "executor": {"batches", "contract", "crash_journal", "memory", "result_cache", "record"},
     "children": {"child", "crash_journal", "database", "downloads", "record", "result_cache"},
+    "ray_actors": {
+        *("child", "children", "crash_journal", "database", "device", "memory", "record", "result_cache"),
+    },
     "child": {"batches", "crash_journal", "database", "device", "executor", "memory", "record", "result_cache"},
     "batches": {"contract", "crash_journal", "memory", "record"},
     "contract": {"record"},
@@ -41,7 +44,10 @@ MAY_IMPORT = {  # a package stands for each of its modules; what is missing here
     "progress": {"record", "device", "terminal"},
     "config": {"contract", "record"},
     "settings": {"record", "weights"},
-    "stages": {"record", "files", "engines", "pictures", "prompts", "weights", "remote", "device", "stages"},
+    "calibration": {"record"},
+    "stages": {
+        *("calibration", "device", "engines", "files", "pictures", "prompts", "record", "remote", "stages", "weights"),
+    },
     "pictures": {"pictures"},
     "engines": {"engines", "device", "record"},
     "sources": {
@@ -51,6 +57,7 @@ MAY_IMPORT = {  # a package stands for each of its modules; what is missing here
     "annotations": {"corrections", "device", "query", "record", "settings", "sinks", "sources"},
     "corrections": {"record"},
     "query": {"record"},
+    "similarity": {"record"},
     "pairs": {"prompts", "record", "settings"},
 }
 FOR_TYPES_ONLY = {  # within `if TYPE_CHECKING:`
@@ -65,7 +72,7 @@ HEAVY = {
     *("torch", "numpy", "transformers", "pandas", "PIL", "llama_cpp", "gensim", "open_clip", "sentence_transformers"),
     *("pyarrow", "psycopg", "pgserver", "aiohttp", "fsspec", "datasets", "watchfiles"),
     *("rapidocr", "cv2", "onnxruntime", "fastapi", "uvicorn", "prometheus_client", "diffusers"),
-    *("praw", "prawcore", "zstandard", "matplotlib", "ray", "faiss", "lancedb"),
+    *("praw", "prawcore", "zstandard", "matplotlib", "ray", "lancedb"),
 }
 
 
@@ -111,6 +118,13 @@ def test_nothing_but_sources_knows_the_folder(path: Path) -> None:
     knows = {name for name in imported(path) if f"{name}.".startswith("vec_pipeline.sources.folder.")}
     watches_folders = path == Path("vec_pipeline/commands/run/watch.py")
     assert not knows or watches_folders or path.parent == Path("vec_pipeline/sources")
+
+
+def test_one_module_knows_ray() -> None:
+    """What runs in a cluster, and the executor that runs there, do not know it."""
+    assert [path.stem for path in MODULES if any(name.split(".")[0] == "ray" for name in imported(path))] == [
+        "ray_actors"
+    ]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
