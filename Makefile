@@ -36,8 +36,9 @@ run: .venv/run  ## annotate: make run IMAGES=~/photos CONFIG=config.yaml N=100; 
 test: .venv/dev  ## run the tests, two files at a time
 	.venv/bin/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
-test-long: .venv/dev  ## run in full what the tests sample: 50 texts of a real language model, 2,000 URLs with kills
-	VEC_ALL_TEXTS=1 VEC_ALL_URLS=1 .venv/bin/pytest tests/test_real_models.py tests/test_url_promises.py $(ARGS)
+test-long: .venv/dev  ## run in full what the tests sample: 50 texts of a real language model, 2,000 URLs, kills of a review
+	VEC_ALL_TEXTS=1 VEC_ALL_URLS=1 VEC_REVIEW_KILLS=100 .venv/bin/pytest tests/test_real_models.py \
+	  tests/test_url_promises.py tests/test_review_kill.py $(ARGS)
 
 check: .venv/dev  ## check style and types: ruff, mypy
 	.venv/bin/ruff check .

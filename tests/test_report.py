@@ -19,8 +19,8 @@ from PIL import Image
 from tests.conftest import Run
 from vec_pipeline.__main__ import main
 from vec_pipeline.commands import report
+from vec_pipeline.commands.report import places as map_places
 from vec_pipeline.commands.report import report as make
-from vec_pipeline.commands.report import similarity
 from vec_pipeline.commands.report.site import PAGE, Site, call
 from vec_pipeline.commands.report.summary import stage_seconds
 from vec_pipeline.commands.report.thumbnails import SIDE_PX
@@ -51,7 +51,8 @@ def picture(path: Path, colour: tuple[int, int, int] = RED, size: tuple[int, int
 
 
 def make_report(csv: Path, out: Path, cosine: float = 0.97) -> None:
-    assert report.run(argparse.Namespace(csv=csv, out=out, duplicate_cosine=cosine, by="")) == 0
+    options = argparse.Namespace(csv=csv, out=out, duplicate_cosine=cosine, by="", where="", machine=False)
+    assert report.run(options) == 0
 
 
 def data_folder(out: Path) -> Path:
@@ -452,39 +453,12 @@ def test_page_asks_no_network_for_anything() -> None:
     assert not re.search(r"<script(?![^>]*\ssrc=)|\son\w+=|\sstyle=", page)
 
 
-def near_duplicates(rng: np.random.Generator, sizes: Sequence[int]) -> tuple[np.ndarray[Any, Any], list[int]]:
-    """Vectors of groups of the given sizes, shuffled, and the group each belongs to."""
-    truth = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
-    centres = rng.standard_normal((len(sizes), 64))
-    return (centres[truth] + 0.02 * rng.standard_normal((len(truth), 64))).astype(np.float32), truth.tolist()
-
-
-@pytest.mark.parametrize("block_cells", [1, 500, similarity.BLOCK_CELLS])
-def test_near_duplicates_are_grouped_the_largest_first(block_cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(similarity, "BLOCK_CELLS", block_cells)
-    vectors, truth = near_duplicates(np.random.default_rng(0), [1, 1, 2, 7, 1, 4])
-    groups = similarity.group(vectors, 0.97).tolist()
-    expected = {0: 0, 1: 0, 2: 3, 3: 1, 4: 0, 5: 2}
-    assert groups == [expected[label] for label in truth]
-
-
-def test_a_chain_of_near_duplicates_is_one_group() -> None:
-    angles = np.deg2rad(np.array([0, 10, 20, 30, 90]))
-    vectors = 7 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    assert similarity.group(vectors, 0.98).tolist() == [1, 1, 1, 1, 0]
-
-
-def test_equal_vectors_are_near_duplicates_at_a_cosine_of_one_and_zeros_are_none() -> None:
-    vectors = np.array([[0.1, 0.7], [0, 0], [0.1, 0.7], [0, 0], [0.7, 0.1]], np.float32)
-    assert similarity.group(vectors, 1.0).tolist() == [1, 0, 1, 0, 0]
-
-
 @pytest.mark.parametrize("number", [300, 5_000])  # under and over the number of landmarks
 def test_similar_vectors_lie_together_on_the_map(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(similarity, "LANDMARKS", 500)
+    monkeypatch.setattr(map_places, "LANDMARKS", 500)
     rng = np.random.default_rng(1)
     truth = rng.integers(0, 6, number)
-    places = similarity.place(rng.standard_normal((6, 128))[truth] + 0.4 * rng.standard_normal((number, 128)))
+    places = map_places.place(rng.standard_normal((6, 128))[truth] + 0.4 * rng.standard_normal((number, 128)))
     assert places.shape == (number, 2)
     assert places.min() >= -1e-6
     assert places.max() <= 1 + 1e-6
@@ -502,7 +476,7 @@ def test_similar_vectors_lie_together_on_the_map(number: int, monkeypatch: pytes
 @pytest.mark.parametrize("are_equal", [False, True])
 def test_few_vectors_have_places_too(number: int, dimensions: int, are_equal: bool) -> None:
     vectors = np.random.default_rng(0).standard_normal((1 if are_equal else number, dimensions))
-    places = similarity.place(np.repeat(vectors, number, axis=0) if are_equal else vectors)
+    places = map_places.place(np.repeat(vectors, number, axis=0) if are_equal else vectors)
     assert places.shape == (number, 2)
     assert np.isfinite(places).all()
     assert len(np.unique(places.round(6), axis=0)) == number

@@ -38,7 +38,7 @@ class Server:
         )  # fmt: skip
         assert self.process.stdout
         line = self.process.stdout.readline()
-        found = re.match(r"(http://([\d.]+):(\d+)) annotates pictures", line)
+        found = re.match(r"(http://([\d.]+):(\d+))(?: annotates pictures|/review reviews)", line)
         assert found, line + self.process.stdout.read()
         self.url, self.host, self.port = found[1], found[2], int(found[3])
         self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
@@ -101,6 +101,19 @@ def test_an_upload_is_answered_with_its_row_which_is_in_the_csv(server: Server, 
     assert saved["description"] == row["description"]
     assert saved["image_vector"].tolist() == pytest.approx(row["image_vector"])
     assert Path(row["image_path"]).read_bytes() == FLOWER.read_bytes()
+
+
+def test_a_row_is_answered_with_what_people_have_corrected(server: Server, csv: Path) -> None:
+    name = id_of(server.post(CAT, stages="describe"))
+    table = load_annotations(csv)
+    [row] = [number for number, path in enumerate(table["image_path"]) if name in path]
+    given = (("text", "A dog."), ("clip_score", ".5"))
+    changes = [{"row": row, "column": column, "value": value} for column, value in given]
+    response = server.client.post("/v1/review/correct", json={"changes": changes})
+    assert response.json()["rows"][0]["values"]["text"] == "A dog."
+    found = server.client.get(f"/v1/annotations/{name}").json()
+    assert (found["text"], found["clip_score"], found["categories"]) == ("A dog.", 0.5, "")
+    assert list(found) == list(table.columns)
 
 
 def test_several_pictures_are_answered_in_order(server: Server) -> None:
@@ -375,6 +388,8 @@ def test_nothing_is_left_of_an_ephemeral_server(tmp_path: Path, monkeypatch: pyt
         name = id_of(server.post(FLOWER))
         assert "flower" in server.client.get(f"/v1/annotations/{name}").json()["text"]
         assert server.client.get("/v1/annotations").json() == [name]
+        for path in ("/review", "/v1/review", "/v1/review/acts"):
+            assert "saves no rows" in server.client.get(path).json()["detail"]
         assert server.end() == 0
     assert list(tmp_path.glob("vec-pipeline-*")) == []
 

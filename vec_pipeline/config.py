@@ -31,7 +31,7 @@ from vec_pipeline.record import (
 
 LARGEST_CONFIG, LARGEST_NUMBER = 100_000, 10**12
 NAME = re.compile(r"[\w.-]+")  # of a stage or a column
-OWN_COLUMNS = ("image_path", "timestamp", "error", *SOURCE_VALUES)  # which no stage writes
+OWN_COLUMNS = ("image_path", "timestamp", "error", "verified", *SOURCE_VALUES)  # which no stage writes
 MERGE = "tag:yaml.org,2002:merge"  # <<, which may come several times
 PLACEMENT = ("name", "read", "write")  # options of an entry that say where its stage stands among the others
 

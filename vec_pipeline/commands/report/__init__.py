@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from vec_pipeline.commands import add_csv_argument
+from vec_pipeline.commands import add_csv_argument, add_rows_arguments, reader_of
 from vec_pipeline.object_stores import without_login
 from vec_pipeline.record import UserError
 from vec_pipeline.uploads import path_or_address, uploading_folder
@@ -14,6 +14,7 @@ INDEX, THUMBNAILS = "index.html", "gallery/thumbnails"  # what a report's folder
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_csv_argument(parser)
+    add_rows_arguments(parser)
     parser.add_argument(
         "--out",
         type=path_or_address,
@@ -53,11 +54,12 @@ def run(options: argparse.Namespace) -> int:
     from vec_pipeline.commands.report.report import make_report
 
     try:
-        if not isinstance(options.out, str):
-            print(make_report(options.csv, options.out, options.duplicate_cosine, options.by))
-            return 0
-        with uploading_folder(options.out, INDEX, THUMBNAILS) as folder:
-            said = make_report(options.csv, folder, options.duplicate_cosine, options.by)
+        with reader_of(options) as reader:
+            if not isinstance(options.out, str):
+                print(make_report(reader, options.out, options.duplicate_cosine, options.by))
+                return 0
+            with uploading_folder(options.out, INDEX, THUMBNAILS) as folder:
+                said = make_report(reader, folder, options.duplicate_cosine, options.by)
         print(said.replace(str(folder), without_login(options.out).rstrip("/")))
     except OSError as error:
         raise UserError(

@@ -1,4 +1,4 @@
-"""A server that annotates what is uploaded to it: rows as JSON over HTTP, and in the CSV like any other."""
+"""A server that annotates what is uploaded to it, as JSON over HTTP and in the CSV; and where people correct rows."""
 
 import argparse
 from pathlib import Path
@@ -13,6 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=path, default=Path("config.yaml"), metavar="FILE", help=CONFIG_HELP)
     parser.add_argument("--csv", type=path, metavar="FILE", help="where rows go (default: `output` in the config)")
     parser.add_argument("--ephemeral", action="store_true", help="save nothing: pictures and rows end with the server")
+    parser.add_argument(
+        "--review-only", action="store_true", help="no models: only the page where people correct the rows of the CSV"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=port, default=8000, help="(default: %(default)s; 0: any that is free)")
     parser.add_argument("--new-token", action="store_true", help="make the token that requests need, and print it")
@@ -40,21 +43,25 @@ def positive(text: str) -> int:
 def run(options: argparse.Namespace) -> int:
     if options.csv and options.ephemeral:
         raise UserError("--ephemeral saves nothing: leave --csv out")
+    if options.review_only and options.ephemeral:
+        raise UserError("--review-only saves corrections: leave --ephemeral out")
     from vec_pipeline.commands.serve.access import kept_hash, new_token
     from vec_pipeline.config import load_config
 
-    config = load_config(options.config, options.set)
-    token_path = beside(options.csv or config.output, "token")
+    output = options.csv or load_config(options.config, options.set).output
+    token_path = beside(output, "token")
     if options.new_token:
         print(f"requests need this token from now on, which is shown this once: {new_token(token_path)}")
         return 0
     token_hash = kept_hash(token_path, options.host)
     try:
-        from vec_pipeline.commands.serve.server import serve
+        from vec_pipeline.commands.serve.server import serve, serve_review
     except ImportError as error:
         raise UserError(f"serve needs {error.name}: {INSTALL}") from None
     try:
-        return serve(config, options, token_hash)
+        if options.review_only:
+            return serve_review(output, options, token_hash)
+        return serve(load_config(options.config, options.set), options, token_hash)
     except UserError as error:  # of parts that are those of `run`, whose options it names
         said = str(error).replace("--output", "--csv").replace("use --refresh", "use `vec-pipeline run --refresh`")
         raise UserError(said) from None

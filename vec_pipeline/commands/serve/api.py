@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from fastapi import FastAPI, File, Form, HTTPException, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as Refusal  # that of FastAPI is one
@@ -20,6 +20,9 @@ from vec_pipeline.commands.serve.annotator import Annotator, Full
 from vec_pipeline.commands.serve.intake import Intake
 from vec_pipeline.commands.serve.metrics import Metrics
 from vec_pipeline.commands.serve.openapi import Name
+from vec_pipeline.commands.serve.pictures import OPENED_AT_ONCE, as_jpeg
+from vec_pipeline.commands.serve.review.api import add_review
+from vec_pipeline.commands.serve.review.work import Review
 from vec_pipeline.commands.serve.rows import Rows
 from vec_pipeline.commands.serve.search import Search, add_search
 from vec_pipeline.commands.serve.uploads import NotAPicture, Uploads
@@ -31,7 +34,6 @@ RETRY_AFTER = {"Retry-After": "2"}  # seconds
 POLL_S = 0.1
 PAGE = Path(__file__).parent / "page"
 MOST_FILES = 64
-OPENED_AT_ONCE = 2  # pictures for `/image`, of up to 1.5 GB each while they are decoded
 FETCHED_AT_ONCE = 4  # pictures at addresses: slow hosts must leave threads for other requests, of 5 at least
 NO_PICTURE = "this is no picture of a known format"
 
@@ -45,6 +47,7 @@ class Service:
     of_language: names of the stages that are only for answers in a language, by language; all run if none is named.
     details: that a request may ask for.
     fetch: the bytes at an address; raises UserError.
+    review: of the CSV; None where nothing is saved.
     """
 
     annotator: Annotator
@@ -58,22 +61,59 @@ class Service:
     fetch: Callable[[str], bytes]
     metrics: Metrics
     search: Search
+    review: Review | None = None
 
 
 def create_app(service: Service) -> FastAPI:
-    app = FastAPI(title="vec-pipeline", version="1", docs_url=None, redoc_url=None, openapi_url="/openapi.json")
-    app.add_exception_handler(Refusal, refused)
-    app.add_exception_handler(RequestValidationError, refused)
+    """What annotates pictures; and what reviews the rows, where they are saved."""
+    app = app_with_pages()
     add_annotations(app, service)
     add_rows(app, service)
     add_files(app, service)
     add_search(app, service.search, service.metrics)
     add_figures(app, service)
     app.add_api_route("/", lambda: FileResponse(PAGE / "index.html"), include_in_schema=False)
-    app.add_api_route("/docs", lambda: FileResponse(PAGE / "docs.html"), include_in_schema=False)
-    app.mount("/page", StaticFiles(directory=PAGE))
+    if service.review:
+        add_review_page(app, service.review)
+    else:
+        for path in ("/review", "/v1/review", "/v1/review/{path:path}"):
+            add_refusal(app, path, "this server saves no rows that could be reviewed: start it without --ephemeral")
     openapi.describe(app, service.rows.types)
     return app
+
+
+def create_review_app(review: Review) -> FastAPI:
+    """What reviews rows, and annotates nothing."""
+    app = app_with_pages()
+    add_review_page(app, review)
+    app.add_api_route("/", lambda: RedirectResponse("/review"), include_in_schema=False)
+    app.add_api_route("/healthz", lambda: {"status": "ok", "waiting": 0}, responses={200: openapi.STATES[200]})
+    add_refusal(app, "/v1/{path:path}", "this server only reviews: start one without --review-only to annotate")
+    openapi.describe(app, review.table.types)
+    return app
+
+
+def app_with_pages() -> FastAPI:
+    app = FastAPI(title="vec-pipeline", version="1", docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    app.add_exception_handler(Refusal, refused)
+    app.add_exception_handler(RequestValidationError, refused)
+    app.add_api_route("/docs", lambda: FileResponse(PAGE / "docs.html"), include_in_schema=False)
+    app.mount("/page", StaticFiles(directory=PAGE))
+    return app
+
+
+def add_review_page(app: FastAPI, review: Review) -> None:
+    add_review(app, review)
+    app.add_api_route("/review", lambda: FileResponse(PAGE / "review.html"), include_in_schema=False)
+
+
+def add_refusal(app: FastAPI, path: str, reason: str) -> None:
+    """Answer whatever is asked at a path with 404 and a sentence."""
+
+    def refuse() -> None:
+        raise HTTPException(404, reason)
+
+    app.add_api_route(path, refuse, methods=["GET", "POST"], include_in_schema=False)
 
 
 async def refused(request: Request, error: Exception) -> Response:
@@ -159,7 +199,7 @@ def add_files(app: FastAPI, service: Service) -> None:
             raise HTTPException(404, UNKNOWN)
         try:
             async with opening:
-                content, (width, height) = await asyncio.to_thread(as_jpeg, path, side_px)
+                content, (width, height) = await asyncio.to_thread(lambda: as_jpeg(path.read_bytes(), side_px))
             return Response(content, media_type="image/jpeg", headers={"Picture-Size": f"{width}x{height}"})
         except Exception as error:  # of any decoder
             raise HTTPException(422, f"it cannot be opened ({type(error).__name__})") from None
@@ -311,19 +351,6 @@ async def progress(service: Service, name: str, request: Request) -> AsyncIterat
             yield event("waiting", now)
         before = now
         await asyncio.sleep(POLL_S)
-
-
-def as_jpeg(path: Path, side_px: int) -> tuple[bytes, tuple[int, int]]:
-    """A picture as a JPEG, and the width and height of its file, in whose pixels boxes are. Raises as its decoder."""
-    from io import BytesIO
-
-    from vec_pipeline.pictures import Limits
-    from vec_pipeline.pictures.full_size import opened
-
-    image, size = opened(path.read_bytes(), lambda _: side_px, Limits.megapixels)
-    target = BytesIO()
-    image.save(target, "JPEG", quality=90)
-    return target.getvalue(), size
 
 
 def event(kind: str, body: Any) -> bytes:

@@ -2,13 +2,14 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
 
 from vec_pipeline.annotations import CsvReader
 from vec_pipeline.commands.serve.uploads import id_of, is_id
+from vec_pipeline.corrections import typed
 from vec_pipeline.record import Record
 from vec_pipeline.sinks.csv_file import CsvFile, row_of
 from vec_pipeline.sinks.csv_rows import cells_of
@@ -24,10 +25,13 @@ class Rows:
 
     types: of the columns, by name and in their order.
     sink: the CSV; None where nothing is saved.
+    given: what people have set columns of a picture to, by its key, as texts of cells.
     """
 
-    def __init__(self, types: Mapping[str, str], sink: CsvFile | None) -> None:
-        self.types, self._sink = types, sink
+    def __init__(
+        self, types: Mapping[str, str], sink: CsvFile | None, given: Callable[[str], Mapping[str, str]] = lambda _: {}
+    ) -> None:
+        self.types, self._sink, self._given = types, sink, given
         self._recent: OrderedDict[str, Row] = OrderedDict()
         self._places: dict[str, tuple[int, int]] = {}  # in the CSV, as far as it has been read
         self._read_to = 0
@@ -72,13 +76,19 @@ class Rows:
             return list(self._recent.values())
 
     def find(self, name: str) -> Row | None:
-        """The row of an upload; None where there is none."""
+        """The row of an upload, with what people have corrected; None where there is none."""
+        if not (row := self._find(name)):
+            return None
+        given = self._given(row["image_path"])
+        return row | {name: typed(self.types[name], given[name]) for name in row if name in given}
+
+    def _find(self, name: str) -> Row | None:
         with self._lock:
             if name in self._recent:
                 return self._recent[name]
             if self._sink is None:
                 return None
-            with CsvReader(self._sink.path) as reader:
+            with CsvReader(self._sink.path, machine=True) as reader:
                 if name not in self._places:
                     self._read_on(reader)
                 if place := self._places.get(name):
@@ -93,7 +103,7 @@ class Rows:
             if self._sink is None:
                 names = list(self._recent)
             else:
-                with CsvReader(self._sink.path) as reader:
+                with CsvReader(self._sink.path, machine=True) as reader:
                     self._read_on(reader)
                 names = list(self._places)
         end = names.index(before) if before in names else len(names)

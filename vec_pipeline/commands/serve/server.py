@@ -11,23 +11,27 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeGuard, get_args
 
 import h11
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vec_pipeline import settings
+from vec_pipeline.annotations import CsvReader
 from vec_pipeline.chunk_size import chunk_size
 from vec_pipeline.commands.run import cache_path, fetched
 from vec_pipeline.commands.run.messages import start_log
 from vec_pipeline.commands.serve.annotator import Annotator
-from vec_pipeline.commands.serve.api import Detail, Service, create_app
+from vec_pipeline.commands.serve.api import Detail, Service, create_app, create_review_app
 from vec_pipeline.commands.serve.intake import Intake
 from vec_pipeline.commands.serve.limits import Limited
 from vec_pipeline.commands.serve.metrics import Metrics
+from vec_pipeline.commands.serve.review.work import Review
 from vec_pipeline.commands.serve.rows import Rows
 from vec_pipeline.commands.serve.search import Search, makers_at
 from vec_pipeline.commands.serve.uploads import Uploads
@@ -39,7 +43,7 @@ from vec_pipeline.executor import Executor
 from vec_pipeline.memory import ModelCache
 from vec_pipeline.record import COLUMNS, Record, Stage, UserError, beside
 from vec_pipeline.result_cache import ResultCache
-from vec_pipeline.sinks.csv_file import CsvFile
+from vec_pipeline.sinks.csv_file import CsvFile, lock_beside
 from vec_pipeline.sinks.csv_rows import contents_of
 from vec_pipeline.stages.describe import MAX_NEW_TOKENS, Describe
 from vec_pipeline.stages.translate import Translate
@@ -128,25 +132,57 @@ def serve(config: Config, options: argparse.Namespace, token_hash: str) -> int:
         else:
             config = replace(config, output=options.csv or config.output)
         recorded = settings.recorded_settings(config.output) if config.output.exists() else settings.Recorded()
-        stages = fetched(settings.with_recorded_commits(config.stages, recorded))
+        stages = fetched(settings.with_recorded_commits(config.stages, recorded), None)
         service = stack.enter_context(made(config, stages, options))
-        listening = stack.enter_context(contextlib.closing(listen(options.host, options.port)))
-        host, port = listening.getsockname()[:2]
-        names = frozenset() if token_hash else own_names(host, port)
-        app = Limited(create_app(service), token_hash, names, options.max_upload_mb * 10**6, BODY_S)
-        server = Server(
-            uvicorn.Config(
-                app, http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
-                limit_concurrency=CONNECTIONS, timeout_keep_alive=15, timeout_graceful_shutdown=int(DRAIN_S),
-            )
-        )  # fmt: skip
-        print(f"http://{in_address(host)}:{port} annotates pictures; Ctrl-C ends it", flush=True)
-        server.run(sockets=[listening])
+        server = answer(create_app(service), options, token_hash, " annotates pictures")
         if service.annotator.failure:
             print(f"the server has ended: {service.annotator.failure}", file=sys.stderr)
             return 2
         service.annotator.close(server.ends_s - time.monotonic())
     return 0
+
+
+def serve_review(csv_path: Path, options: argparse.Namespace, token_hash: str) -> int:
+    """Let people review the rows of a CSV until a signal ends the server, without any model. Returns the exit status.
+
+    Raises UserError where the CSV is missing, damaged, or in use.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(handled(signal.default_int_handler))
+        CsvReader(csv_path, machine=True).close()  # before its lock, which would make a file
+        stack.enter_context(contextlib.closing(locked(csv_path)))
+        review = stack.enter_context(contextlib.closing(Review(csv_path)))
+        review.groups.of(review.table.starts)  # so that they are known soon
+        answer(create_review_app(review), options, token_hash, f"/review reviews {csv_path}")
+    return 0
+
+
+def locked(csv_path: Path) -> FileIO:
+    """Keep every other program from changing a CSV and its corrections. Raises UserError."""
+    try:
+        return lock_beside(csv_path.resolve())
+    except OSError as error:
+        raise UserError(
+            f"the folder of {csv_path} cannot be written, where corrections are saved ({error.strerror}): name a copy"
+        ) from None
+
+
+def answer(app: FastAPI, options: argparse.Namespace, token_hash: str, said: str) -> Server:
+    """Listen, say so, and answer requests until a signal comes. Raises UserError where nobody can listen there."""
+    with contextlib.closing(listen(options.host, options.port)) as listening:
+        host, port = listening.getsockname()[:2]
+        names = frozenset() if token_hash else own_names(host, port)
+        limited = Limited(app, token_hash, names, options.max_upload_mb * 10**6, BODY_S)
+        server = Server(
+            uvicorn.Config(
+                limited, http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False,
+                server_header=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=15,
+                timeout_graceful_shutdown=int(DRAIN_S),
+            )
+        )  # fmt: skip
+        print(f"http://{in_address(host)}:{port}{said}; Ctrl-C ends it", flush=True)
+        server.run(sockets=[listening])
+    return server
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -193,7 +229,9 @@ def made(config: Config, stages: Sequence[Stage], options: argparse.Namespace) -
         every = [stage for some in ways.values() for stage in some]
         models = ModelCache(every, config.model_cache_size, config.clear_threshold_gb, size.images_gb)
         stack.callback(models.close)
-        rows = Rows({name: types[name] for name in sink.header} if sink else types, sink)
+        review = stack.enter_context(contextlib.closing(Review(config.output))) if sink else None
+        known = {name: types[name] for name in sink.header} if sink else types
+        rows = Rows(known, sink, review.given) if review else Rows(known, sink)
 
         def executor(way: str) -> Executor:
             return Executor(ways[way], models, results, journal, config.read_threads, {}, sys.maxsize)
@@ -212,7 +250,7 @@ def made(config: Config, stages: Sequence[Stage], options: argparse.Namespace) -
             annotator, intake, config.output.parent, uploads, rows,
             [stage.name for stage in stages if stage.columns], languages_of(stages), list(ways),
             lambda url: downloaded(url, config, options.max_upload_mb), metrics,
-            Search(makers_at(stages, models), rows, config.output if sink else None),
+            Search(makers_at(stages, models), rows, config.output if sink else None), review,
         )  # fmt: skip
         try:
             yield service

@@ -109,6 +109,7 @@ function factsOf(row) {
     );
   const links = (filter, values) => element("ul", { class: "chips" }, ...values.map((value) => link(filter, value)));
   const confidence = data.text_confidence[row];
+  if (data.verified[row]) add("Verified", data.verified[row]);
   if (data.request[row]) add("Request", data.request[row]);
   if (data.categories[row]) add("Category", links("category", [data.categories[row]]));
   if (data.keywords[row]) add("Keywords", links("keyword", keywordsOf(row)));
@@ -140,6 +141,7 @@ function factsOf(row) {
     data.description[row] && element("p", { class: "lead", dir: "auto" }, data.description[row]),
     data.error[row] && element("p", { class: "error", dir: "auto" }, data.error[row]),
     facts,
+    ...machineOf(row),
     ...[
       [data.link[row], "Open the image"],
       [data.edited_link[row], "Open the result"],
@@ -158,6 +160,16 @@ function factsOf(row) {
         element("ul", { class: "strip" }, ...alike.slice(0, 8).map((other) => element("li", {}, tile(other)))),
       ),
   ].filter(Boolean);
+}
+
+/** What the models wrote where somebody has corrected it. */
+function machineOf(row) {
+  const values = Object.entries(data.machine[row] || {});
+  if (!values.length) return [];
+  const pairs = values.map(([name, value]) =>
+    element("div", {}, element("dt", {}, name), element("dd", { dir: "auto" }, value === null || value === "" ? "—" : String(value))),
+  );
+  return [element("section", { class: "machine" }, element("h3", {}, "Corrected; the machine’s values"), element("dl", {}, ...pairs))];
 }
 
 function listenToDetail() {

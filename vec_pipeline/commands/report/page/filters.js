@@ -2,7 +2,7 @@
 
 "use strict";
 
-const FILTERS = ["q", "category", "keyword", "flag", "object", "text", "error", "group", "errors"];
+const FILTERS = ["q", "where", "category", "keyword", "flag", "object", "text", "error", "group", "errors"];
 const SORTS = {
   time: { column: "timestamp", name: "Time" },
   name: { column: "image_path", name: "Name" },
@@ -15,6 +15,7 @@ const collator = new Intl.Collator("en", { numeric: true, sensitivity: "base" })
 let results = [];
 let resultsFor = "";
 let positions = new Map(); // row -> its position among the results
+let query = { text: "", holds: () => true }; // the last one that could be read
 const orders = new Map(); // sort -> all rows in that order
 
 const sortOf = () => {
@@ -29,8 +30,23 @@ function findResults() {
   const key = JSON.stringify([available, plan !== null, state.sort, ...FILTERS.map((name) => state[name])]);
   if (key === resultsFor) return;
   resultsFor = key;
+  readQuery();
   results = needsAll() && !(isComplete() && (plan || !state.group)) ? [] : ordered().filter(passes());
   positions = new Map(results.map((row, position) => [row, position]));
+}
+
+/** Take up the query; one that cannot be read is said, and leaves the rows as they are. */
+function readQuery() {
+  let mistake = "";
+  try {
+    if (query.text !== state.where) query = { text: state.where, holds: queryOf(state.where, head.types) };
+  } catch (error) {
+    if (!(error instanceof QueryError)) throw error;
+    mistake = error.message;
+  }
+  if ($("where-error").textContent !== mistake) $("where-error").textContent = mistake;
+  $("where-error").hidden = !mistake;
+  $("where").setAttribute("aria-invalid", mistake !== "");
 }
 
 function ordered() {
@@ -57,6 +73,7 @@ function passes() {
   const words = folded(state.q).split(/\s+/).filter(Boolean);
   const group = Number(state.group);
   return (row) =>
+    query.holds((name) => cellOf(row, name)) &&
     (!state.category || data.categories[row] === state.category) &&
     (!state.flag || flagsOf(row).includes(state.flag)) &&
     (!state.object || labelsOf(row).includes(state.object)) &&
@@ -93,6 +110,7 @@ function fillFilters() {
 
 const CHIPS = {
   q: (value) => `“${value}”`,
+  where: (value) => `Query: ${value}`,
   category: (value) => `Category: ${value}`,
   keyword: (value) => `Keyword: ${value}`,
   flag: (value) => `Flag: ${value}`,
@@ -105,7 +123,7 @@ const CHIPS = {
 
 function showFilters() {
   const { name, isDescending } = sortOf();
-  for (const id of ["q", "category", "keyword", "flag", "object"])
+  for (const id of ["q", "where", "category", "keyword", "flag", "object"])
     if ($(id) !== document.activeElement || $(id).tagName === "SELECT") $(id).value = state[id];
   for (const id of ["text", "errors"]) $(id).checked = state[id] !== "";
   $("sort").value = name;
@@ -151,6 +169,10 @@ function listenToFilters() {
   $("q").addEventListener("input", () => {
     clearTimeout(typing);
     typing = setTimeout(() => go({ q: $("q").value.trim() }, false), 120);
+  });
+  $("where").addEventListener("input", () => {
+    clearTimeout(typing);
+    typing = setTimeout(() => go({ where: $("where").value.trim() }, false), 300);
   });
   $("keyword").addEventListener("change", () => go({ keyword: $("keyword").value.trim() }));
   for (const name of ["category", "flag", "object"])

@@ -5,6 +5,7 @@
 const EMPTY = {
   view: "grid",
   q: "",
+  where: "",
   category: "",
   keyword: "",
   flag: "",

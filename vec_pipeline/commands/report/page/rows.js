@@ -13,12 +13,15 @@ const COLUMNS = [
   "timestamp",
   "error",
   "flags",
+  "verified",
   "text_confidence",
   "clip_score",
   "objects",
   "ocr_boxes",
   "size",
   "numbers",
+  "texts",
+  "machine",
   "thumbnail",
   "link",
   "request",
@@ -35,7 +38,7 @@ const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : 
 const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)}\u00a0%`;
 
 let head; // what report.py says of all rows together
-const data = {}; // column -> array over all rows; `numbers` holds arrays, of the columns head.numbers
+const data = {}; // column -> array over all rows; `numbers` and `texts` hold arrays, of the columns head.numbers, head.texts
 const haystacks = []; // what free text is searched in, by row
 let available = 0; // rows that have arrived
 let plan = null; // x, y and group of every row, once it has arrived
@@ -105,6 +108,15 @@ function addMap(values) {
     members.get(group).push(row);
   });
   renderSoon();
+}
+
+/** A column of a row, as queries see it: also one that the page does not show. */
+function cellOf(row, name) {
+  for (const kind of ["numbers", "texts"]) {
+    const index = head[kind].indexOf(name);
+    if (index >= 0) return data[kind][row][index];
+  }
+  return data[name]?.[row] ?? null;
 }
 
 const isComplete = () => available === head.rows;

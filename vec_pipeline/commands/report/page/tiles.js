@@ -36,9 +36,10 @@ function picture(row) {
   );
 }
 
-/** What a tile shows at its end: the error, or the first flag, or the confidence. */
+/** What a tile shows at its end: the error, or what somebody has decided, or the first flag, or the confidence. */
 function badge(row) {
   if (data.error[row]) return element("span", { class: "failed", title: data.error[row] }, errorKind(row));
+  if (data.verified[row]) return element("span", { class: `verified ${data.verified[row]}` }, data.verified[row]);
   const [first, ...more] = flagsOf(row);
   if (first) {
     const title = [first, ...more].join(", ");

@@ -217,7 +217,7 @@ function reasons(row) {
   return [...new Set(flags.map((flag) => (Object.hasOwn(FLAGS, flag) ? FLAGS[flag] : flag)))];
 }
 
-function warnings(row) {
+export function warnings(row) {
   const parts = reasons(row).flatMap((text) => [" ", FLAG_TEXTS.has(text) ? say(element("span"), text) : text, ";"]);
   return parts.length ? [element("p", { class: "warning" }, say(element("span"), "Take care:"), ...parts.slice(0, -1), ".")] : [];
 }

@@ -16,18 +16,20 @@ const SENTENCES = {
 const OTHERWISE = "The server answered with an error ({status} {detail}). Try again, or tell who runs it.";
 const UNREACHABLE = "The server cannot be reached. Check the connection and that it runs, then try again.";
 
-/** Why there is no answer: a text of words.js and the values in it. */
+/** Why there is no answer: a text of words.js and the values in it; `status` and `body` are those of a refusal. */
 export class Failure extends Error {
-  constructor(text, values = {}) {
+  constructor(text, values = {}, body = {}) {
     super(translated(text, values));
     this.text = text;
     this.values = values;
+    this.status = values.status || 0;
+    this.body = body;
   }
 }
 
-function failureOf(status, detail) {
-  const reason = Array.isArray(detail) ? detail.map((each) => each.msg).join("; ") : String(detail);
-  return new Failure(SENTENCES[status] || OTHERWISE, { status, detail: reason });
+function failureOf(status, body) {
+  const reason = Array.isArray(body.detail) ? body.detail.map((each) => each.msg).join("; ") : String(body.detail);
+  return new Failure(SENTENCES[status] || OTHERWISE, { status, detail: reason }, body);
 }
 
 /** Send a form: like fetch, which does not tell how much of it has been sent. `onSent` gets that share. */
@@ -64,7 +66,7 @@ export async function ask(path, options = {}, onBusy = () => {}) {
       await new Promise((resolve) => setTimeout(resolve, wait_s * 1000));
     } else {
       const body = await response.json().catch(() => ({ detail: response.statusText }));
-      throw failureOf(response.status, body.detail);
+      throw failureOf(response.status, body);
     }
   }
 }
@@ -96,7 +98,7 @@ function newToken(refused) {
       form.hidden = true;
       document.getElementById("ask").hidden = false;
       tokenAsked = null;
-      (cameFrom && cameFrom !== document.body ? cameFrom : document.getElementById("files")).focus();
+      (cameFrom && cameFrom !== document.body ? cameFrom : document.querySelector("#files, #where")).focus();
       resolve();
     };
   });
@@ -117,7 +119,7 @@ export async function rowOf(id, onWaiting) {
       const [kind, data] = each.split("\n").map((line) => line.slice(line.indexOf(": ") + 2));
       const body = JSON.parse(data);
       if (kind === "done") return body;
-      if (kind === "error") throw failureOf(503, body.detail);
+      if (kind === "error") throw failureOf(503, body);
       onWaiting(body);
     }
   }

@@ -121,10 +121,14 @@ const RUSSIAN = {
     "Сервер недоступен. Проверьте связь и то, что он запущен, и попробуйте ещё раз.",
 };
 
+const TITLE = document.title;
 const texts = new WeakMap(); // node -> its English text and the values in it
 let language = localStorage.getItem("language") || (navigator.language.startsWith("ru") ? "ru" : "en");
 
 export const pageLanguage = () => language;
+
+/** Add the texts of another page. */
+export const addRussian = (more) => Object.assign(RUSSIAN, more);
 
 /** A text in the language of the page; `{name}` in it is replaced by a value. */
 export function translated(text, values = {}) {
@@ -151,7 +155,7 @@ export function label(node, text) {
 export function setLanguage(name) {
   language = name;
   document.documentElement.lang = name;
-  document.title = translated("Describe pictures");
+  document.title = translated(TITLE);
   for (const node of document.querySelectorAll("[data-say]")) {
     say(node, ...(texts.get(node) || [node.textContent.trim()]));
   }

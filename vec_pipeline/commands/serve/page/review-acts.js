@@ -1,0 +1,88 @@
+/* Acts of everybody: undo, and the list of what was done. An act on many pictures is undone as one. */
+
+import { json } from "./review-rows.js";
+import { element, foreign } from "./results.js";
+import { ask, Failure } from "./server.js";
+import { pageLanguage, say, translated } from "./words.js";
+
+const AT_ONCE = 30;
+const $ = (id) => document.getElementById(id);
+const mine = JSON.parse(sessionStorage.getItem("acts") || "[]"); // acts of this tab that can be undone, the last one last
+let hears = {};
+
+/** `listener` has undone(act, rows), which gets an undo and the numbers of the rows that it has changed. */
+export function beginActs(listener) {
+  hears = listener;
+  $("to-acts").addEventListener("click", openActs);
+  $("acts-more").addEventListener("click", () => more(Number($("acts-list").lastElementChild?.dataset.act)));
+}
+
+/** Note an act of this tab, for `undoLast`. */
+export function canUndo(act) {
+  mine.push(act);
+  sessionStorage.setItem("acts", JSON.stringify(mine.slice(-1000)));
+}
+
+let undoing = Promise.resolve(); // the last undo: one after the other, or the second would meet what the first takes back
+
+/** Undo the last act of this tab; return what there is to say. */
+export const undoLast = () => (undoing = undoing.then(undoNext));
+
+async function undoNext() {
+  if (!mine.length) return translated("There is nothing to undo. All changes are listed under “Changes…”.");
+  const act = mine.pop();
+  sessionStorage.setItem("acts", JSON.stringify(mine));
+  return undo(act);
+}
+
+async function undo(act) {
+  try {
+    const found = await (await ask("/v1/review/undo", json({ act, who: localStorage.getItem("who") || "" }))).json();
+    await hears.undone(found.act, found.rows);
+    return translated("Undone. Pictures: {count}.", { count: found.rows.length });
+  } catch (failure) {
+    if (!(failure instanceof Failure)) throw failure;
+    if (failure.status === 409) return translated(failure.body.conflicts.length ? "This cannot be undone: a value was changed after it." : "This is undone already.");
+    if (![404, 422].includes(failure.status)) canUndo(act);
+    return failure.message;
+  }
+}
+
+export async function openActs() {
+  $("acts-list").replaceChildren();
+  $("acts-said").textContent = "";
+  if (!$("acts").open) $("acts").showModal();
+  await more();
+}
+
+async function more(before) {
+  try {
+    const query = new URLSearchParams({ most: AT_ONCE, ...(before ? { before } : {}) });
+    const found = await (await ask(`/v1/review/acts?${query}`)).json();
+    $("acts-list").append(...found.map(entry));
+    $("acts-more").hidden = found.length < AT_ONCE;
+    if (!$("acts-list").children.length) say($("acts-said"), "Nothing has been changed yet.");
+  } catch (failure) {
+    $("acts-said").textContent = failure.message;
+  }
+}
+
+/** What an act was, in the language of the page where the page knows it. */
+const nameOf = (what) => ({ edit: translated("Edited") })[what] || what;
+
+function entry(act) {
+  const about = translated("{time}, {who}; values: {count}", { time: timeOf(act.time), who: act.who || translated("somebody"), count: act.changes });
+  const words = element("span", {}, foreign("span", nameOf(act.what)), " ", element("small", { class: "muted" }, about));
+  if (act.undone_by) return element("li", { "data-act": act.id }, words, say(element("span", { class: "muted" }), "undone"));
+  const button = say(element("button", { type: "button" }), "Undo");
+  button.setAttribute("aria-label", `${translated("Undo")}: ${nameOf(act.what)}, ${about}`);
+  button.addEventListener("click", async () => {
+    const said = await undo(act.id);
+    await openActs();
+    $("acts-said").textContent = said;
+    $("acts").querySelector("button").focus();
+  });
+  return element("li", { "data-act": act.id }, words, button);
+}
+
+export const timeOf = (text) => new Date(text).toLocaleString(pageLanguage(), { dateStyle: "short", timeStyle: "short" });
