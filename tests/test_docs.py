@@ -273,6 +273,7 @@ NOT_RUN: dict[str, tuple[str, Check]] = {
     "vec-pipeline run 'shards/{000..099}.tar'": ("needs a hundred shards", parser_takes),
     "vec-pipeline serve --config demo --csv output/served.csv": ("does not end", parser_takes),
     "vec-pipeline serve --csv output/annotations.csv --review-only": ("does not end", parser_takes),
+    "vec-pipeline serve --csv output/demo/annotations.csv --review-only": ("does not end", parser_takes),
     **dict.fromkeys(
         (
             "curl --form file=@examples/images/red-flower.png http://127.0.0.1:8000/v1/annotations",
