@@ -162,7 +162,14 @@ def test_what_cannot_be_corrected() -> None:
     for column in ("text_vector", "image_path", "timestamp", "error", "flags", "llama_extracted", "audio", "no_column"):
         with pytest.raises(UserError, match="cannot be corrected"):
             check_change(types, column, "a")
-    for column, text in (("objects", "["), ("score", "much"), ("verified", "perhaps")):
+    wrong = [
+        ("objects", "["),
+        ("objects", '{"a": NaN}'),
+        ("objects", "[" * 100_000),
+        ("score", "nan"),
+        ("score", "inf"),
+    ]
+    for column, text in (*wrong, ("score", "much"), ("verified", "perhaps")):
         with pytest.raises(UserError):
             check_change(types, column, text)
 
@@ -170,10 +177,51 @@ def test_what_cannot_be_corrected() -> None:
 def test_a_picture_that_moved_keeps_its_corrections(csv: Path, layer: Corrections) -> None:
     layer.correct([Change(FIRST, "description", "mine")])
     assert layer.without_pixels("384") == [FIRST]
-    assert layer.note_pixels({FIRST: b"one", SECOND: b"two"}, "384") == 0
-    assert layer.without_pixels("384") == [] and layer.note_pixels({FIRST: b"one"}, "384") == 0
-    assert layer.note_pixels({"/new/a.jpg": b"one", "/new/b.jpg": b"two"}, "384") == 1
+    assert layer.note_pixels({FIRST: b"one", SECOND: b"two"}, "384") == ([], [])
+    assert layer.without_pixels("384") == [] and layer.note_pixels({FIRST: b"one"}, "384") == ([], [])
+    assert layer.note_pixels({"/new/a.jpg": b"one", "/new/b.jpg": b"two"}, "384") == (["/new/a.jpg"], [])
     assert layer.current().of("/new/a.jpg") == {"description": "mine"} and not layer.current().of("/new/b.jpg")
+
+
+def test_a_picture_is_told_from_another_by_each_reader(layer: Corrections) -> None:
+    layer.correct([Change(FIRST, "description", "mine")])
+    layer.note_pixels({FIRST: b"small"}, "384")
+    layer.note_pixels({FIRST: b"small"}, "224")  # which it fits into as well
+    assert layer.note_pixels({FIRST: b"other"}, "224") == ([], [FIRST])
+    assert not layer.current().of(FIRST)
+
+
+def test_pictures_that_were_exchanged_keep_their_corrections_and_an_act_on_both_can_be_undone(
+    layer: Corrections,
+) -> None:
+    act = layer.correct([Change(FIRST, "description", "first"), Change(SECOND, "description", "second")])
+    layer.note_pixels({FIRST: b"one", SECOND: b"two"}, "384")
+    assert layer.note_pixels({FIRST: b"two", SECOND: b"one"}, "384") == ([FIRST, SECOND], [FIRST, SECOND])
+    assert layer.current().of(FIRST) == {"description": "second"}
+    layer.note_pixels({SECOND: b"new"}, "384")  # now the first one is nowhere
+    layer.undo(act)
+    assert not layer.current().of(FIRST) and not layer.current().of(SECOND)
+
+
+def test_a_row_that_was_made_with_the_corrections_of_another_picture_is_stale(layer: Corrections) -> None:
+    layer.correct([Change(FIRST, "text", "mine")])
+    layer.note_pixels({FIRST: b"one"}, "384")
+    given = {FIRST: layer.current().of(FIRST)}
+    assert layer.stale(["text"]) == [FIRST]
+    layer.note_pixels({FIRST: b"another picture"}, "384")
+    layer.confirm(given)
+    assert layer.stale(["text"]) == [FIRST] and layer.made_with() == {FIRST}
+    layer.confirm({FIRST: layer.current().of(FIRST)})
+    assert layer.stale(["text"]) == [] and layer.made_with() == set()
+
+
+def test_a_file_that_a_kill_left_empty_has_no_corrections(csv: Path) -> None:
+    corrections_path(csv).touch()
+    assert "verified" not in load_annotations(csv)
+    with closing(Corrections(csv)) as layer:
+        assert layer.acts() == [] and layer.stale(["text"]) == []
+        layer.correct([Change(FIRST, "description", "mine")])
+    assert value(csv, FIRST) == "mine"
 
 
 def test_copies_of_a_picture_are_corrected_together(csv: Path, layer: Corrections) -> None:
@@ -192,8 +240,9 @@ def test_another_picture_at_the_same_path_has_no_corrections(layer: Corrections)
     layer.note_pixels({FIRST: b"one"}, "384")
     layer.note_pixels({FIRST: b"as another reader sees it"}, "512")
     assert layer.current().of(FIRST) == {"description": "mine"}
-    layer.note_pixels({FIRST: b"another picture"}, "384")
+    assert layer.note_pixels({FIRST: b"another picture"}, "384") == ([], [FIRST])
     assert not layer.current().of(FIRST)
+    assert [entry.new for entry in layer.history(FIRST)] == ["mine"]
     layer.note_pixels({THIRD: b"one"}, "384")
     assert layer.current().of(THIRD) == {"description": "mine"}
 
@@ -287,6 +336,52 @@ def test_pixels_are_the_same_to_a_run_and_to_the_review(corrected_run: tuple[Pat
     assert hash_of_key(str(photos / "gone.png")) is None
 
 
+def test_a_replaced_picture_is_said_and_its_row_updated(corrected_run: tuple[Path, Path, str], tmp_path: Path) -> None:
+    photos, csv, key = corrected_run
+    assert run_worker(photos, "--output", csv).returncode == 0
+    assert run_worker(photos, "--output", csv, "--refresh").returncode == 0
+    assert rows_of(csv).loc[key, "image_text"] == "HELLO"
+    shutil.copy(key, tmp_path / "kept.png")
+    other = sorted(photos.iterdir())[0]
+    try:
+        shutil.copy(other, key)
+        run = run_worker(photos, "--output", csv, "--refresh")
+        assert "1 picture that people have corrected replaced by another" in run.stdout
+        assert run_worker(photos, "--output", csv, "--refresh").returncode == 0
+        rows = rows_of(csv, machine=False)
+        assert rows.loc[key, "text"] == rows.loc[str(other), "text"]
+        np.testing.assert_allclose(rows.loc[key, "text_vector"], rows.loc[str(other), "text_vector"], atol=1e-5)
+    finally:
+        shutil.copy(tmp_path / "kept.png", key)
+    assert "1 picture that people have corrected found" in run_worker(photos, "--output", csv, "--refresh").stdout
+
+
+def test_a_merge_again_changes_nothing_and_brings_back_nothing(tmp_path: Path) -> None:
+    from vec_pipeline.commands.merge import merge
+
+    one, two = write(tmp_path / "one.csv", [finished(0)]), write(tmp_path / "two.csv", [finished(0), finished(1)])
+    with closing(Corrections(one)) as layer:
+        layer.correct([Change(FIRST, "description", "earlier")])
+    with closing(sqlite3.connect(corrections_path(one))) as database, database:
+        database.execute("UPDATE acts SET time = '2020-01-01T00:00:00'")
+    with closing(Corrections(two)) as layer:
+        later = layer.correct([Change(FIRST, "description", "later")])
+        gone = layer.correct([Change(SECOND, "description", "of a picture that was replaced")])
+        layer.note_pixels({SECOND: b"two"}, "384")
+        layer.note_pixels({SECOND: b"another"}, "384")
+    merge([one, two], two)
+    with closing(Corrections(two)) as layer:
+        assert len(layer.acts()) == 3 and value(two, FIRST) == "later"
+        layer.undo(later)
+        assert value(two, FIRST) == "earlier"
+        layer.undo(next(act.id for act in layer.acts() if act.time.startswith("2020")))
+    merge([one, two], two)
+    assert value(two, FIRST) == "A red car, number 0."
+    with closing(Corrections(two)) as layer:
+        assert len(layer.acts()) == 5
+        layer.undo(gone)
+
+
 def test_merge_joins_what_people_have_corrected(tmp_path: Path) -> None:
     one = write(tmp_path / "one.csv", [finished(0), finished(2)])
     two = write(tmp_path / "two.csv", [finished(1), finished(2)])
@@ -294,7 +389,7 @@ def test_merge_joins_what_people_have_corrected(tmp_path: Path) -> None:
         undone = layer.correct([Change(FIRST, "keywords", "undone")])
         layer.correct([Change(FIRST, "description", "one"), Change(THIRD, "description", "older")], who="Ann")
         layer.undo(undone)
-        layer.confirm([FIRST])
+        layer.confirm({FIRST: layer.current().of(FIRST)})
     with closing(sqlite3.connect(corrections_path(one))) as database, database:
         database.execute("UPDATE acts SET time = '2020-01-01T00:00:00'")
     with closing(Corrections(two)) as layer:

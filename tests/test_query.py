@@ -65,11 +65,16 @@ QUERIES = {
     "-text_confidence<0.8": [0, 2, 3],
     "objects:person": [1],
     "objects:per": [],
+    "objects:label": [],
     "objects~label": [1],
     'description~"äusserst"': [2],
     "description~/^ein .*schnell\\.$/": [2],
     "description~/number [01]/": [0, 1],
     "path~000002": [2],
+    "path:/photos/000002.jpg": [2],
+    "path:/photos/000002.jpg,/photos/000000.jpg": [0, 2],
+    "path~/photos/0": [0, 1, 2, 3],
+    "path~/nowhere/or/photos": [],
     "ocr:sale": [0, 1, 2],
     'text~"50% (off)"': [2],
     'text:"50% (off)"': [2],
@@ -92,7 +97,9 @@ def test_a_query_finds_rows(csv: Path, query: str) -> None:
 
 def test_machine_values_are_asked_without_corrections(csv: Path) -> None:
     assert found(csv, "keyword:fast", machine=True) == []
-    assert found(csv, "-verified", machine=True) == [0, 1, 2, 3]
+    assert found(csv, "-verified", machine=True) == [0, 2, 3]
+    assert found(csv, "verified:accepted", machine=True) == [1]
+    assert "verified" not in load_annotations(csv, vectors=False, machine=True)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +110,10 @@ def test_machine_values_are_asked_without_corrections(csv: Path) -> None:
         ("text<3", "'<' does not compare"),
         ("text_confidence<high", "'high', which is not a number"),
         ("text_vector:3", "only their presence"),
+        ("timestamp>yesterday", "no time such as 2026-11-26T08:30"),
+        ("timestamp>26.11.2026", "no time such as"),
+        ("category!=vehicle", "-TERM is not"),
+        ("flags OR error", "NAME:A,B is either"),
         ('text~"a', "cannot be read"),
         ("text~/(/", "'(' is not a regular expression"),
     ],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 import orjson
 
-from vec_pipeline.corrections import VERIFIED, Current, current_of, typed
+from vec_pipeline.corrections import VERIFIED, current_of, typed
 from vec_pipeline.device import free_cores
 from vec_pipeline.query import Query
 from vec_pipeline.record import COLUMNS, ContentOf, SourceOptions, UserError
@@ -124,8 +124,9 @@ class CsvReader:
                     "name the CSV of a run"
                 )
             self._in_file = column_types(self.path, names)
-            self.corrections = Current() if machine else current_of(self.path)
-            self.types = self._in_file | ({VERIFIED: "text"} if self.corrections.exists else {})
+            corrections = current_of(self.path)
+            self.types = self._in_file | ({VERIFIED: "text"} if corrections.exists and not machine else {})
+            self.corrections = corrections.marks() if machine else corrections  # which `where` may ask for
             self._query = Query(where, {**self.types, VERIFIED: "text"})
         except BaseException:
             self._file.close()

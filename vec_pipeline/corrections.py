@@ -1,6 +1,7 @@
 """What people have corrected: a layer over a CSV, in an SQLite file beside it; with history, undo, and who it was."""
 
 import json
+import math
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from vec_pipeline.record import UserError, beside
 
@@ -23,16 +25,19 @@ CORRECTABLE = ("text", "json", "number")  # types of those that can
 SCHEMA = """
 CREATE TABLE pictures (id INTEGER PRIMARY KEY);
 CREATE TABLE places (key TEXT PRIMARY KEY, picture INTEGER NOT NULL) WITHOUT ROWID;  -- key: image_path
-CREATE TABLE pixels (hash BLOB PRIMARY KEY, reader TEXT NOT NULL, picture INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE acts (id INTEGER PRIMARY KEY AUTOINCREMENT, time TEXT NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL,
-  undoes INTEGER);
+CREATE TABLE pixels (hash BLOB, reader TEXT, picture INTEGER, PRIMARY KEY (hash, reader, picture)) WITHOUT ROWID;
+CREATE INDEX pixels_of_picture ON pixels (picture, reader);
+CREATE INDEX places_of_picture ON places (picture);
+CREATE TABLE acts (id INTEGER PRIMARY KEY AUTOINCREMENT, uuid TEXT UNIQUE NOT NULL, time TEXT NOT NULL,
+  who TEXT NOT NULL, what TEXT NOT NULL, undoes INTEGER);
 CREATE INDEX acts_that_undo ON acts (undoes);
 -- A value is NULL where it is the machine's; its act is the one that made it, 0 for the machine.
 CREATE TABLE changes (act INTEGER NOT NULL, picture INTEGER NOT NULL, name TEXT NOT NULL, key TEXT NOT NULL, old TEXT,
   old_act INTEGER NOT NULL, new TEXT, new_act INTEGER NOT NULL, PRIMARY KEY (act, picture, name)) WITHOUT ROWID;
 CREATE INDEX changes_of_picture ON changes (picture);
-CREATE TABLE corrections (picture INTEGER, name TEXT, value TEXT, act INTEGER NOT NULL, PRIMARY KEY (picture, name))
-  WITHOUT ROWID;  -- as it is now
+CREATE INDEX changes_of_key ON changes (key);
+CREATE TABLE corrections (picture INTEGER, name TEXT, value TEXT, act INTEGER NOT NULL, changed_by INTEGER NOT NULL,
+  PRIMARY KEY (picture, name)) WITHOUT ROWID;  -- as it is now
 CREATE TABLE applied (key TEXT, name TEXT, value TEXT NOT NULL, PRIMARY KEY (key, name)) WITHOUT ROWID;
 """
 NOW = """SELECT key, name, value, act, what, who, time FROM corrections JOIN places USING (picture)
@@ -130,6 +135,12 @@ class Current:
         found = self.values.get(key, {})
         return {name: each.value for name, each in found.items() if each.value is not None}
 
+    def marks(self) -> "Current":
+        """What was accepted and rejected alone."""
+        return Current(
+            {key: {VERIFIED: found[VERIFIED]} for key, found in self.values.items() if VERIFIED in found}, True
+        )
+
 
 def corrections_path(csv_path: Path) -> Path:
     """Beside the CSV itself where the path is a link."""
@@ -139,10 +150,15 @@ def corrections_path(csv_path: Path) -> Path:
 def current_of(csv_path: Path) -> Current:
     """A snapshot for readers, who need no lock. Raises UserError where the file cannot be read."""
     path = corrections_path(csv_path)
-    if not path.exists():
+    if not is_there(path):
         return Current()
     with failures_named(path), closing(connect(path)) as connection:
         return snapshot(connection)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file with corrections; one that a kill left empty has none."""
+    return path.exists() and path.stat().st_size > 0
 
 
 def check_change(types: Mapping[str, str], column: str, value: str | None) -> None:
@@ -159,7 +175,7 @@ def check_change(types: Mapping[str, str], column: str, value: str | None) -> No
         raise UserError(f"{column} cannot be corrected: it is {'no column' if kind is None else 'made by the worker'}")
     try:
         typed(kind, value or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{column}: {(value or '')[:40]!r} is not {'JSON' if kind == 'json' else 'a number'}") from None
 
 
@@ -169,7 +185,16 @@ def typed(kind: str, cell: str) -> Any:
         return cell
     if not cell:
         return None
-    return json.loads(cell) if kind == "json" else float(cell)
+    if kind == "number":
+        return finite(float(cell))
+    return json.loads(cell, parse_constant=finite)
+
+
+def finite(value: float | str) -> float:
+    """The number. Raises ValueError for NaN and the infinities, which are no JSON."""
+    if not math.isfinite(float(value)):
+        raise ValueError(f"{value} is no number")
+    return float(value)
 
 
 class Corrections:
@@ -189,7 +214,9 @@ class Corrections:
 
         Raises Conflict, and changes nothing, where a value is not what was seen.
         """
-        return self._act(changes, what, who, 0)
+        with self._transaction() as connection:
+            steps = [Step(picture_of(connection, each.key), *each) for each in changes]
+            return act_on(connection, steps, what, who)
 
     def undo(self, act: int, who: str = "") -> int:
         """Give the values that an act changed what they had before, as an act of its own; return its number.
@@ -203,10 +230,9 @@ class Corrections:
                 raise UserError(
                     f"there is nothing to undo: act {act} {'is undone already' if found else 'is not there'}"
                 )
-            query = "SELECT key, name, old, new_act, old_act FROM changes WHERE act = ?"
-            rows = connection.execute(query, (act,)).fetchall()
-        changes = [Change(*row[:4]) for row in rows]
-        return self._act(changes, f"undo: {found[0]}", who, act, [row[4] for row in rows])
+            query = "SELECT picture, key, name, old, new_act, old_act FROM changes WHERE act = ?"
+            steps = [Step(*row) for row in connection.execute(query, (act,))]
+            return act_on(connection, steps, f"undo: {found[0]}", who, act)
 
     def acts(self, most: int = 100, before: int | None = None) -> list[Act]:
         """The last acts, the newest first; those before one of them where `before` names it."""
@@ -216,20 +242,21 @@ class Corrections:
         return [Act(*row) for row in self._read(query, (before or 1 << 62, most))]
 
     def history(self, key: str) -> list[Entry]:
-        """What was done to a picture, the newest first."""
+        """What was done to a picture, and to others that were at its place, the newest first."""
         query = """SELECT act, time, who, what, name, old, new FROM changes JOIN acts ON acts.id = act
-          WHERE picture = (SELECT picture FROM places WHERE key = ?) ORDER BY act DESC"""
+          WHERE key = ?1 OR picture = (SELECT picture FROM places WHERE key = ?1) ORDER BY act DESC"""
         return [Entry(*row) for row in self._read(query, (key,))]
 
     def current(self) -> Current:
         with failures_named(self.path):
-            return snapshot(self._connection) if self.path.exists() else Current()
+            return snapshot(self._connection) if is_there(self.path) else Current()
 
     def changed_since(self, act: int) -> dict[str, dict[str, Correction]]:
         """The corrections, as they are now, of pictures that later acts have changed, by key and column."""
         query = """SELECT key, name, value, corrections.act, what, who, time FROM places
-          LEFT JOIN corrections USING (picture) LEFT JOIN acts ON acts.id = corrections.act
-          WHERE picture IN (SELECT picture FROM changes WHERE act > ?)"""
+          LEFT JOIN corrections ON corrections.picture = places.picture AND act > 0
+          LEFT JOIN acts ON acts.id = corrections.act
+          WHERE places.picture IN (SELECT picture FROM changes WHERE act > ?)"""
         found: dict[str, dict[str, Correction]] = {}
         for key, name, *rest in self._read(query, (act,)):
             of_key = found.setdefault(key, {})
@@ -237,21 +264,24 @@ class Corrections:
                 of_key[name] = Correction(*rest)
         return found
 
-    def note_pixels(self, hashes: Mapping[str, bytes], reader: str) -> int:
-        """Keep what pictures look like, and find corrected ones again that have moved; return how many of these.
+    def note_pixels(self, hashes: Mapping[str, bytes], reader: str) -> tuple[list[str], list[str]]:
+        """Keep what pictures look like, and tell which corrected ones have moved, and which were replaced.
 
         hashes: of the pixels, by image_path, of as many pictures as the caller likes.
         reader: what decides the pixels beside the picture: the settings of the stage that opens it.
 
-        A picture whose pixels are others than they were has no corrections any more.
+        Return the keys where a picture was found again that was corrected elsewhere, and those where another picture is
+        than the one that was corrected: its corrections are kept, but do not hold for the new one.
         """
-        if not self.path.exists():
-            return 0
-        found = 0
+        if not is_there(self.path):
+            return [], []
+        found, replaced = [], []
         with self._transaction() as connection:
             for key, digest in hashes.items():
-                found += link(connection, key, digest, reader)
-        return found
+                is_found, is_replaced = link(connection, key, digest, reader)
+                found += [key] if is_found else []
+                replaced += [key] if is_replaced else []
+        return found, replaced
 
     def without_pixels(self, reader: str, most: int = 100) -> list[str]:
         """Keys of corrected pictures whose pixels are not known as a reader sees them."""
@@ -269,59 +299,43 @@ class Corrections:
         query = f"SELECT key FROM (SELECT * FROM ({now} EXCEPT {then}) UNION SELECT * FROM ({then} EXCEPT {now}))"
         return sorted({key for (key,) in self._read(query, tuple(names * 4))})
 
-    def confirm(self, keys: Iterable[str]) -> None:
-        """The rows of these keys are made with the values of now."""
-        if not self.path.exists():
+    def confirm(self, rows: Mapping[str, Mapping[str, str]]) -> None:
+        """Rows were made with what people had given columns: the texts of cells by column, by image_path."""
+        if not is_there(self.path):
             return
-        now = f"""INSERT INTO applied SELECT key, name, value FROM corrections JOIN places USING (picture)
-          WHERE value IS NOT NULL AND name != '{VERIFIED}' AND key = ?"""
         with self._transaction() as connection:
-            for key in keys:
+            for key, given in rows.items():
                 connection.execute("DELETE FROM applied WHERE key = ?", (key,))
-                connection.execute(now, (key,))
+                texts = [(key, name, value) for name, value in given.items() if name != VERIFIED]
+                connection.executemany("INSERT INTO applied VALUES (?, ?, ?)", texts)
+
+    def made_with(self) -> set[str]:
+        """Keys of the rows that were made with a value that people had given."""
+        return {key for (key,) in self._read("SELECT DISTINCT key FROM applied", ())}
 
     def take_over(self, csv_path: Path) -> None:
         """Add what people have done to another CSV; where both have a value, the later one stays."""
         other = corrections_path(csv_path)
-        if not other.exists() or other == self.path:
+        if not is_there(other) or other == self.path:
             return
         with failures_named(other), closing(connect(other)) as theirs, self._transaction() as connection:
-            pictures: dict[int, int] = {}
+            pictures = {picture: same_picture(theirs, connection, picture) for picture in ids(theirs, "pictures")}
             for key, picture in theirs.execute("SELECT key, picture FROM places"):
-                pictures[picture] = pictures.get(picture) or picture_of(connection, key)
                 connection.execute("INSERT OR IGNORE INTO places VALUES (?, ?)", (key, pictures[picture]))
             for digest, reader, picture in theirs.execute("SELECT hash, reader, picture FROM pixels"):
-                if picture in pictures:
-                    row = (digest, reader, pictures[picture])
-                    connection.execute("INSERT OR IGNORE INTO pixels VALUES (?, ?, ?)", row)
+                row = (digest, reader, pictures[picture])
+                connection.execute("INSERT OR IGNORE INTO pixels VALUES (?, ?, ?)", row)
             copy_acts(theirs, connection, pictures)
-            connection.executemany(
-                "INSERT OR IGNORE INTO applied VALUES (?, ?, ?)", theirs.execute("SELECT * FROM applied")
-            )
+            of_rows = theirs.execute("SELECT key, name, value FROM applied")
+            connection.executemany("INSERT OR IGNORE INTO applied VALUES (?, ?, ?)", of_rows)
 
     def close(self) -> None:
         if self._opened:
             self._opened.close()
             self._opened = None
 
-    def _act(self, changes: Sequence[Change], what: str, who: str, undoes: int = 0, makers: Sequence[int] = ()) -> int:
-        """Make changes as one act.
-
-        makers: the acts that made the values, where that is not this one.
-        """
-        now = datetime.now().isoformat(timespec="seconds")
-        with self._transaction() as connection:
-            if clashes := list(clashes_of(connection, changes)):
-                raise Conflict(clashes)
-            row = (now, who, what, undoes or None)
-            act = connection.execute("INSERT INTO acts (time, who, what, undoes) VALUES (?, ?, ?, ?)", row).lastrowid
-            assert act is not None
-            for number, change in enumerate(changes):
-                make(connection, act, change, makers[number] if makers else act)
-        return act
-
     def _read(self, query: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        if not self.path.exists():
+        if not is_there(self.path):
             return []
         with failures_named(self.path):
             return self._connection.execute(query, parameters).fetchall()
@@ -348,7 +362,7 @@ def connect(path: Path, *, makes: bool = False) -> sqlite3.Connection:
     )
     try:
         connection.execute("PRAGMA synchronous = EXTRA")  # an act that returned outlives a power failure
-        if makes and not connection.execute("SELECT name FROM sqlite_master").fetchone():
+        if mode != "ro" and not connection.execute("SELECT name FROM sqlite_master").fetchone():
             connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT")
         [version] = connection.execute("PRAGMA user_version").fetchone()
     except BaseException:
@@ -392,61 +406,120 @@ def picture_of(connection: sqlite3.Connection, key: str) -> int:
     return picture
 
 
-def link(connection: sqlite3.Connection, key: str, digest: bytes, reader: str) -> bool:
-    """Note the pixels of a key; return whether it now has the corrections of a picture that was elsewhere."""
+def link(connection: sqlite3.Connection, key: str, digest: bytes, reader: str) -> tuple[bool, bool]:
+    """Note the pixels of a key; return whether a corrected picture was found there, and whether one was replaced."""
     place = connection.execute("SELECT picture FROM places WHERE key = ?", (key,)).fetchone()
-    same = connection.execute("SELECT picture FROM pixels WHERE hash = ?", (digest,)).fetchone()
     if place:
-        known = connection.execute("SELECT hash FROM pixels WHERE picture = ? AND reader = ?", (place[0], reader))
-        hashes = {row[0] for row in known}
-        if not hashes and not same:
+        query = "SELECT hash FROM pixels WHERE picture = ? AND reader = ?"
+        hashes = {known for (known,) in connection.execute(query, (place[0], reader))}
+        if not hashes:
             connection.execute("INSERT INTO pixels VALUES (?, ?, ?)", (digest, reader, place[0]))
         if not hashes or digest in hashes:
-            return False
-        connection.execute("DELETE FROM places WHERE key = ?", (key,))  # another picture is there now
-    if same:
-        connection.execute("INSERT INTO places VALUES (?, ?)", (key, same[0]))
-    return same is not None
+            return False, False
+        connection.execute("DELETE FROM places WHERE key = ?", (key,))
+    query = "SELECT min(picture) FROM pixels WHERE hash = ? AND reader = ?"
+    [same] = connection.execute(query, (digest, reader)).fetchone()
+    if same is not None:
+        connection.execute("INSERT INTO places VALUES (?, ?)", (key, same))
+    return same is not None, place is not None
 
 
-def clashes_of(connection: sqlite3.Connection, changes: Iterable[Change]) -> Iterator[Clash]:
+class Step(NamedTuple):
+    """A change of a picture, see Change; `maker` is the act that the value is from, None for this one."""
+
+    picture: int
+    key: str
+    column: str
+    value: str | None
+    seen: int | None
+    maker: int | None = None
+
+
+def act_on(connection: sqlite3.Connection, steps: Sequence[Step], what: str, who: str, undoes: int = 0) -> int:
+    """Make changes as one act; return its number. Raises Conflict."""
+    if clashes := list(clashes_of(connection, steps)):
+        raise Conflict(clashes)
+    now = datetime.now().isoformat(timespec="seconds")
+    act = insert_act(connection, uuid4().hex, now, who, what, undoes or None)
+    for step in steps:
+        make(connection, act, step)
+    return act
+
+
+def insert_act(connection: sqlite3.Connection, *row: Any) -> int:
+    insert = "INSERT INTO acts (uuid, time, who, what, undoes) VALUES (?, ?, ?, ?, ?)"
+    number = connection.execute(insert, row).lastrowid
+    assert number is not None
+    return number
+
+
+def clashes_of(connection: sqlite3.Connection, steps: Iterable[Step]) -> Iterator[Clash]:
     """Those of some changes that would overwrite what their editors have not seen."""
-    query = f"{NOW} WHERE key = ? AND name = ?"
-    for change in changes:
-        if change.seen is not None:
-            found = connection.execute(query, (change.key, change.column)).fetchone()
-            if (found[3] if found else 0) != change.seen:
-                now = Correction(*found[2:]) if found else Correction(None, 0, "", "", "")
-                yield Clash(change.key, change.column, now)
+    query = """SELECT value, act, what, who, time FROM corrections JOIN acts ON acts.id = act
+      WHERE picture = ? AND name = ?"""
+    for step in steps:
+        if step.seen is not None:
+            found = connection.execute(query, (step.picture, step.column)).fetchone()
+            now = Correction(*found) if found else Correction(None, 0, "", "", "")
+            if now.act != step.seen:
+                yield Clash(step.key, step.column, now)
 
 
-def make(connection: sqlite3.Connection, act: int, change: Change, maker: int) -> None:
-    """Give a value to a picture; `maker` is the act that it is from, 0 for the machine."""
-    picture = picture_of(connection, change.key)
+def make(connection: sqlite3.Connection, act: int, step: Step) -> None:
+    """Give a value to a picture."""
+    maker = act if step.maker is None else step.maker
     query = "SELECT value, act FROM corrections WHERE picture = ? AND name = ?"
-    old, old_act = connection.execute(query, (picture, change.column)).fetchone() or (None, 0)
-    row = (act, picture, change.column, change.key, old, old_act, change.value, maker)
+    old, old_act = connection.execute(query, (step.picture, step.column)).fetchone() or (None, 0)
+    row = (act, step.picture, step.column, step.key, old, old_act, step.value, maker)
     again = "ON CONFLICT DO UPDATE SET new = excluded.new"  # two keys of one picture
     connection.execute(f"INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?, ?) {again}", row)
-    row_now = (picture, change.column, change.value, maker)
-    connection.execute("INSERT OR REPLACE INTO corrections VALUES (?, ?, ?, ?)", row_now)
-    connection.execute("DELETE FROM corrections WHERE act = 0 AND picture = ?", (picture,))
+    now = (step.picture, step.column, step.value, maker, act)
+    connection.execute("INSERT OR REPLACE INTO corrections VALUES (?, ?, ?, ?, ?)", now)
+
+
+def ids(connection: sqlite3.Connection, table: str) -> list[int]:
+    return [number for (number,) in connection.execute(f"SELECT id FROM {table} ORDER BY id")]
+
+
+def same_picture(theirs: sqlite3.Connection, connection: sqlite3.Connection, picture: int) -> int:
+    """The picture of ours that is one of theirs, by its places and then its pixels; a new one where there is none."""
+    for query, find in (
+        ("SELECT key FROM places WHERE picture = ?", "SELECT picture FROM places WHERE key = ?"),
+        (
+            "SELECT hash, reader FROM pixels WHERE picture = ?",
+            "SELECT picture FROM pixels WHERE hash = ? AND reader = ?",
+        ),
+    ):
+        for known in theirs.execute(query, (picture,)):
+            if found := connection.execute(find, known).fetchone():
+                return int(found[0])
+    new = connection.execute("INSERT INTO pictures DEFAULT VALUES").lastrowid
+    assert new is not None
+    return new
 
 
 def copy_acts(theirs: sqlite3.Connection, connection: sqlite3.Connection, pictures: Mapping[int, int]) -> None:
-    """Copy acts and their changes. A value of theirs stays only where ours is older."""
+    """Copy acts that are not here yet, and their changes. A value of theirs stays only where ours is older."""
+    known = dict(connection.execute("SELECT uuid, id FROM acts"))
     numbers = {0: 0}
-    for act, time, who, what, undoes in theirs.execute("SELECT id, time, who, what, undoes FROM acts ORDER BY id"):
-        row = (time, who, what, numbers.get(undoes or 0) or None)
-        number = connection.execute("INSERT INTO acts (time, who, what, undoes) VALUES (?, ?, ?, ?)", row).lastrowid
-        assert number is not None
-        numbers[act] = number
+    for act, uuid, *row, undoes in theirs.execute("SELECT id, uuid, time, who, what, undoes FROM acts ORDER BY id"):
+        undone = numbers.get(undoes or 0) or None
+        numbers[act] = known.get(uuid) or insert_act(connection, uuid, *row, undone)
     changes = "SELECT act, picture, name, key, old, old_act, new, new_act FROM changes"
     for act, picture, name, key, old, old_act, new, new_act in theirs.execute(changes):
-        values = (old, numbers[old_act], new, numbers[new_act])
-        row_of_change = (numbers[act], pictures[picture], name, key, *values)
-        connection.execute("INSERT OR IGNORE INTO changes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row_of_change)
-    newer = """INSERT INTO corrections VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE SET value = ?3, act = ?4
-      WHERE (SELECT time FROM acts WHERE id = act) < (SELECT time FROM acts WHERE id = ?4)"""
-    for picture, name, value, act in theirs.execute("SELECT picture, name, value, act FROM corrections"):
-        connection.execute(newer, (pictures[picture], name, value, numbers[act]))
+        row = (numbers[act], pictures[picture], name, key, old, numbers[old_act], new, numbers[new_act])
+        connection.execute("INSERT OR IGNORE INTO changes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+    for picture, name, value, act, changed_by in theirs.execute("SELECT * FROM corrections"):
+        take(connection, (pictures[picture], name), (value, numbers[act], numbers[changed_by]))
+
+
+def take(connection: sqlite3.Connection, cell: tuple[int, str], theirs: tuple[str | None, int, int]) -> None:
+    """Let a value of theirs hold where it is later than ours; to undo the later one gives the other one back."""
+    query = """SELECT value, act, changed_by, (SELECT time FROM acts WHERE id = changed_by),
+      (SELECT time FROM acts WHERE id = ?) FROM corrections WHERE picture = ? AND name = ?"""
+    *ours, then, now = connection.execute(query, (theirs[2], *cell)).fetchone() or (None, 0, 0, "", "~")
+    later, earlier = (theirs, tuple(ours)) if now > then else (tuple(ours), theirs)
+    if later[2] != earlier[2]:
+        undone = "UPDATE changes SET old = ?, old_act = ? WHERE act = ? AND picture = ? AND name = ? AND old_act = 0"
+        connection.execute(undone, (*earlier[:2], later[2], *cell))
+    connection.execute("INSERT OR REPLACE INTO corrections VALUES (?, ?, ?, ?, ?)", (*cell, *later))

@@ -20,10 +20,12 @@ ALIASES = {
 }
 NOT_SEARCHED = ("image_path", "timestamp", "error", "flags", "verified", "llama_extracted")  # by a word alone
 TERM = re.compile(
-    r'(?P<no>-)?(?:(?P<name>\w[\w.]*)(?P<op>:|~|<=|>=|<|>|=)(?P<values>(?:"(?:[^"\\]|\\.)*"|/(?:[^/\\]|\\.)*/|[^\s"])*)'
+    r'(?P<no>-)?(?:(?P<name>\w[\w.]*)(?P<op>:|~|!=|<=|>=|<|>|=)(?P<values>(?:"(?:[^"\\]|\\.)*"|/(?:[^/\\]|\\.)*/|[^\s"])*)'
     r'|"(?P<phrase>(?:[^"\\]|\\.)*)"|(?P<word>[^\s"]+))(?=\s|$)'
 )
-VALUE = re.compile(r'"((?:[^"\\]|\\.)*)"|/((?:[^/\\]|\\.)*)/|([^,]+)|(?<=,)|^$')
+VALUE = re.compile(r'"((?:[^"\\]|\\.)*)"(?=,|$)|/((?:[^/\\]|\\.)*)/(?=,|$)|([^,]+)|(?<=,)|^$')
+TIME = re.compile(r"\d{4}(-\d\d(-\d\d([T ]\d\d(:\d\d(:\d\d)?)?)?)?)?")  # or the beginning of one
+OF_OTHERS = ("AND", "OR", "NOT", "&&", "||", "!")  # how other languages join terms
 META = re.compile(r"[\\.+*?()|\[\]{}^$/]")
 Holds = Callable[["pa.Table"], "pa.BooleanArray"]  # which rows of a table a condition holds for
 
@@ -71,6 +73,10 @@ class Query:
         return reduce(pc.and_, (mask(table) for mask in self._masks), everything)
 
     def _term(self, found: re.Match[str]) -> Holds:
+        if found["word"] in OF_OTHERS or found["op"] == "!=":
+            raise UserError(
+                f"query: {found[0]!r} is not of this language: all terms hold, -TERM is not, NAME:A,B is either"
+            )
         name = found["name"] or (found["word"] if self._column(found["word"] or "") else "")
         if not name:
             holds = self._contains_word(unescaped(found["phrase"]) if found["word"] is None else found["word"])
@@ -106,7 +112,7 @@ class Query:
         if kind == "number" and operator != "~":
             return any_of([compared(name, operator, number_of(name, each)) for each in values])
         if kind == "time" and operator != "~":
-            return any_of([compared_as_text(name, operator, each.text) for each in values])
+            return any_of([compared_as_text(name, operator, time_of(name, each)) for each in values])
         return any_of([matching(name, kind, operator, each) for each in values])
 
 
@@ -134,6 +140,12 @@ def number_of(name: str, value: Value) -> float:
         return float(value.text)
     except ValueError:
         raise UserError(f"query: {name} is compared with {value.text!r}, which is not a number") from None
+
+
+def time_of(name: str, value: Value) -> str:
+    if not TIME.fullmatch(value.text):
+        raise UserError(f"query: {name} is compared with {value.text!r}, which is no time such as 2026-11-26T08:30")
+    return value.text.replace(" ", "T")
 
 
 def negated(holds: Holds) -> Holds:
@@ -192,7 +204,7 @@ def item_pattern(name: str, kind: str, text: str) -> str:
     """What matches a cell that is `text`, or has it between commas, in flags between spaces, in JSON between quotes."""
     escaped = META.sub(lambda found: "\\" + found[0], text)
     if kind == "json":
-        return f'"{escaped}"'
+        return rf'"{escaped}"\s*(?:[,\]}}]|$)'  # the name of an entry has a colon after it
     border = " " if name == "flags" else ","
     return f"(?:^|{border}) *{escaped} *(?:{border}|$)" if text else "^$"
 

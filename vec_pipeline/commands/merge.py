@@ -95,9 +95,9 @@ def merge(inputs: Sequence[Path], out: Path) -> None:
                 for name in files_named(row.data, own, of_files if each.parent != out.parent.resolve() else ()):
                     link(each.parent / name, out.parent / name)
                 written, failed = written + 1, failed + bool(row.error)
+        join_corrections(inputs, out)  # before there is a CSV that lacks them
     join_settings(inputs, out)
     join_caches(inputs, out, best)
-    join_corrections(inputs, out)
     doubles = f"; {plural(len(best), 'picture')} with several rows: the best one is kept" if best else ""
     print(f"{plural(written, 'row')} in {out}, {failed:,} of them with an error{doubles}")
 

@@ -153,6 +153,7 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
             )  # fmt: skip
         if options.refresh:
             replace_rows(sink, results, corrected, record_settings)
+        corrected.look()
     may_be_empty = options.limit == 0 or options.watch or options.shard is not None
     return verdict(sink, source, watcher.failures if watcher else [], may_be_empty=may_be_empty)
 
@@ -266,9 +267,8 @@ def close(sink: "CsvFile", results: "ResultCache", corrected: "Corrected", inter
             results.confirm_pictures()
             corrected.confirm()
         corrected.close()
-    if corrected.found:
-        pictures = plural(corrected.found, "picture")
-        print(f"{pictures} that people have corrected found at another place, where the corrections hold, too")
+    for note in corrected.notes:
+        print(note)
 
 
 def replace_rows(

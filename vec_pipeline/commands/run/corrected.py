@@ -1,5 +1,6 @@
 """What people have corrected, in a run: stages read it in place of what others wrote, and moved pictures keep it."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -7,9 +8,12 @@ from vec_pipeline.corrections import Corrections, Current, typed
 from vec_pipeline.record import Record, Stage
 from vec_pipeline.result_cache import hash_of
 from vec_pipeline.settings import fingerprint, recorded_settings
+from vec_pipeline.sources import local_path
 from vec_pipeline.stages.open_image import OpenImage
+from vec_pipeline.terminal import plural
 
 IMAGE = "image"  # the value of a record whose pixels tell pictures apart
+LOOKED_AT = 1000  # pictures at the end of a run: a server looks at all
 
 
 class Corrected:
@@ -19,19 +23,19 @@ class Corrected:
     stages: of the run.
 
     stale: keys of the rows that were made before what their stages read was corrected, or with what is undone since.
-    found: how many pictures were found at another place than where they were corrected.
+    notes: what to say at the end, a line each.
     """
 
     def __init__(self, csv_path: Path, types: dict[str, str], stages: Sequence[Stage]) -> None:
+        self._csv_path, self._types = csv_path, types
         self._corrections = Corrections(csv_path)
-        self._types = types
         self._now: Current = self._corrections.current()
         read = {name for stage in stages for name in stage.input_names}
         self._columns = {name: kind for name, kind in types.items() if name in read}
         self.stale = self._corrections.stale(self._columns) if self._now.exists else []
-        self.found = 0
         self._concerned = {*self._now.values, *self.stale}
         self._saved: list[str] = []
+        self._found = self._replaced = 0
         opens = [stage for stage in stages if IMAGE in stage.outputs.values()]
         self._reader = fingerprint(opens[0]) if opens else ""
 
@@ -48,17 +52,43 @@ class Corrected:
             yield record
 
     def note(self, records: Iterable[Record]) -> None:
-        """Rows have been written: keep what their pictures look like, and until `confirm`, that they are up to date."""
+        """Rows have been written: keep what their pictures look like, and until `confirm`, what they were made with."""
         if self._now.exists:
             hashes = {record.key: record.hashes[IMAGE] for record in records if IMAGE in record.hashes}
-            self.found += self._corrections.note_pixels(hashes, self._reader)
+            found, replaced = self._corrections.note_pixels(hashes, self._reader)
+            self._found, self._replaced = self._found + len(found), self._replaced + len(replaced)
             self._saved += [record.key for record in records if record.key in self._concerned]
 
     def confirm(self) -> None:
         """The rows that were noted are saved."""
         if self._saved:
-            self._corrections.confirm(self._saved)
+            self._corrections.confirm({key: self._now.of(key) for key in self._saved})
             self._saved = []
+
+    def look(self) -> None:
+        """Keep what corrected pictures look like of which that is not known yet: they are found where they move to."""
+        if not self._now.exists or not (found := pixels_of(self._csv_path)):
+            return
+        reader, hash_of_key = found
+        keys = [key for key in self._corrections.without_pixels(reader, LOOKED_AT) if os.path.exists(local_path(key))]
+        hashes = {key: digest for key in keys if (digest := hash_of_key(key))}
+        self._corrections.note_pixels(hashes, reader)
+
+    @property
+    def notes(self) -> list[str]:
+        moved, replaced = plural(self._found, "picture"), plural(self._replaced, "picture")
+        return [
+            *(
+                [f"{moved} that people have corrected found at another place: the corrections hold"]
+                if self._found
+                else []
+            ),
+            *(
+                [f"{replaced} that people have corrected replaced by another: --refresh updates what follows from that"]
+                if self._replaced
+                else []
+            ),
+        ]
 
     def close(self) -> None:
         self._corrections.close()

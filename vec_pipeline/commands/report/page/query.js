@@ -11,8 +11,10 @@ const ALIASES = {
 };
 const NOT_SEARCHED = ["image_path", "timestamp", "error", "flags", "verified", "llama_extracted"]; // by a word alone
 const TERM =
-  /(?<no>-)?(?:(?<name>[\p{L}\p{N}_][\p{L}\p{N}_.]*)(?<op>:|~|<=|>=|<|>|=)(?<values>(?:"(?:[^"\\]|\\.)*"|\/(?:[^/\\]|\\.)*\/|[^\s"])*)|"(?<phrase>(?:[^"\\]|\\.)*)"|(?<word>[^\s"]+))(?=\s|$)/gu;
-const VALUE = /"((?:[^"\\]|\\.)*)"|\/((?:[^/\\]|\\.)*)\/|([^,]+)|(?<=,)|^$/gu;
+  /(?<no>-)?(?:(?<name>[\p{L}\p{N}_][\p{L}\p{N}_.]*)(?<op>:|~|!=|<=|>=|<|>|=)(?<values>(?:"(?:[^"\\]|\\.)*"|\/(?:[^/\\]|\\.)*\/|[^\s"])*)|"(?<phrase>(?:[^"\\]|\\.)*)"|(?<word>[^\s"]+))(?=\s|$)/gu;
+const VALUE = /"((?:[^"\\]|\\.)*)"(?=,|$)|\/((?:[^/\\]|\\.)*)\/(?=,|$)|([^,]+)|(?<=,)|^$/gu;
+const TIME = /^\d{4}(-\d\d(-\d\d([T ]\d\d(:\d\d(:\d\d)?)?)?)?)?$/; // or the beginning of one
+const OF_OTHERS = ["AND", "OR", "NOT", "&&", "||", "!"]; // how other languages join terms
 const NUMBER = /^\s*[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf(inity)?|nan)\s*$/i;
 const COMPARE = { "<": (a, b) => a < b, "<=": (a, b) => a <= b, ">": (a, b) => a > b, ">=": (a, b) => a >= b };
 const LEAST_RATIO = 0.6; // of a name to one that may be meant
@@ -28,6 +30,11 @@ function queryOf(text, types) {
   for (const found of text.matchAll(TERM)) {
     if (text.slice(place, found.index).trim()) break;
     place = found.index + found[0].length;
+    const { word, op } = found.groups;
+    if (OF_OTHERS.includes(word) || op === "!=")
+      throw new QueryError(
+        `query: ${quoted(found[0])} is not of this language: all terms hold, -TERM is not, NAME:A,B is either`,
+      );
     holds.push(termOf(found.groups, types));
   }
   const rest = text.slice(place).trim();
@@ -58,7 +65,7 @@ function conditionOf(name, kind, op, values) {
     throw new QueryError(`query: ${name} is text, which '${op}' does not compare: use ${name}:VALUE or ${name}~TEXT`);
   const tests = values.map((value) => {
     if (kind === "number" && op !== "~") return comparing(op, numberOf(name, value));
-    if (kind === "time" && op !== "~") return comparingTimes(op, value.text);
+    if (kind === "time" && op !== "~") return comparingTimes(op, timeOf(name, value));
     if (op === "~" && !value.isRegex) return containing(value.text);
     return matching(value.isRegex ? value.text : itemPattern(name, kind, value.text));
   });
@@ -80,6 +87,12 @@ function numberOf(name, { text }) {
   if (!NUMBER.test(text)) throw new QueryError(`query: ${name} is compared with ${quoted(text)}, which is not a number`);
   const plain = text.trim().toLowerCase();
   return plain.includes("inf") ? (plain.startsWith("-") ? -Infinity : Infinity) : Number(plain);
+}
+
+function timeOf(name, { text }) {
+  if (!TIME.test(text))
+    throw new QueryError(`query: ${name} is compared with ${quoted(text)}, which is no time such as 2026-11-26T08:30`);
+  return text.replace(" ", "T");
 }
 
 function comparing(op, number) {
@@ -110,7 +123,7 @@ function matching(pattern) {
 /** What matches a cell that is `text`, or has it between commas, in flags between spaces, in JSON between quotes. */
 function itemPattern(name, kind, text) {
   const escaped = text.replace(/[\\.+*?()|[\]{}^$/]/g, "\\$&");
-  if (kind === "json") return `"${escaped}"`;
+  if (kind === "json") return `"${escaped}"\\s*(?:[,\\]}]|$)`; // the name of an entry has a colon after it
   const border = name === "flags" ? " " : ",";
   return text ? `(?:^|${border}) *${escaped} *(?:${border}|$)` : "^$";
 }
