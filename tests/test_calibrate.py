@@ -119,7 +119,7 @@ def test_the_scenes_of_the_benchmark_are_calibrated_by_100_marks() -> None:
         rows = [{name: float(cell or "nan") for name, cell in row.items()} for row in csv.DictReader(file)]
     is_wrong = np.array([row.pop("is_wrong") for row in rows], bool)
     signals = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    features = Marked(signals, is_wrong, Flag(), {}, 0, 0, 0, NONE).features()
+    features = Marked(signals, is_wrong, Flag(), {}, 0, 0, 0, 0, NONE).features()
     errors, ranks = [], []
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(len(rows))
@@ -149,7 +149,7 @@ def test_a_threshold_from_above(calibrated: Path) -> None:
     rows = marked_rows(calibrated)
     missing = np.where(rows.is_wrong, 0.8, 0.0)
     missing[np.flatnonzero(~rows.is_wrong)[:2]] = 0.5
-    more = Marked({**rows.signals, "missing": missing}, rows.is_wrong, rows.flag, {}, 0, 0, 0, NONE)
+    more = Marked({**rows.signals, "missing": missing}, rows.is_wrong, rows.flag, {}, 0, 0, 0, 0, NONE)
     (found,) = [each for each in fitting.fitted_thresholds(more, 0.05) if each.option == "ocr_missing"]
     assert found == ("ocr_missing", 0.0, 1.0, 2 / RIGHT, True)
     assert str(found.value) == "0.0", "not -0.0"
@@ -159,7 +159,7 @@ def test_a_signal_that_tells_nothing_leaves_its_threshold(calibrated: Path) -> N
     generator = np.random.default_rng(3)
     rows = marked_rows(calibrated)
     noise = Marked(
-        {**rows.signals, "clip_score": generator.random(MARKED)}, rows.is_wrong, rows.flag, {}, 0, 0, 0, NONE
+        {**rows.signals, "clip_score": generator.random(MARKED)}, rows.is_wrong, rows.flag, {}, 0, 0, 0, 0, NONE
     )
     tells = {each.option: each.tells for each in fitting.fitted_thresholds(noise, 0.05)}
     assert tells == {"low_confidence": True, "low_clip_score": False, "repetitive": False}
@@ -314,14 +314,19 @@ def test_marks_that_do_not_count_are_counted(tmp_path: Path, capsys: Printed) ->
     same = row(0).values["text"]
     records = [row(0), row(1, text=same), row(2), row(3, text=same, text_confidence=0.5)]
     records += [row(4, text=None, text_confidence=None, clip_score=None, image_text=None)]
+    records += [row(5)]
     path = write(tmp_path / "annotations.csv", records)
-    mark(path, dict.fromkeys((0, 1, 2, 3, 4, 7, 8), "accepted"))
+    mark(path, dict.fromkeys((0, 1, 2, 3, 4, 5, 7, 8), "accepted"))
+    corrections = Corrections(path)
+    corrections.confirm({records[5].key: {"text": "corrected"}})
+    corrections.close()
     assert calibrate(path) == 2
     assert capsys.readouterr().out.splitlines() == [
         "3 marked rows: 3 right, 0 wrong",
         "2 marks of pictures that have no row any more",
         "1 row with the same values as another one: counted once",
         "1 marked row without any signal: not used",
+        "1 marked row refreshed after a correction: not used",
     ]
 
 

@@ -254,7 +254,7 @@ def test_an_interrupt_hands_over_what_is_complete(joined: Cluster, make: Make, m
 def test_a_machine_that_joins_is_given_work(nodes: Any, make: Make) -> None:
     """One actor more than there are GPUs waits for a place, and does not keep the run from its end."""
     first = nodes.add_node(num_cpus=0, num_gpus=1)
-    gpus = Cluster(("actor 1",), "cuda:0", {"num_gpus": 1, "num_cpus": 0}, grows=True)
+    gpus = Cluster(("actor 1",), "cuda:0", {"num_gpus": 1, "num_cpus": 0}, grows=True, is_shared=True)
     actors = make(cluster=gpus, sleep_s=0.05)
     pids: set[int] = set()
     came: set[str] = set()
@@ -276,7 +276,7 @@ def test_actors_without_a_place_are_told_of_and_the_others_go_on(
     make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ray_actors, "PLACE_S", 0.5)
-    three = Cluster(("actor 1", "actor 2", "actor 3"), "cpu:0", {"num_cpus": 1}, grows=False)
+    three = Cluster(("actor 1", "actor 2", "actor 3"), "cpu:0", {"num_cpus": 1}, grows=False, is_shared=True)
     rows = rows_of(make(cluster=three, sleep_s=0.05), records(*names_of(90)))
     assert set(rows) == set(names_of(90))
     assert "waits for a free CPU of the cluster" in capsys.readouterr().out
@@ -332,7 +332,7 @@ def test_one_actor_waits_for_a_machine_while_that_makes_sense(
     source: Any = SimpleNamespace(is_over=False)
 
     def actors_of(*, grows: bool = True) -> Actors:
-        gpus = Cluster(("actor 1", "actor 2"), "cuda:0", {"num_gpus": 1}, grows=grows)
+        gpus = Cluster(("actor 1", "actor 2"), "cuda:0", {"num_gpus": 1}, grows=grows, is_shared=grows)
         return Actors(gpus, None, ResultCache(None, str), CrashJournal(None))  # type: ignore[arg-type]
 
     def names_after(actors: Actors, *numbers: int) -> list[str]:

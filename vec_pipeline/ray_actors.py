@@ -48,12 +48,14 @@ class Cluster:
     device: of each, as an actor's own process names it.
     resources: that each asks the cluster for.
     grows: whether machines that join get actors.
+    is_shared: whether others may have what an actor waits for.
     """
 
     names: tuple[str, ...]
     device: str
     resources: Mapping[str, float]
     grows: bool
+    is_shared: bool
 
     @property
     def unit(self) -> str:
@@ -104,7 +106,13 @@ def connected(address: str, devices: str) -> Iterator[Cluster]:
     try:
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"Ray: {first_line(error)}") from None
+        if address == "auto" and not os.environ.get("RAY_ADDRESS"):
+            raise UserError(
+                "no Ray cluster runs on this machine: start one with `ray start --head`, or leave --address out"
+            ) from None
+        raise UserError(
+            f"Ray: {first_line(error)}: if it was started with tokens, set RAY_AUTH_MODE here as well"
+        ) from None
     finally:
         for number, handler in handlers.items():  # Ray has set its own
             signal.signal(number, handler)
@@ -114,9 +122,10 @@ def connected(address: str, devices: str) -> Iterator[Cluster]:
             raise UserError("the cluster has no GPU: start a machine that has one, or set devices=cpu:2 for two CPUs")
         names = tuple(f"actor {number + 1}" for number in range(cpus or gpus))
         if cpus:
-            yield Cluster(names, "cpu:0", {"num_cpus": 1}, grows=False)
+            yield Cluster(names, "cpu:0", {"num_cpus": 1}, grows=False, is_shared=bool(address))
         else:
-            yield Cluster(names, "cuda:0", {"num_gpus": 1, "num_cpus": 0}, grows=bool(address))
+            resources = {"num_gpus": 1, "num_cpus": 0}
+            yield Cluster(names, "cuda:0", resources, grows=bool(address), is_shared=bool(address))
     finally:
         ray.shutdown()
 
@@ -164,14 +173,15 @@ class Actors(Children):
     @property
     def at_work(self) -> list[str]:
         """Not each by its name: there may be hundreds."""
-        return [f"{sum(bool(child.chunks) for child in self._children)} actors"]
+        number = sum(bool(child.chunks) for child in self._children)
+        return [f"{number} actors"] if number else []
 
     def _child(self, name: str) -> Child:
         return ActorChild(name, self._cluster, self._work, self._databases, self._events)
 
     def _act_on(self, event: Event, source: Pulled) -> Chunk | None:
         if event.kind == "waits":
-            if event.child is not self._spare:
+            if event.child is not self._spare and self._cluster.is_shared:  # else Ray has all that it was told to have
                 others = ": the others go on" if any(child.chunks for child in self._children) else ""
                 print(f"{event.value} waits for a free {self._cluster.unit} of the cluster{others}", flush=True)
             return None

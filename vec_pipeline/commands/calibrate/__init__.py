@@ -105,6 +105,9 @@ def counts(rows: "Marked") -> str:
         [f"{plural(rows.doubles, 'row')} with the same values as another one: counted once"] if rows.doubles else []
     )
     lines += [f"{plural(rows.empty, 'marked row')} without any signal: not used"] if rows.empty else []
+    lines += (
+        [f"{plural(rows.refreshed, 'marked row')} refreshed after a correction: not used"] if rows.refreshed else []
+    )
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from vec_pipeline import calibration
 from vec_pipeline.annotations import CsvReader, json_of
 from vec_pipeline.config import ConfigError, build_stage, option_names, stage_class
-from vec_pipeline.corrections import ACCEPTED, EDIT, REJECTED, VERIFIED, Correction, current_of
+from vec_pipeline.corrections import ACCEPTED, EDIT, REJECTED, VERIFIED, Correction, Corrections, current_of
 from vec_pipeline.engines.text_lines import scripts_of
 from vec_pipeline.record import Values
 from vec_pipeline.settings import recorded_settings
@@ -31,6 +32,7 @@ class Marked:
     flag: the stage with the options that the rows were made with, but without a calibration.
     stages: hashes of the settings of the stages whose columns it reads, by name.
     gone, doubles, empty: marks without a row, rows equal to others, and rows without signals, which are left out.
+    refreshed: rows that were made with corrected values, whose signals are not the models': left out, too.
     others: text_confidence of the rows that are not marked, as far as they have it.
     """
 
@@ -41,6 +43,7 @@ class Marked:
     gone: int
     doubles: int
     empty: int
+    refreshed: int
     others: Array
 
     @property
@@ -63,7 +66,9 @@ def marked_rows(csv_path: Path) -> Marked:
     recorded = recorded_settings(csv_path).stages
     flag = flag_of(recorded)
     marks = {key: given for key, given in current_of(csv_path).values.items() if has_mark(given)}
-    rows, others = rows_of(csv_path, list(marks), flag)
+    with closing(Corrections(csv_path)) as corrections:
+        refreshed = corrections.made_with() & marks.keys()  # whose signals are those of corrected texts
+    rows, others = rows_of(csv_path, [key for key in marks if key not in refreshed], flag)
     inputs = {key: inputs_of(flag, row) for key, row in rows.items()}
     scripts = known_scripts(inputs.values())
     seen: set[tuple[object, ...]] = set()
@@ -81,9 +86,10 @@ def marked_rows(csv_path: Path) -> Marked:
         np.array(is_wrong, bool),
         flag,
         calibration.hashes_of(recorded, makers(recorded, flag)),
-        len(marks) - len(rows),
+        len(marks) - len(refreshed) - len(rows),
         len(rows) - empty - len(signals),
         empty,
+        len(refreshed),
         others,
     )
 
