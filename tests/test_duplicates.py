@@ -3,6 +3,8 @@
 import csv
 import io
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import EXAMPLES, run_worker
+from tests.conftest import EXAMPLES, PROJECT, run_worker
 from tests.rows import failed, finished, unit_vectors, write
 from vec_pipeline import similarity
 from vec_pipeline.__main__ import main
@@ -21,7 +23,7 @@ from vec_pipeline.corrections import ACCEPTED, REJECTED, VERIFIED, Change, Corre
 from vec_pipeline.pictures import full_size
 from vec_pipeline.record import Record
 from vec_pipeline.similarity import group, kept, splits
-from vec_pipeline.sources.folder import LocalFile
+from vec_pipeline.sources.folder import LocalFile, key_of
 
 Array = np.ndarray[Any, Any]
 COSINE = 0.97
@@ -280,6 +282,55 @@ def test_the_list_goes_to_files_and_paths_to_xargs(
     said, errors = capfd.readouterr()
     assert said.split("\0") == [*dropped, ""]
     assert "need not be kept" in errors
+
+
+@pytest.mark.parametrize("option", ["--out", "--list"])
+def test_the_csv_and_what_belongs_to_it_are_not_overwritten(
+    option: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "a.csv", [finished(0), finished(0)])
+    before = path.read_bytes()
+    (tmp_path / "link").symlink_to(path)
+    (tmp_path / "hard link").hardlink_to(path)
+    for name in ("a.csv", "link", "hard link"):
+        assert main(["duplicates", "--csv", str(path), option, str(tmp_path / name)]) == 2
+        assert "is the CSV itself: name another file" in capfd.readouterr().err
+    for csv_path in (path, tmp_path / "link"):
+        assert main(["duplicates", "--csv", str(csv_path), option, str(tmp_path / "a.settings.yaml")]) == 2
+        assert "a.settings.yaml is for a file that belongs to" in capfd.readouterr().err
+    assert path.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["a.csv", "a.lock", "hard link", "link"]
+
+
+def test_the_list_and_the_paths_are_two_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "a.csv", [finished(0), finished(0)])
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    pipe = os.pipe()
+    for out in (tmp_path / "out", tmp_path / "link", Path("/dev/fd/2"), Path(f"/dev/fd/{pipe[1]}")):
+        second = out if out.parent != tmp_path else tmp_path / "out"
+        assert main(["duplicates", "--csv", str(path), "--out", str(out), "--list", str(second)]) == 2
+        assert f"--out and --list are both {second}: name two files" in capfd.readouterr().err
+    for end in pipe:
+        os.close(end)
+    assert main(["duplicates", "--csv", str(path), "--out", os.devnull, "--list", os.devnull]) == 0
+    command = [sys.executable, "-m", "vec_pipeline", "duplicates", "--csv", path, "--list", tmp_path / "out"]
+    with (tmp_path / "out").open("w") as file:
+        assert subprocess.run(command, cwd=PROJECT, stdout=file, stderr=subprocess.DEVNULL).returncode == 2
+
+
+def test_paths_are_those_of_files_byte_for_byte(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    first, odd = picture(tmp_path / "a.png"), Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))
+    odd.write_bytes(first.read_bytes())
+    odd_link = odd.with_suffix(".jpg")
+    odd_link.symlink_to(odd)
+    (tmp_path / "b.zip").write_bytes(b"PK")
+    keys = [str(first), key_of(str(odd)), key_of(str(odd_link)), f"{tmp_path}/b.zip/c.png", f"{tmp_path}/gone.png"]
+    path = write(tmp_path / "a.csv", [same(Path(key)) for key in keys])
+    paths = tmp_path / "paths"
+    arguments = ["--csv", str(path), "--keep", "first", "--list", str(paths), "--out", str(tmp_path / "out")]
+    assert main(["duplicates", *arguments]) == 0
+    assert "4 are near-duplicates in 1 group: 3 need not be kept; not listed: 2 in archives" in capfd.readouterr().out
+    assert paths.read_bytes() == os.fsencode(odd) + b"\0"
 
 
 def test_rows_are_chosen_by_a_query(resaved: Path, capfd: pytest.CaptureFixture[str]) -> None:

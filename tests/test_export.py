@@ -512,6 +512,8 @@ def test_the_csv_itself_is_not_overwritten(path: Path, to: str, capsys: pytest.C
     for out in (path, link):
         assert export(path, to, "--out", out) == 2
         assert "is the CSV itself" in capsys.readouterr().err
+    assert export(path, to, "--out", path.with_name("annotations.corrections.sqlite")) == 2
+    assert "is for a file that belongs to" in capsys.readouterr().err
     assert path.read_bytes() == before
 
 

@@ -1,6 +1,7 @@
 """Training sets: read back by `webdataset` and `datasets`, with the bytes of the pictures; what is left out is told."""
 
 import json
+import os
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +20,8 @@ from tests.pairs import BLUE, RED, draw, pair, write_pairs
 from tests.rows import failed, finished, write, write_declared
 from vec_pipeline import load_annotations
 from vec_pipeline.__main__ import main
+from vec_pipeline.commands.export.training import new_folder
+from vec_pipeline.record import UserError
 
 FORMATS = ("webdataset", "imagefolder")
 
@@ -338,12 +341,42 @@ def test_half_a_folder_is_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tarfile.TarFile, "addfile", fail)
-    (tmp_path / ".webdataset.new").mkdir()
-    (tmp_path / ".webdataset.new" / "000007.tar").touch()  # a killed export's
     assert export(write_pairs(tmp_path), "webdataset") == 130
-    assert not [path for path in tmp_path.iterdir() if "webdataset" in path.name]
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith((".new", "webdataset"))]
     monkeypatch.undo()
     assert [path.name for path in exported(tmp_path / "annotations.csv", "webdataset").iterdir()] == ["000000.tar"]
+
+
+def test_what_a_kill_has_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    """Another export of this moment, and folders of people, stay."""
+    csv = write_pairs(tmp_path)
+    abandoned, running = (tmp_path / f".{digit * 32}.export.new" for digit in "ab")
+    mine = [tmp_path / f".{name}.new" for name in ("webdataset", "my.export", "b" * 32)]
+    for folder in (abandoned, running, *mine):
+        (folder / "000000").mkdir(parents=True)
+        (folder / "000000" / "file").touch()
+        for path in (folder / "000000" / "file", folder / "000000", folder):
+            if not (path.name == "file" and folder == running):
+                os.utime(path, (1, 1))
+    exported(csv, "webdataset")
+    assert not abandoned.exists()
+    assert all((folder / "000000" / "file").exists() for folder in (running, *mine))
+
+
+def test_two_exports_to_one_folder_do_not_disturb_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with new_folder(tmp_path / "webdataset") as first:
+        (first / "file").touch()
+        csv = write_pairs(tmp_path)
+        exported(csv, "webdataset")
+        with pytest.raises(UserError, match="cannot be written"), new_folder(tmp_path / "other"):
+            exported(csv, "imagefolder")
+            (tmp_path / "other").mkdir()
+            (tmp_path / "other" / "file").touch()
+        (tmp_path / "webdataset").rename(tmp_path / "done")
+    assert [path.name for path in (tmp_path / "webdataset").iterdir()] == ["file"]
+    assert [path.name for path in (tmp_path / "done").iterdir()] == ["000000.tar"]
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,19 @@ def test_a_lance_table_holds_what_the_rows_do(declared: Path) -> None:
         np.testing.assert_array_equal(found, vector)
 
 
+def test_a_column_of_vectors_that_are_all_missing_is_null(tmp_path: Path) -> None:
+    import lancedb
+
+    csv = write(tmp_path / "a.csv", [finished(0, word2vec_vector=""), failed(1)])
+    table = lancedb.connect(exported(csv, "lance")).open_table("annotations").to_arrow()
+    assert table["word2vec_vector"].to_pylist() == [None, None]
+    assert [vector is None for vector in table["image_vector"].to_pylist()] == [False, True]
+    assert export(csv, "lance", "--where", "error", "--out", tmp_path / "errors") == 0
+    assert lancedb.connect(tmp_path / "errors").open_table("annotations").to_arrow()["image_vector"].to_pylist() == [
+        None
+    ]
+
+
 def test_vectors_of_two_models_make_no_lance_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     csv = write(tmp_path / "a.csv", [finished(0), finished(1, image_vector=np.ones(7, np.float32))])
     assert export(csv, "lance", "--out", tmp_path / "out") == 2

@@ -271,3 +271,42 @@ def test_options_of_other_formats_are_refused(tmp_path: Path, capsys: pytest.Cap
 def test_an_address_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(written(tmp_path), "--out", "s3://bucket/captions") == 2
     assert "--to txt needs a folder of this machine for --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"), [("a", ".csv"), ("a", ".settings.yaml"), ("a", ".corrections.sqlite"), ("link", ".txt")]
+)
+@pytest.mark.parametrize("existing", ["error", "skip", "overwrite"])
+def test_a_caption_never_replaces_what_belongs_to_the_csv(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, suffix: str, existing: str
+) -> None:
+    record = row(picture(tmp_path / f"{name}.png"), score="0.25")
+    csv = write_declared(tmp_path / "a.csv", {"score": "number"}, [record])
+    (tmp_path / "link.txt").symlink_to(csv)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert export(csv, "--suffix", suffix, "--existing", existing) == 2
+    if existing != "error":
+        assert "1 whose file would replace one that belongs to the CSV" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_caption_never_replaces_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = tmp_path / "photos"
+    first, second = picture(photos / "a.jpg"), photos / "a.img"
+    second.write_bytes(first.read_bytes())
+    picture(photos / "b.jpg")
+    (photos / "b.img").write_text("mine")
+    csv = write(tmp_path / "a.csv", [row(key, number) for number, key in enumerate((first, second, photos / "b.jpg"))])
+    assert export(csv, "--suffix", ".img", "--existing", "overwrite") == 0
+    said = capsys.readouterr().out
+    assert (
+        said.startswith("1 caption beside the pictures; left out: ") and "1 whose file would replace a picture" in said
+    )
+    assert second.read_bytes() == first.read_bytes()
+    assert (photos / "b.img").read_text() == "A red car, number 2.\n"
+
+
+def test_a_name_may_be_as_long_as_a_disk_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    csv = written(tmp_path, ("x" * 251 + ".jpg",))
+    assert export(csv) == 0
+    assert capsys.readouterr().out == "1 caption beside the pictures\n"

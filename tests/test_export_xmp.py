@@ -637,7 +637,10 @@ def test_pictures_change_in_place_and_back_to_the_very_bytes(photos: Path, capsy
     before = files(photos)
     times = {name: (photos / name).stat().st_mtime_ns for name in before}
     assert export(photos, "--in-place") == 0
-    said = "2 pictures changed, 1 sidecar beside the pictures; in sidecars: 1 of another kind than JPEG and PNG\n"
+    said = (
+        "2 pictures changed, 1 sidecar beside the pictures; 2 not known to be unchanged; "
+        "in sidecars: 1 of another kind than JPEG and PNG\n"
+    )
     assert capsys.readouterr().out == said
     after = files(photos)
     assert after.keys() - before.keys() == {"sub/c.gif.xmp"}
@@ -675,7 +678,86 @@ def test_corrected_texts_replace_those_of_before(photos: Path, capsys: pytest.Ca
     with closing(sqlite3.connect(csv.with_name("a.xmp.sqlite"))) as journal:
         assert journal.execute("SELECT count(*) FROM changes").fetchone() == (3,), "one note for each file"
     assert export(photos, "--undo") == 0
-    assert files(photos) == before | {"sub/c.gif.xmp": with_rating}, "undone to what the other program had written"
+    undone = files(photos)
+    rest = undone.pop("sub/c.gif.xmp")
+    assert undone == before
+    assert b'a:rating="5"' in rest and items(rest, SUBJECT) == [("", "Sea")], "what the other program had written stays"
+    assert not any(items(rest, name) for name in (DESCRIPTION, ALT, EXTENDED_TEXT)), "and nothing of ours"
+
+
+@pytest.mark.parametrize("moment", ["before", "after", ""])
+@pytest.mark.parametrize("name", ["full.jpg", "texts.png"])
+def test_undo_removes_our_texts_from_pictures_that_others_have_changed(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, name: str, moment: str
+) -> None:
+    """Also where a kill has stopped the second export."""
+
+    def edit(old: bytes, new: bytes) -> None:
+        content = (photos / name).read_bytes()
+        slot = slot_of(content)
+        assert old in slot.packet
+        packet = slot.packet.replace(old, new)
+        (photos / name).write_bytes(splice_of(content, slot, packet).applied(content))
+
+    assert export(photos, "--in-place") == 0
+    edit(b"<rdf:li>red", b"<rdf:li>Sea</rdf:li><rdf:li>red")
+    csv = photos.parent / "a.csv"
+    csv.write_text(csv.read_text().replace("Car ", "Bus "))
+    if moment:
+        replace = undo.replace
+
+        def killed(file: undo.File, content: bytes) -> None:
+            if file.path.name == name:
+                if moment == "after":
+                    replace(file, content)
+                raise KeyboardInterrupt
+            replace(file, content)
+
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(undo, "replace", killed)
+            export(photos, "--in-place")
+        edit(b"<rdf:li>Sea", b"<rdf:li>Sun</rdf:li><rdf:li>Sea")
+    assert export(photos, "--in-place") == 0
+    number = 0 if name == "full.jpg" else 1
+    assert texts_in((photos / name).read_bytes()) == [("x-default", f"Bus {number}.")]
+    after = (photos / name).read_bytes()
+    assert export(photos, "--in-place") == 0
+    assert (photos / name).read_bytes() == after
+    assert export(photos, "--undo") == 0
+    left = (photos / name).read_bytes()
+    assert texts_in(left) == texts_in(left, ALT) == []
+    assert texts_in(left, SUBJECT) == [("", each) for each in (["Sun", "Sea"] if moment else ["Sea"])]
+    check(PICTURES[name], left)
+
+
+@needs_exiftool
+def test_undo_removes_our_texts_after_exiftool_has_changed_a_picture(photos: Path) -> None:
+    assert export(photos, "--in-place") == 0
+    for artist in ("Bob", "Eve"):
+        command = ["exiftool", "-q", "-overwrite_original", f"-Artist={artist}", f"-XMP-dc:Creator={artist}"]
+        subprocess.run([*command, str(photos / "full.jpg")], check=True, timeout=60)
+        csv = photos.parent / "a.csv"
+        csv.write_text(csv.read_text().replace("Car ", f"{artist}'s car "))
+        assert export(photos, "--in-place") == 0
+    assert texts_in((photos / "full.jpg").read_bytes()) == [("x-default", "Bob's car 0.")]
+    assert export(photos, "--undo") == 0
+    (found,) = tags(photos / "full.jpg")
+    assert found["Creator"] == "Eve" and not found.keys() & {"Description", "Subject", "AltTextAccessibility"}
+
+
+def test_texts_of_others_in_another_language_stay_when_ours_are_replaced(photos: Path) -> None:
+    sidecar = photos / "sub/c.gif.xmp"
+    assert export(photos) == 0
+    sidecar.write_bytes(
+        sidecar.read_bytes().replace(
+            b'<rdf:li xml:lang="x-default">Car 2.</rdf:li>',
+            b'<rdf:li xml:lang="x-default">Car 2.</rdf:li><rdf:li xml:lang="fr">Voiture</rdf:li>',
+        )
+    )
+    assert export(photos, "--existing", "overwrite") == 0
+    assert texts_in(sidecar.read_bytes()) == [("x-default", "Car 2."), ("fr", "Voiture")]
+    assert export(photos, "--undo") == 0
+    assert texts_in(sidecar.read_bytes()) == [("fr", "Voiture")]
 
 
 def test_what_was_changed_since_is_not_undone(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -784,7 +866,7 @@ def test_files_that_must_not_change_are_counted(tmp_path: Path, capsys: pytest.C
     before = files(folder)
     assert export(folder, "--in-place") == 0
     said = capsys.readouterr().out
-    assert said.startswith("1 picture changed, 2 sidecars beside the pictures; in sidecars: ")
+    assert said.startswith("1 picture changed, 2 sidecars beside the pictures; 1 not known to be unchanged; ")
     for reason in (
         "1 with several hard links",
         "1 of another kind than JPEG and PNG",
@@ -853,6 +935,28 @@ def test_a_picture_that_was_changed_after_it_was_annotated_is_left_alone(
         assert (photos / "texts.png").read_bytes() == PICTURES["palette.png"]
         assert cache.changed_pictures(records) == ([records[1]], []), "the one that we changed is up to date"
         assert texts_in((photos / "full.jpg").read_bytes()) == [("x-default", "Car 0.")]
+        assert "not known" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cache_name", ["a.cache.sqlite", "elsewhere/link.cache.sqlite"])
+def test_a_csv_may_be_reached_through_a_link(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], cache_name: str
+) -> None:
+    """What is known of its pictures lies beside the CSV itself, or beside the link if the run was given that."""
+    (tmp_path / "elsewhere").mkdir()
+    name = str(photos / "full.jpg")
+    with closing(ResultCache(tmp_path / cache_name, fingerprint)) as cache:
+        record = Record(name, {"content": LocalFile(name)})
+        record.hashes["content"] = identity_of(record)
+        cache.note_pictures([record])
+        cache.confirm_pictures()
+    (photos / "full.jpg").write_bytes(PICTURES["progressive.jpg"])
+    link = tmp_path / "elsewhere" / "link.csv"
+    link.symlink_to(tmp_path / "a.csv")
+    assert main(["export", "--csv", str(link), "--to", "xmp", "--in-place"]) == 0
+    said = capsys.readouterr().out
+    assert "1 whose picture has changed since" in said and "1 not known to be unchanged" in said
+    assert (photos / "full.jpg").read_bytes() == PICTURES["progressive.jpg"]
 
 
 def test_a_picture_of_which_nothing_is_known_stays_unknown(photos: Path) -> None:

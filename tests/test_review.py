@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
@@ -23,8 +24,10 @@ from tests.rows import TRUST_COLUMNS, failed, finished, write, write_declared
 from tests.test_serve import running
 from vec_pipeline import load_annotations
 from vec_pipeline.commands.serve.api import create_review_app
+from vec_pipeline.commands.serve.review import bulk as bulk_module
 from vec_pipeline.commands.serve.review import pixels as pixels_module
 from vec_pipeline.commands.serve.review import table as table_module
+from vec_pipeline.commands.serve.review.bulk import Case, Replace
 from vec_pipeline.commands.serve.review.work import Review, Wish
 from vec_pipeline.corrections import Conflict, Corrections
 from vec_pipeline.record import Record
@@ -241,6 +244,77 @@ def test_rows_without_vectors_are_listed_all_the_same(tmp_path: Path, caplog: py
     assert not caplog.records
 
 
+# --- the next row to decide on
+
+
+def test_the_next_row_is_one_that_nobody_has_decided_on(client: Client) -> None:
+    client.correct(2, "verified", "accepted")
+    client.correct(3, "verified", "rejected")
+
+    def after(row: int, **parameters: Any) -> Any:
+        return client.get("/next", after=row, order="csv", **parameters)["row"]
+
+    assert [after(row) for row in range(ROWS)] == [1, 4, 4, 4, 5, 0]
+    assert after(0, where='text~"number 5"') == 5
+    assert after(3, where="-verified") == 4  # which it fulfilled until it was decided on
+    assert after(5, where='text~"number 5"') is after(0, where="verified") is None
+    assert client.http.get("/v1/review/next", params={"after": ROWS}).status_code == 422
+    assert client.http.get("/v1/review/next", params={"after": 0, "where": "ctegory:x"}).status_code == 422
+
+
+def test_a_row_keeps_its_place_among_doubtful_ones_while_it_is_decided_on(tmp_path: Path) -> None:
+    client = client_of(tmp_path, *(finished(row, text_confidence=each) for row, each in enumerate((0.9, 0.3, 0.1))))
+    client.correct(1, "verified", "accepted")
+    assert client.get("/next", after=1)["row"] == 0
+    assert client.get("/next", after=0)["row"] == 2
+
+
+def test_the_next_row_is_not_of_a_group_that_was_looked_at(alike: Client) -> None:
+    assert alike.get("/next", after=3, where="-error", unique=True)["row"] == 2
+    assert alike.get("/next", after=2, where="-error")["row"] == 1
+    assert alike.get("/next", after=2, where="-error", unique=True)["row"] == 3
+
+
+# --- pages that were loaded before the server was started again
+
+
+def test_a_csv_has_the_same_id_each_time_and_a_server_has_another(client: Client, tmp_path: Path) -> None:
+    first = client.get()
+    client.review.close()
+    os.symlink(client.csv, tmp_path / "link.csv")
+    second, other = Client(tmp_path / "link.csv").get(), client_of(tmp_path).get()
+    assert re.fullmatch("[0-9a-f]{16}", first["csv"]) and re.fullmatch("[0-9a-f]{16}", first["server"])
+    assert first["csv"] == second["csv"] != other["csv"] and first["server"] != second["server"]
+
+
+@pytest.mark.parametrize(("row", "key"), [(1, 0), (ROWS, 0)])
+def test_a_row_that_has_another_picture_is_not_changed(client: Client, row: int, key: int) -> None:
+    changes = [
+        {"row": 0, "column": "text", "value": "x", "key": finished(0).key},
+        {"row": row, "column": "text", "value": "x", "key": finished(key).key},
+    ]
+    expected = {"detail": "the row has another picture now: load the page again", "conflicts": []}
+    assert client.post("correct", 409, changes=changes) == expected
+    assert client.get("/acts") == []
+    assert client.post("correct", changes=changes[:1])["act"] == 1
+
+
+def test_numbers_of_rows_of_an_earlier_server_are_refused(client: Client) -> None:
+    request: dict[str, Any] = {"operation": {"kind": "set", "column": "text", "value": "x"}, "preview": False}
+    expected = {"detail": "the server was started again: load the page again", "conflicts": []}
+    assert client.post("bulk", 409, rows=[1], server="0123456789abcdef", **request) == expected
+    assert client.get("/acts") == []
+    assert client.post("bulk", rows=[1], server=client.get()["server"], **request)["changes"] == 1
+    assert client.post("bulk", where="number", server="0123456789abcdef", **request)["changes"] == ROWS - 1
+
+
+def test_an_act_of_another_csv_is_not_undone(client: Client) -> None:
+    client.correct(0, "text", "x")
+    expected = {"detail": "the act is of another CSV: load the page again", "conflicts": []}
+    assert client.post("undo", 409, act=1, csv="0123456789abcdef") == expected
+    assert client.post("undo", act=1, csv=client.get()["csv"])["act"] == 2
+
+
 # --- corrections
 
 
@@ -370,11 +444,18 @@ OPERATIONS: list[tuple[dict[str, Any], dict[int, str]]] = [
     ({"kind": "trigger", "column": "text", "text": "no"}, {0: "no, A red CAR. the end", 1: "no, a car"}),
     ({"kind": "trigger", "column": "text", "text": "n"},
      {0: "n, A red CAR. the end", 1: "n, a car", 3: "n, no. really"}),
+    ({"kind": "trigger", "column": "keywords", "text": " blue, "},
+     {0: "blue, car, red", 1: "blue, Red"}),
     ({"kind": "trigger", "column": "keywords", "text": " red "}, {0: "red, car", 3: "red, blue"}),
     ({"kind": "case", "column": "text", "to": "lower"}, {0: "a red car. the end"}),
     ({"kind": "case", "column": "text", "to": "upper"}, {0: "A RED CAR. THE END", 1: "A CAR", 3: "NO. REALLY"}),
     ({"kind": "case", "column": "text", "to": "sentence"}, {0: "A red car. The end", 1: "A car", 3: "No. Really"}),
     ({"kind": "add_keyword", "keyword": "blue"}, {0: "car, red, blue", 2: "blue"}),
+    ({"kind": "add_keyword", "keyword": "Blue, car,"},
+     {0: "car, red, Blue", 1: "Red, blue, car", 2: "Blue, car", 3: "blue, red, RED, car"}),
+    ({"kind": "remove_keyword", "keyword": "blue, CAR"}, {0: "red", 1: "Red", 3: "red, RED"}),
+    ({"kind": "rename_keyword", "keyword": "blue, car", "to": "sea, Red"},
+     {0: "sea, Red", 1: "Red, sea", 3: "sea, Red"}),
     ({"kind": "remove_keyword", "keyword": "Red"}, {0: "car", 1: "blue", 3: "blue"}),
     ({"kind": "rename_keyword", "keyword": "blue", "to": "red"}, {1: "red", 3: "red"}),
     ({"kind": "unique_keywords"}, {3: "blue, red"}),
@@ -467,6 +548,12 @@ def test_the_history_says_what_was_done_to_many(client: Client) -> None:
         ({"kind": "reset", "column": "titel"}, "titel cannot be corrected"),
         ({"kind": "explode", "column": "text"}, "kind"),
         ({"kind": "replace", "column": "text", "find": "", "with": "x"}, "find"),
+        ({"kind": "add_keyword", "keyword": "  "}, "it has no word"),
+        ({"kind": "remove_keyword", "keyword": " , "}, "it has no word"),
+        ({"kind": "rename_keyword", "keyword": "red", "to": " "}, "it has no word"),
+        ({"kind": "trigger", "column": "text", "text": " "}, "it has no word"),
+        ({"kind": "trigger", "column": "text", "text": "a\nb"}, "it has a line break: use commas"),
+        ({"kind": "add_keyword", "keyword": "a\u2028b"}, "it has a line break: use commas"),
     ],
 )
 def test_an_operation_that_cannot_be_done_is_explained(client: Client, operation: dict[str, Any], said: str) -> None:
@@ -475,10 +562,55 @@ def test_an_operation_that_cannot_be_done_is_explained(client: Client, operation
     assert client.get("/acts") == []
 
 
-def test_a_replacement_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
-    client = client_of(tmp_path, finished(0, text="a" * 2000))
-    found = client.bulk({"kind": "replace", "column": "text", "find": ".", "regex": True, "with": "b" * 1000}, "", 422)
-    assert found["detail"] == "text would get a text of more than 100,000 characters"
+@pytest.mark.parametrize(
+    ("operation", "characters"),
+    [
+        ({"kind": "replace", "find": ".", "regex": True, "with": "bb"}, 199_998),
+        ({"kind": "suffix", "text": "bb"}, 100_001),
+        ({"kind": "trigger", "text": "b"}, 100_002),
+    ],
+)
+def test_a_text_that_would_become_too_long_is_named(tmp_path: Path, operation: dict[str, Any], characters: int) -> None:
+    client = client_of(tmp_path, finished(0, text="a"), finished(1, text="a" * 99_999))
+    said = f"text of /photos/000001.jpg (row 1) would get a text of {characters:,} characters: use 100,000 at most"
+    assert client.bulk({"column": "text", **operation}, "", 422)["detail"] == said
+    assert client.bulk({"column": "text", **operation}, "-text~aa")["changes"] == 1
+
+
+def test_a_text_by_hand_can_be_as_long_as_one_of_an_operation(client: Client) -> None:
+    said = "text would get a text of 100,001 characters: use 100,000 at most"
+    assert client.correct(0, "text", "a" * 100_001, status=422)["detail"] == said
+    client.correct(0, "text", "a" * 100_000)
+
+
+def test_a_text_of_a_model_that_is_too_long_is_in_nobodys_way(tmp_path: Path) -> None:
+    client = client_of(tmp_path, finished(0, text="a" * 100_001), finished(1, text="b"))
+    assert client.bulk({"kind": "replace", "column": "text", "find": "b", "with": "c"})["changes"] == 1
+
+
+def test_a_replacement_makes_few_texts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk_module, "MADE_AT_ONCE", 100)
+    made: list[int] = []
+    replace_in = pc.replace_substring_regex
+
+    def counted(few: Any, *rest: Any) -> Any:
+        made.append(len(few))
+        return replace_in(few, *rest)
+
+    monkeypatch.setattr(pc, "replace_substring_regex", counted)
+    operation = Replace.model_validate({"kind": "replace", "column": "text", "find": "a", "with": "b" * 9})
+    cells = ["a" * 4, "a" * 4, "", "a" * 30, "", "x"]
+    changed = operation.changed(cells)
+    assert next(iter(changed)) == "b" * 36 and made == [2]  # the others are made once these were looked at
+    assert list(operation.changed(cells)) == ["b" * 36, "b" * 36, "", "b" * 270, "", "x"]
+    assert made[1:] == [2, 1, 1, 2]
+
+
+def test_the_case_of_many_empty_lines_is_changed_quickly() -> None:
+    began_s = time.monotonic()
+    operation = Case(kind="case", column="text", to="sentence")
+    assert operation.new("ONE" + "\n" * 100_000) == "One" + "\n" * 100_000
+    assert time.monotonic() - began_s < 2
 
 
 def test_a_bulk_act_keeps_what_was_corrected_since_its_preview(client: Client) -> None:

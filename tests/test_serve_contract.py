@@ -16,7 +16,8 @@ OPERATIONS = (
     *("GET /healthz", "GET /metrics", "GET /v1/annotations", "GET /v1/annotations/{name}"),
     *("GET /v1/annotations/{name}/audio", "GET /v1/annotations/{name}/events", "GET /v1/annotations/{name}/image"),
     *("GET /v1/options", "GET /v1/search", "POST /v1/annotations", "POST /v1/search"),
-    *("GET /v1/review", "GET /v1/review/acts", "GET /v1/review/history/{row}", "GET /v1/review/picture/{row}"),
+    *("GET /v1/review", "GET /v1/review/acts", "GET /v1/review/history/{row}", "GET /v1/review/next"),
+    "GET /v1/review/picture/{row}",
     *("POST /v1/review/bulk", "POST /v1/review/correct", "POST /v1/review/rows", "POST /v1/review/undo"),
 )
 WITHOUT_PARAMETERS = ("GET /healthz", "GET /metrics", "GET /v1/options")
@@ -83,11 +84,14 @@ def test_of_a_row_everything_is_answered_as_described(server: Server, contract: 
         ("POST /v1/review/undo", {"act": 1}, 409),
         ("GET /v1/review/acts", None, 200),
         ("GET /v1/review/history/{row}", None, 200),
+        ("GET /v1/review/next", None, 200),
+        ("POST /v1/review/undo", {"act": 1, "csv": "another"}, 409),
     ],
 )
 def test_a_review_is_answered_as_described(server: Server, contract: Any, label: str, body: Any, status: int) -> None:
     server.post(FLOWER)
     given = {"body": body, "media_type": "application/json"} if body else {}
+    given |= {"query": {"after": 0}} if label.endswith("/next") else {}
     case = operation(contract, label).Case(path_parameters={"row": 0} if "{row}" in label else {}, **given)
     assert case.call_and_validate(timeout=60, excluded_checks=[positive_data_acceptance]).status_code == status
 

@@ -186,6 +186,8 @@ def typed(kind: str, cell: str) -> Any:
     if not cell:
         return None
     if kind == "number":
+        if "_" in cell or not cell.isascii():
+            raise ValueError("Python's own ways to write numbers, which no reader of a CSV knows")
         return finite(float(cell))
     return json.loads(cell, parse_constant=finite)
 

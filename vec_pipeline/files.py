@@ -31,7 +31,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
     A kill may leave it under its temporary name, for `remove_abandoned`.
     """
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.new")
+    temporary = path.with_name(f".{uuid4().hex}.new")  # short, whatever the length of the name
     try:
         with temporary.open("wb") as file:
             file.write(content)

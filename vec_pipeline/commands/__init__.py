@@ -8,7 +8,7 @@ import argparse
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -97,6 +97,12 @@ def descriptor_of(path: Path) -> int | None:
     return found and NAMED_DESCRIPTORS.get(str(path), int(found[1] or 0))
 
 
+def status_of(path: Path) -> os.stat_result:
+    """Of the file that a path leads to. Raises OSError where there is none."""
+    number = descriptor_of(path)
+    return path.stat() if number is None else os.fstat(number)
+
+
 def is_stdout(path: Path | None) -> bool:
     """Whether what is written to a path goes to stdout; what is said belongs on stderr then."""
     return path is not None and descriptor_of(path) == 1
@@ -105,6 +111,24 @@ def is_stdout(path: Path | None) -> bool:
 def is_stream(path: Path) -> bool:
     """Whether a path is a pipe, a device or an open file, which cannot be replaced."""
     return descriptor_of(path) is not None or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+def refuse_own(out: Path, reader: "CsvReader") -> None:
+    """Raise UserError where a file that is to be written is the CSV, or one of the files that belong to it."""
+    with suppress(OSError):  # it does not exist yet, or writing says what is wrong
+        if os.path.samestat(status_of(out), reader.status()):
+            raise UserError(f"{out} is the CSV itself: name another file")
+    if own_file_finder(reader.path)(out):
+        raise UserError(f"{out} is for a file that belongs to {reader.path}: name another file")
+
+
+def own_file_finder(csv_path: Path) -> Callable[[Path], bool]:
+    """Return a function that tells whether a path, or what it leads to, is a CSV or a file that belongs to it."""
+    from vec_pipeline.commands.run import own_files
+    from vec_pipeline.sources import glob_finder
+
+    find = glob_finder([*own_files(csv_path), *own_files(csv_path.resolve())])
+    return lambda path: bool(find("", os.path.realpath(path)))
 
 
 class ReaderGone(UserError):  # noqa: N818 (it says what happened)

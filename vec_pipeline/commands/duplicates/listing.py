@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from vec_pipeline.commands.duplicates.ranking import RANKED_BY, ranked
 from vec_pipeline.commands.report.rows import vectors_for
 from vec_pipeline.record import ContentOf, UserError
 from vec_pipeline.similarity import group, kept, numbered
+from vec_pipeline.sources import local_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -116,6 +118,9 @@ def write_table(rows: Iterable[Row], file: BinaryIO) -> None:
     text.detach()  # which writes what it holds
 
 
-def write_paths(rows: Iterable[Row], file: BinaryIO) -> None:
-    """Write the paths of those that are not kept, each ended by a NUL byte."""
-    file.writelines(f"{row.key}\0".encode() for row in rows if not row.is_kept)
+def write_paths(rows: Iterable[Row], file: BinaryIO) -> int:
+    """Write the paths of those that are not kept, each ended by a NUL byte; return how many are no files."""
+    paths = [local_path(row.key) for row in rows if not row.is_kept]
+    of_files = [path for path in paths if os.path.isfile(path)]  # False for a name that no disk takes
+    file.writelines(os.fsencode(path) + b"\0" for path in of_files)
+    return len(paths) - len(of_files)

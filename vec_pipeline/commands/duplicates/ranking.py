@@ -12,6 +12,7 @@ from vec_pipeline.pictures import SNIFFED_BYTES, Limits
 from vec_pipeline.pictures.full_size import BY_HEAD, LARGEST_PX, opened, size_in_head
 from vec_pipeline.pictures.kinds import kind_of
 from vec_pipeline.record import Content, ContentOf, Values
+from vec_pipeline.sources import local_path
 from vec_pipeline.stages.open_image import OpenImage
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def ranked(table: "pa.Table", members: Array, keep: str, content_of: ContentOf) 
 def file_of(key: str) -> Hashable:
     """What names of one file have in common: its device and its inode; the key where it is no file."""
     try:
-        status = os.stat(key)
+        status = os.stat(local_path(key))
     except (OSError, ValueError):
         return key
     return status.st_dev, status.st_ino

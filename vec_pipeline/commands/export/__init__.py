@@ -17,6 +17,7 @@ from vec_pipeline.commands import (
     is_stdout,
     is_stream,
     reader_of,
+    refuse_own,
     some_row,
     writing,
 )
@@ -213,7 +214,7 @@ def write(reader: "CsvReader", options: argparse.Namespace) -> int:
         writer = partial(files.write_spreadsheet, delimiter=options.delimiter)
     is_remote = isinstance(options.out, str)
     with uploading(options.out) if is_remote else nullcontext(options.out) as out:
-        refuse_output(out, reader.status(), options.to)
+        refuse_output(out, reader, options.to)
         try:
             with writing(out) as file:
                 written = writer(reader, file)
@@ -226,15 +227,14 @@ def write(reader: "CsvReader", options: argparse.Namespace) -> int:
     return 0
 
 
-def refuse_output(out: Path, csv: os.stat_result, to: str) -> None:
+def refuse_output(out: Path, reader: "CsvReader", to: str) -> None:
     """Raise UserError where a file cannot be written to `out`."""
     number = descriptor_of(out)
     if number is None and out.is_dir():
         raise UserError(f"{out} is a directory: name another file")
     if to == "sqlite" and is_stream(out):
         raise UserError(f"--to sqlite needs a file, and {out} is none: it is not written from beginning to end")
-    with suppress(OSError):  # it does not exist yet, or writing says what is wrong
-        if os.path.samestat(out.stat() if number is None else os.fstat(number), csv):
-            raise UserError(f"{out} is the CSV itself: name another file")
+    refuse_own(out, reader)
+    with suppress(OSError):  # a descriptor that is not open: writing says so
         if number is not None and to in BINARY and os.isatty(number):
             raise UserError(f"{to} is not for a terminal: redirect it to a file, or name one with --out")

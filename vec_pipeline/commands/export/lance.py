@@ -38,9 +38,9 @@ def write(reader: CsvReader, folder: Path, options: argparse.Namespace) -> Writt
             mistakes.append(error)
             raise
 
-    try:
+    try:  # with the schema, without which a column that is empty is an IndexError; what has no vector stays null
         data = pa.RecordBatchReader.from_batches(schema, batches())
-        table = lancedb.connect(folder).create_table(TABLE, data, on_bad_vectors="null")  # what has none stays null
+        table = lancedb.connect(folder).create_table(TABLE, data, schema=schema, on_bad_vectors="null")
     except (RuntimeError, ValueError) as error:  # of LanceDB, a full disk included
         if mistakes:
             raise mistakes[0] from None

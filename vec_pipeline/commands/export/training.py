@@ -3,19 +3,22 @@
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 from vec_pipeline.annotations import CsvReader, content_reader, in_threads
 from vec_pipeline.commands import blocks_with_bar, is_stream
 from vec_pipeline.commands.export.files import Written
 from vec_pipeline.commands.export.split import SIDES, SPLIT, SplitReader
+from vec_pipeline.files import ABANDONED_S
 from vec_pipeline.pairs import Pairs, pairs_of
 from vec_pipeline.pictures import SNIFFED_BYTES, Limits, decode
 from vec_pipeline.pictures.kinds import kind_of
@@ -31,6 +34,7 @@ LARGEST_PX = 1 << 20  # a converted picture keeps its size
 EXIF = re.compile(b"exif", re.IGNORECASE)  # as JPEG, PNG and WebP name it
 JPEG_QUALITY = 95
 ROWS_PER_FOLDER = 1_000
+NEW_FOLDER = re.compile(r"\.[0-9a-f]{32}\.export\.new")  # while it is filled
 
 
 class Picture(NamedTuple):
@@ -206,13 +210,13 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises UserError where there is something else, or where it cannot be written.
     """
     place = Path(os.path.realpath(out))  # `.` has no name, and what a link points to is filled
-    new = place.parent / f".{place.name}.new"
+    new = place.parent / f".{uuid4().hex}.export.new"
     try:
         if is_stream(out) or (out.exists() and not out.is_dir()):
             raise UserError(f"{out} is not a folder: name a new one with --out")
         if out.is_dir() and any(out.iterdir()):
             raise UserError(f"{out} is not empty: name a new folder with --out")
-        shutil.rmtree(new, ignore_errors=True)  # what a run left that was killed
+        remove_abandoned(place.parent)
         new.mkdir(parents=True)
         yield new
         os.replace(new, place)
@@ -220,3 +224,12 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise UserError(f"{out} cannot be written ({error.strerror or error}): name another folder") from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Remove folders that kills have left half filled; one with a file of the last hour may be another export's."""
+    for folder in parent.glob(".*.export.new"):
+        with suppress(OSError):  # another export has removed it, or it is another user's
+            times_s = (path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+            if NEW_FOLDER.fullmatch(folder.name) and time.time() - max(times_s) > ABANDONED_S:
+                shutil.rmtree(folder)

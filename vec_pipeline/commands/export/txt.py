@@ -5,15 +5,18 @@ import errno
 import os
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
+from io import BytesIO
 from pathlib import Path
 from string import Formatter
 from typing import Any, NamedTuple
 
 from vec_pipeline.annotations import CsvReader
+from vec_pipeline.commands import own_file_finder
 from vec_pipeline.commands.export.places import Row, Rows, nothing_written
 from vec_pipeline.files import write_whole
 from vec_pipeline.key_set import KeySet
-from vec_pipeline.pictures.kinds import SUFFIXES
+from vec_pipeline.pictures.kinds import HEAD_BYTES, SUFFIXES, kind_of
 from vec_pipeline.prompts import placeholders
 from vec_pipeline.record import UserError
 from vec_pipeline.terminal import plural
@@ -55,6 +58,7 @@ def export(reader: CsvReader, options: argparse.Namespace) -> None:
     rows = Rows(reader, template.columns, options.out)
     if options.existing in (None, "error"):
         refuse_existing(rows, suffix)
+    is_own = own_file_finder(reader.path)
     written = kept = 0
     targets = KeySet()
     for row in rows:
@@ -63,6 +67,10 @@ def export(reader: CsvReader, options: argparse.Namespace) -> None:
             rows.left_out["without a caption"] += 1
         elif str(target) in targets:
             rows.left_out["whose file would have the name of another picture's"] += 1
+        elif is_own(target):
+            rows.left_out["whose file would replace one that belongs to the CSV"] += 1
+        elif options.existing == "overwrite" and is_picture(target):
+            rows.left_out["whose file would replace a picture"] += 1
         elif options.existing == "skip" and os.path.lexists(target):
             kept += 1
         elif save(target, caption):
@@ -111,6 +119,15 @@ def refuse_existing(rows: Rows, suffix: str) -> None:
 
 def target_of(row: Row, suffix: str) -> Path:
     return row.place.with_name(row.place.stem + suffix)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether there is a file that begins as pictures do: those of a list may have any suffix."""
+    try:
+        with path.open("rb") if path.is_file() else nullcontext(BytesIO()) as file:
+            return bool(kind_of(file.read(HEAD_BYTES)))
+    except OSError:  # writing says what is wrong
+        return False
 
 
 def save(target: Path, caption: str) -> bool:

@@ -45,7 +45,7 @@ class Base(NamedTuple):
     """What a file is changed from.
 
     content: that from before our changes if the file is as we left it, else that of now; None for no file.
-    added: what we added to this content.
+    added: what we had added to it where another program has changed it since.
     """
 
     content: bytes | None
@@ -78,8 +78,11 @@ class Journal:
         for _, after, before, start, end, old, _ in rows:
             if file.content is not None and digest(file.content) == after:
                 return Base(None if before is None else Splice(start, end, old).applied(file.content), {})
-        added = json.loads(rows[-1][-1]) if rows else {}
-        return Base(file.content, {name: [(each[0], each[1]) for each in items] for name, items in added.items()})
+        added: dict[str, Items] = {}
+        for row in rows:  # two after a kill, which came before or after the second change
+            for name, items in json.loads(row[-1]).items():
+                added.setdefault(name, []).extend((language, text) for language, text in items)
+        return Base(file.content, added)
 
     def change(self, file: File, base: Base, splice: Splice, added: dict[str, Items]) -> None:
         """Change a file once it is noted how it was. Raises Changed, ReadOnly and OSError."""

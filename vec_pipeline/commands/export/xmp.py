@@ -77,8 +77,8 @@ def export(reader: CsvReader, options: argparse.Namespace) -> None:
     if options.existing == "error":
         raise UserError("--to xmp does not take --existing error: use skip (default) or overwrite")
     OpenImage().load()  # limits of Pillow
-    cache_path = beside(reader.path, "cache.sqlite")
-    cache = ResultCache(cache_path if cache_path.exists() else None, fingerprint)
+    places = (beside(path, "cache.sqlite") for path in (reader.path.resolve(), reader.path))
+    cache = ResultCache(next(filter(Path.exists, places), None), fingerprint)
     try:
         with Journal(journal_path) as journal:
             print("; ".join(Export(reader, options, journal, cache).written()))
@@ -116,6 +116,7 @@ class Export:
         self._options = options
         self._journal = journal
         self._cache = cache
+        self._unknown = 0  # pictures that were changed, and may have been others when they were annotated
         self._content_of = content_reader(reader.path)
 
     def written(self) -> Iterator[str]:
@@ -151,6 +152,8 @@ class Export:
     def _notes(self, counts: Mapping[str, int], sidecars: Counter[str]) -> Iterator[str]:
         if counts["same"]:
             yield f"{counts['same']:,} up to date already"
+        if self._unknown:
+            yield f"{self._unknown:,} not known to be unchanged"
         if counts["kept"]:
             yield f"kept: {plural(counts['kept'], 'description')} of others (--existing overwrite replaces them)"
         if sidecars:
@@ -206,12 +209,17 @@ class Export:
         slot = slot_of(content)
         if EXTENDED in slot.packet:
             raise LeftToSidecar("with XMP in several segments")
-        result = merged(slot.packet, texts, base.added, overwrite=self._options.existing == "overwrite")
+        packet = without(slot.packet, base.added)
+        if packet != slot.packet:
+            base = base._replace(content=splice_of(content, slot, packet).applied(content))
+            content = base.content or b""
+            slot = slot_of(content)
+        result = merged(slot.packet, texts, {}, overwrite=self._options.existing == "overwrite")
         is_same = result.packet == slot.packet
         splice = Splice(slot.start, slot.start, b"") if is_same else splice_of(content, slot, result.packet)
         edit = edit_of(row, file, base, splice, result.added, result.kept)
         if edit.splice:
-            check(content, splice.applied(content))
+            check(file.content, splice.applied(content))
         return edit
 
     def _in_sidecar(self, row: Row, texts: Texts) -> Edit:
@@ -219,8 +227,9 @@ class Export:
         name = f"{place.stem}.xmp" if self._options.sidecar == "photo.xmp" else f"{place.name}.xmp"
         file = opened(real(place.with_name(name)))
         base = self._journal.base(file)
-        content = base.content or b""
-        result = merged(content, texts, base.added, overwrite=self._options.existing == "overwrite")
+        content = without(base.content or b"", base.added)
+        base = base._replace(content=content) if base.content else base
+        result = merged(content, texts, {}, overwrite=self._options.existing == "overwrite")
         return edit_of(row, file, base, Splice(0, len(content), result.packet), result.added, result.kept)
 
     def _change(self, edit: Edit, splice: Splice) -> bool:
@@ -239,6 +248,8 @@ class Export:
             return False
         if is_known:
             self._note_picture(edit.row)
+        elif is_picture:
+            self._unknown += 1
         return True
 
     def _note_picture(self, row: Row) -> None:
@@ -251,8 +262,13 @@ class Export:
 
 
 def edit_of(row: Row, file: File, base: Base, splice: Splice, added: dict[str, Items], kept: list[str]) -> Edit:
-    is_same = splice.applied(base.content or b"") == file.content
+    is_same = not base.added and splice.applied(base.content or b"") == file.content  # else it is noted what is ours
     return Edit(row, file, base, None if is_same else splice, added, kept)
+
+
+def without(packet: bytes, ours: Texts) -> bytes:
+    """What another program has left of a packet, without what we added, as `--undo` restores it. Raises as `merged`."""
+    return merged(packet, {}, ours, overwrite=True).packet if packet and ours else packet
 
 
 def real(path: Path | None) -> Path:

@@ -98,12 +98,13 @@ def work(job: Job) -> None:
 
         def save(records: Sequence[Record]) -> None:
             with job.interrupt.shield():
+                job.results.note_pictures(records)
+                if not sink.replaces_rows:  # a kill may leave a picture known without a row, never a row without it
+                    job.results.confirm_pictures()
                 sink.write(records)
                 progress.count(records)
-                job.results.note_pictures(records)
                 job.corrected.note(records)
                 if not sink.replaces_rows:
-                    job.results.confirm_pictures()
                     job.corrected.confirm()
             if job.mirror:
                 job.mirror.note_checkpoint()

@@ -20,6 +20,14 @@ class Listed(BaseModel):
     categories: list[str] = Field(description="the most frequent first")
     acts: int = Field(description="the last act, 0 for none")
     grouped: bool = Field(description="whether near-duplicates are known, which are looked for at the first request")
+    csv: str = Field(description="tells it from other CSVs", pattern="^[0-9a-f]{16}$")
+    server: str = Field(description="another one once rows may have other numbers", pattern="^[0-9a-f]{16}$")
+
+
+class Next(BaseModel):
+    """The number of a row, null where there is no other."""
+
+    row: int | None
 
 
 class ShownRow(BaseModel):
@@ -117,9 +125,12 @@ def of(model: Any, **others: str) -> Responses:
     return found | {int(status[1:]): {"description": text} for status, text in others.items()}
 
 
-CONFLICT: Responses = {409: {"model": Refused, "description": "somebody else was first: see `conflicts`"}}
+CONFLICT: Responses = {
+    409: {"model": Refused, "description": "somebody else was first (see `conflicts`), or it is of other rows"}
+}
 WRONG = "a query, a row, a column or a value that is none"
 LIST = of(Listed, s422=WRONG)
+NEXT = of(Next, s422=WRONG)
 ROWS = of(list[ShownRow], s422=WRONG)
 CORRECT = of(Corrected, s422=WRONG) | CONFLICT
 BULK = of(Changed, s422=WRONG) | CONFLICT

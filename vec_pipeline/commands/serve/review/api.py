@@ -14,7 +14,7 @@ from vec_pipeline.commands.serve.pictures import OPENED_AT_ONCE, as_jpeg
 from vec_pipeline.commands.serve.review import answers
 from vec_pipeline.commands.serve.review.bulk import AnyOperation, Name, Whole
 from vec_pipeline.commands.serve.review.order import Order
-from vec_pipeline.commands.serve.review.work import Edit, Review, Wish, version_of
+from vec_pipeline.commands.serve.review.work import Edit, Outdated, Review, Wish, version_of
 from vec_pipeline.corrections import Conflict, Unavailable
 from vec_pipeline.record import UserError
 
@@ -28,6 +28,7 @@ KEPT_S = 3600  # by a browser, a picture
 
 Row = Annotated[int, Field(ge=0, le=LARGEST, description="its place in the CSV, from 0 on")]
 ActNumber = Annotated[int, Field(ge=0, le=LARGEST)]
+Id = Annotated[str | None, Field(max_length=100)]
 Who = Annotated[Whole, Field(max_length=100, description="whose act it is, for the history")]
 Where = Annotated[
     str, Field(max_length=10_000, description="a query, such as `category:vehicle -verified`; empty: all")
@@ -43,6 +44,7 @@ class OneChange(BaseModel):
     column: Name
     value: Annotated[Whole | None, Field(description="the text of a cell; null: what the models wrote")]
     seen: Annotated[ActNumber | None, Field(description="the act that made what was seen, 0: the models")] = None
+    key: Annotated[Whole | None, Field(description="the `key` of the row, so that no other row is changed")] = None
 
 
 class Changes(BaseModel):
@@ -53,6 +55,7 @@ class Changes(BaseModel):
 class Bulk(BaseModel):
     where: Where = ""
     rows: Annotated[list[Row] | None, Field(max_length=ALL, description="instead of a query")] = None
+    server: Annotated[Id, Field(description="of `GET /v1/review`: whose numbers `rows` are")] = None
     operation: AnyOperation
     preview: bool = True
     who: Who = ""
@@ -60,6 +63,7 @@ class Bulk(BaseModel):
 
 class Undo(BaseModel):
     act: ActNumber
+    csv: Annotated[Id, Field(description="of `GET /v1/review`: whose act it is")] = None
     who: Who = ""
 
 
@@ -70,6 +74,7 @@ def add_review(app: FastAPI, review: Review) -> None:
     add_changes(app, review)
     add_history(app, review)
     app.add_exception_handler(Conflict, lambda _, error: refusal_of(review, error))
+    app.add_exception_handler(Outdated, lambda _, error: answered({"detail": str(error), "conflicts": []}, 409))
 
 
 def add_rows(app: FastAPI, review: Review) -> None:
@@ -85,8 +90,19 @@ def add_rows(app: FastAPI, review: Review) -> None:
             return answered({
                 "rows": review.matching(where, order, is_unique=unique), "total": len(review.table),
                 "columns": review.table.types, "correctable": review.correctable(), "categories": review.categories(),
-                "acts": act, "grouped": review.groups.is_known,
+                "acts": act, "grouped": review.groups.is_known, "csv": review.csv_id, "server": review.server_id,
             })  # fmt: skip
+
+    @app.get("/v1/review/next", responses=answers.NEXT)
+    def next_open(
+        after: Annotated[int, Query(ge=0, le=LARGEST, description="a row")],
+        where: Annotated[str, Query(max_length=10_000)] = "",
+        order: Order = "worth",
+        unique: Annotated[bool, Query(description="of near-duplicates, the first alone")] = False,
+    ) -> Response:
+        """The next row after one, in an order, that nobody has accepted or rejected; after the last, the first."""
+        with asked():
+            return answered({"row": review.next_open(after, where, order, is_unique=unique)})
 
     @app.post("/v1/review/rows", responses=answers.ROWS)
     def rows(wanted: Rows) -> Response:
@@ -130,6 +146,8 @@ def add_changes(app: FastAPI, review: Review) -> None:
     @app.post("/v1/review/bulk", responses=answers.BULK)
     def bulk(wanted: Bulk) -> Response:
         """Change many rows as one act, which can be undone as one, or say what that would do."""
+        if wanted.rows is not None and wanted.server not in (None, review.server_id):
+            raise Outdated("the server was started again: load the page again")
         with asked():
             done = review.bulk(wanted.where, wanted.rows, wanted.operation, wanted.who, is_preview=wanted.preview)
         examples = [example(edit) for edit in done.edits[:MOST_EXAMPLES]]
@@ -138,6 +156,8 @@ def add_changes(app: FastAPI, review: Review) -> None:
     @app.post("/v1/review/undo", responses=answers.UNDO)
     def undo(wanted: Undo) -> Response:
         """Give what an act changed the values that it had before; to undo that is to do the first again."""
+        if wanted.csv not in (None, review.csv_id):
+            raise Outdated("the act is of another CSV: load the page again")
         with asked():
             try:
                 act, rows = review.undo(wanted.act, wanted.who)

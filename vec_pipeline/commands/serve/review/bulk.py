@@ -1,7 +1,7 @@
 """What is done to many rows at once: each operation makes new texts of the cells of a column."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import pyarrow as pa
@@ -11,9 +11,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from vec_pipeline.query import META
 from vec_pipeline.record import UserError
 
-CELLS_AT_ONCE = 64  # replaced, before their lengths are checked: each letter of a text can become 1,000
+MADE_AT_ONCE = 50_000_000  # characters that a replacement can make of cells before their lengths are checked
 LONGEST_CELL = 100_000  # characters
-SENTENCE = re.compile(r"(?:^|[.!?…]\s|\n)\W*\w")  # how one begins, up to its first letter
+SENTENCE = re.compile(r"(?:^|[.!?…]\s|\n)\W*(?:\w|\Z)")  # how one begins; \Z: else each of many \n is tried to the end
 
 
 def whole(text: str) -> str:
@@ -25,9 +25,19 @@ def whole(text: str) -> str:
     return text.replace("\0", "")
 
 
+def words(text: str) -> str:
+    """Items with commas between them. Raises ValueError where there is none, or a line break, which no item has."""
+    if len(text.strip().splitlines()) > 1:
+        raise ValueError("it has a line break: use commas")
+    if not (items := items_of(text)):
+        raise ValueError("it has no word")
+    return ", ".join(items)
+
+
 Whole = Annotated[str, AfterValidator(whole)]
 Name = Annotated[Whole, Field(max_length=200)]
 Text = Annotated[Whole, Field(min_length=1, max_length=1000)]
+Words = Annotated[Text, AfterValidator(words), Field(description="one, or several with commas; no line breaks")]
 
 
 class Operation(BaseModel):
@@ -41,9 +51,12 @@ class Operation(BaseModel):
 
     column: Name
 
-    def changed(self, cells: Sequence[str]) -> Sequence[str | None]:
-        """The new texts of some cells, in their order; None for what the models wrote. Raises UserError."""
-        return [self.new(cell) if cell else cell for cell in cells]
+    def changed(self, cells: Sequence[str]) -> Iterable[str | None]:
+        """Yield the new texts of some cells, in their order; None for what the models wrote. Raises UserError.
+
+        Texts may be too long for a cell, so that it is better to look at each than to collect them.
+        """
+        return (self.new(cell) if cell else cell for cell in cells)
 
     def new(self, cell: str) -> str:
         """The new text of a cell that is not empty."""
@@ -63,21 +76,15 @@ class Replace(Operation):
     regex: bool = False
     match_case: bool = False
 
-    def changed(self, cells: Sequence[str]) -> Sequence[str]:
+    def changed(self, cells: Sequence[str]) -> Iterator[str]:
         pattern = self.find if self.regex else META.sub(lambda found: "\\" + found[0], self.find)
         pattern = pattern if self.match_case else f"(?i){pattern}"
         by = self.by if self.regex else self.by.replace("\\", "\\\\")
-        found: list[str] = []
-        for start in range(0, len(cells), CELLS_AT_ONCE):
-            few = pa.array(cells[start : start + CELLS_AT_ONCE], pa.string())
+        for few in parts_of(cells, MADE_AT_ONCE // (len(by) + 1)):
             try:
-                replaced = pc.replace_substring_regex(few, pattern, by)
+                yield from pc.replace_substring_regex(pa.array(few, pa.string()), pattern, by).to_pylist()
             except pa.ArrowInvalid as error:
                 raise UserError(f"{self.find!r} cannot be replaced by {self.by!r}: {reason_of(error)}") from None
-            if pc.max(pc.utf8_length(replaced)).as_py() > LONGEST_CELL:
-                raise UserError(f"{self.column} would get a text of more than {LONGEST_CELL:,} characters")
-            found += replaced.to_pylist()
-        return found
 
     def what(self) -> str:
         return f'replace "{self.find}" by "{self.by}" in {self.column}'
@@ -100,14 +107,14 @@ class Trigger(Operation):
     """Puts a word with a comma in front, unless it is there already; as an item further behind it is moved."""
 
     kind: Literal["trigger"]
-    text: Text
+    text: Words
 
     def new(self, cell: str) -> str:
-        word = re.escape(self.text.strip())
+        word = re.escape(self.text)
         if re.match(rf"{word}(?!\w)", cell, re.IGNORECASE):
             return cell
         rest = re.sub(rf",\s*{word}\s*(?=,|$)", "", cell, flags=re.IGNORECASE)
-        return f"{self.text.strip()}, {rest}"
+        return f"{self.text}, {rest}"
 
     def what(self) -> str:
         return f'put "{self.text}" in front of {self.column}'
@@ -143,20 +150,20 @@ class OfKeywords(Operation):
 
 
 class EditKeyword(OfKeywords):
-    """Adds a keyword at the end, to empty lists too, or removes it."""
+    """Adds keywords at the end, to empty lists too, or removes them."""
 
     kind: Literal["add_keyword", "remove_keyword"]
-    keyword: Text
+    keyword: Words
 
-    def changed(self, cells: Sequence[str]) -> Sequence[str]:
-        return [self.new(cell) for cell in cells]
+    def changed(self, cells: Sequence[str]) -> Iterable[str]:
+        return (self.new(cell) for cell in cells)
 
     def items(self, items: list[str]) -> list[str]:
-        keyword = self.keyword.strip()
-        without = [item for item in items if item.casefold() != keyword.casefold()]
+        wanted = {each.casefold(): each for each in items_of(self.keyword)}
         if self.kind == "remove_keyword":
-            return without
-        return items if len(without) < len(items) else [*items, keyword]
+            return [item for item in items if item.casefold() not in wanted]
+        there = {item.casefold() for item in items}
+        return [*items, *(each for name, each in wanted.items() if name not in there)]
 
     def what(self) -> str:
         verb, preposition = ("add", "to") if self.kind == "add_keyword" else ("remove", "from")
@@ -164,19 +171,18 @@ class EditKeyword(OfKeywords):
 
 
 class RenameKeyword(OfKeywords):
-    """Gives a keyword another name; where the list has that one already, it is not there twice."""
+    """Gives a keyword, or each of several, another name; where the list has that one already, it is not there twice."""
 
     kind: Literal["rename_keyword"]
-    keyword: Text
-    to: Text
+    keyword: Words
+    to: Words
 
     def items(self, items: list[str]) -> list[str]:
-        names = [item.casefold() for item in items]
-        old, new = self.keyword.strip(), self.to.strip()
-        if old.casefold() not in names:
+        new = items_of(self.to)
+        spelled = {each.casefold(): [each] for each in new} | {old.casefold(): new for old in items_of(self.keyword)}
+        if not any(old.casefold() in map(str.casefold, items) for old in items_of(self.keyword)):
             return items
-        return distinct(new if name in (old.casefold(), new.casefold()) else item
-                        for item, name in zip(items, names, strict=True))  # fmt: skip
+        return distinct(each for item in items for each in spelled.get(item.casefold(), [item]))
 
     def what(self) -> str:
         return f'rename "{self.keyword}" to "{self.to}" in {self.column}'
@@ -225,6 +231,20 @@ AnyOperation = Annotated[
     Replace | Affix | Trigger | Case | EditKeyword | RenameKeyword | TidyKeywords | Set | Reset,
     Field(discriminator="kind"),
 ]
+
+
+def parts_of(cells: Sequence[str], most: int) -> Iterator[list[str]]:
+    """Yield consecutive cells of so many characters together, or one that has more."""
+    part: list[str] = []
+    size = 0
+    for cell in cells:
+        size += len(cell) + 1
+        if part and size > most:
+            yield part
+            part, size = [], len(cell) + 1
+        part.append(cell)
+    if part:
+        yield part
 
 
 def items_of(cell: str) -> list[str]:

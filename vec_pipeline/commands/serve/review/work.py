@@ -1,5 +1,7 @@
 """The review of one CSV: its rows in memory, what people have corrected, and the acts that change it."""
 
+import os
+import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -10,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vec_pipeline.annotations import CsvReader, content_reader
-from vec_pipeline.commands.serve.review.bulk import Operation, Reset, Set
+from vec_pipeline.commands.serve.review.bulk import LONGEST_CELL, Operation, Reset, Set
 from vec_pipeline.commands.serve.review.groups import Groups
 from vec_pipeline.commands.serve.review.order import Order, firsts, ordered
 from vec_pipeline.commands.serve.review.pixels import Pixels
@@ -53,12 +56,17 @@ class Bulk(NamedTuple):
 
 
 class Wish(NamedTuple):
-    """A change as a client asks for it; see `corrections.Change`."""
+    """A change as a client asks for it; see `corrections.Change`. key: which the client knows the row by."""
 
     row: int
     column: str
     value: str | None
     seen: int | None = None
+    key: str | None = None
+
+
+class Outdated(Exception):  # noqa: N818 (it says what is the matter)
+    """A client speaks of rows or acts of another CSV, or as they were numbered before the server was started again."""
 
 
 class Review:
@@ -67,11 +75,16 @@ class Review:
     Who reads gets what there is at the moment, and waits for nobody who writes. The rows are read at the first use, and
     those that have come at later ones.
 
+    csv_id: the same for a CSV each time it is reviewed; 16 hexadecimal digits.
+    server_id: for as long as its rows keep their numbers; 16 hexadecimal digits.
+
     Raises Unavailable where the CSV or the corrections cannot be used.
     """
 
     def __init__(self, csv_path: Path) -> None:
         self.csv_path = csv_path
+        self.csv_id = blake2b(os.fsencode(csv_path.resolve()), digest_size=8).hexdigest()
+        self.server_id = secrets.token_hex(8)
         self.groups = Groups(csv_path)
         self._corrections = Corrections(csv_path)
         self._given: Given = self._corrections.current().values
@@ -133,11 +146,28 @@ class Review:
         Raises UserError where it is no query.
         """
         table = self.table
-        query = Query(where, table.types)
         groups = self.groups.of(table.starts)
         rows = ordered(table, order, groups)
-        rows = rows[table.matching(query)[rows]] if where.strip() else rows
-        return rows[firsts(groups[rows])] if is_unique else rows
+        return chosen_of(rows, table, where, groups if is_unique else None)
+
+    def next_open(self, after: int, where: str, order: Order, *, is_unique: bool) -> int | None:
+        """The next row that nobody has accepted or rejected; the first one again after the last, None for no other.
+
+        after: a row that keeps its place in the order while it is decided on, whether it fulfils the query or not.
+
+        Raises UserError where it is no query, and where there is no such row.
+        """
+        table = self.table
+        check_rows([after], table)
+        groups = self.groups.of(table.starts)
+        order_of_all = ordered(table, order, groups, undecided=after)
+        rows = chosen_of(order_of_all, table, where, groups if is_unique else None)
+        is_open = pc.equal(table.column(VERIFIED), "").to_numpy()
+        rows = rows[is_open[rows] & (rows != after)]
+        places = np.argsort(order_of_all)  # of each row, in the order
+        later = rows[places[rows] > places[after]]
+        found = [*later[:1].tolist(), *rows[:1].tolist()]
+        return found[0] if found else None
 
     def shown(self, rows: Sequence[int]) -> list[Values]:
         """What a page shows of rows, in their order. Raises UserError for one that is not there."""
@@ -191,20 +221,26 @@ class Review:
                 old = [text_of(shown(table.types[column], cell)) for cell in chosen[column].to_pylist()]
                 for number, key, before, after in zip(numbers, keys, old, operation.changed(old), strict=True):
                     if before != after if after is not None else is_corrected(table.given, key, column):
+                        check_length(after, f"{column} of {key} (row {number})")
                         edits.append(Edit(number, key, column, before, after))
         return edits
 
     def correct(self, wishes: Sequence[Wish], who: str) -> tuple[int, list[int]]:
         """Make changes by hand as one act; return its number, and the rows that it changed.
 
-        Raises Conflict where a value is not what was seen, and UserError where one is not possible.
+        Raises Conflict where a value is not what was seen, Outdated where a row is not, and UserError where a value is
+        not possible.
         """
         table = self.table
-        check_rows([wish.row for wish in wishes], table)
+        check_rows([wish.row for wish in wishes if wish.key is None], table)
+        rows = [wish.row for wish in wishes if wish.row < len(table)]  # one that is gone had another number
+        keys = [values["image_path"] for values in table.values(rows)]
+        if len(rows) < len(wishes) or any(wish.key not in (None, key) for wish, key in zip(wishes, keys, strict=True)):
+            raise Outdated("the row has another picture now: load the page again")
         for wish in wishes:
             check_change(table.types, wish.column, wish.value)
-        keys = [values["image_path"] for values in table.values([wish.row for wish in wishes])]
-        changes = [Change(key, *wish[1:]) for key, wish in zip(keys, wishes, strict=True)]
+            check_length(wish.value, wish.column)
+        changes = [Change(key, *wish[1:4]) for key, wish in zip(keys, wishes, strict=True)]
         return self._done(lambda: self._corrections.correct(changes, EDIT, who))
 
     def bulk(self, where: str, rows: Sequence[int] | None, operation: Operation, who: str, *, is_preview: bool) -> Bulk:
@@ -256,6 +292,21 @@ def check_rows(rows: Sequence[int], table: Table) -> None:
     """Raises UserError where one is not there."""
     if rows and not 0 <= (wrong := max(rows)) < len(table):
         raise UserError(f"there is no row {wrong}: the CSV has {len(table):,}, counted from 0")
+
+
+def chosen_of(rows: Array, table: Table, where: str, groups: Array | None) -> Array:
+    """Those of some rows that fulfil a query, in their order; of each of these groups the first alone.
+
+    Raises UserError where it is no query.
+    """
+    rows = rows[table.matching(Query(where, table.types))[rows]] if where.strip() else rows
+    return rows if groups is None else rows[firsts(groups[rows])]
+
+
+def check_length(text: str | None, whose: str) -> None:
+    """Raises UserError where it is too long for a cell."""
+    if text is not None and len(text) > LONGEST_CELL:
+        raise UserError(f"{whose} would get a text of {len(text):,} characters: use {LONGEST_CELL:,} at most")
 
 
 def check_operation(operation: Operation, column: str, types: Mapping[str, str]) -> None:
