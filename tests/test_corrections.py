@@ -169,6 +169,7 @@ def test_what_cannot_be_corrected() -> None:
         ("score", "nan"),
         ("score", "inf"),
     ]
+    wrong += [("score", "1_000"), ("score", "١")]
     for column, text in (*wrong, ("score", "much"), ("verified", "perhaps")):
         with pytest.raises(UserError):
             check_change(types, column, text)

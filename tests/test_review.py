@@ -312,6 +312,9 @@ def test_an_act_of_another_csv_is_not_undone(client: Client) -> None:
     client.correct(0, "text", "x")
     expected = {"detail": "the act is of another CSV: load the page again", "conflicts": []}
     assert client.post("undo", 409, act=1, csv="0123456789abcdef") == expected
+    changes = [{"row": 0, "column": "description", "value": "mine"}]
+    refused = client.post("correct", 409, changes=changes, csv="0123456789abcdef")
+    assert refused == {"detail": "the row is of another CSV: load the page again", "conflicts": []}
     assert client.post("undo", act=1, csv=client.get()["csv"])["act"] == 2
 
 

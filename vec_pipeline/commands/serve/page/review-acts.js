@@ -1,27 +1,28 @@
 /* Acts of everybody: undo, and the list of what was done. An act on many pictures is undone as one. */
 
-import { json } from "./review-rows.js";
+import { isStale, json, list, STALE } from "./review-rows.js";
 import { element, foreign } from "./results.js";
 import { ask, Failure } from "./server.js";
 import { pageLanguage, say, translated } from "./words.js";
 
 const AT_ONCE = 30;
 const $ = (id) => document.getElementById(id);
-const mine = JSON.parse(sessionStorage.getItem("acts") || "[]"); // acts of this tab that can be undone, the last one last
 let hears = {};
 
-/** `listener` has undone(act, rows), which gets an undo and the numbers of the rows that it has changed. */
+/** `listener` has undone(act, rows), which gets an undo and the numbers of the rows that it has changed, and stale(),
+ * which is called where another CSV is served by now. */
 export function beginActs(listener) {
   hears = listener;
   $("to-acts").addEventListener("click", openActs);
   $("acts-more").addEventListener("click", () => more(Number($("acts-list").lastElementChild?.dataset.act)));
 }
 
+/** Acts of this tab on this CSV that can be undone, the last one last. */
+const mine = () => JSON.parse(sessionStorage.getItem(`acts ${list.csv}`) || "[]");
+const keep = (acts) => sessionStorage.setItem(`acts ${list.csv}`, JSON.stringify(acts.slice(-1000)));
+
 /** Note an act of this tab, for `undoLast`. */
-export function canUndo(act) {
-  mine.push(act);
-  sessionStorage.setItem("acts", JSON.stringify(mine.slice(-1000)));
-}
+export const canUndo = (act) => keep([...mine(), act]);
 
 let undoing = Promise.resolve(); // the last undo: one after the other, or the second would meet what the first takes back
 
@@ -29,19 +30,24 @@ let undoing = Promise.resolve(); // the last undo: one after the other, or the s
 export const undoLast = () => (undoing = undoing.then(undoNext));
 
 async function undoNext() {
-  if (!mine.length) return translated("There is nothing to undo. All changes are listed under “Changes…”.");
-  const act = mine.pop();
-  sessionStorage.setItem("acts", JSON.stringify(mine));
+  const acts = mine();
+  if (!acts.length) return translated("There is nothing to undo. All changes are listed under “Changes…”.");
+  const act = acts.pop();
+  keep(acts);
   return undo(act);
 }
 
 async function undo(act) {
   try {
-    const found = await (await ask("/v1/review/undo", json({ act, who: localStorage.getItem("who") || "" }))).json();
+    const found = await (await ask("/v1/review/undo", json({ act, csv: list.csv, who: localStorage.getItem("who") || "" }))).json();
     await hears.undone(found.act, found.rows);
     return translated("Undone. Pictures: {count}.", { count: found.rows.length });
   } catch (failure) {
     if (!(failure instanceof Failure)) throw failure;
+    if (isStale(failure)) {
+      hears.stale();
+      return translated(STALE);
+    }
     if (failure.status === 409) return translated(failure.body.conflicts.length ? "This cannot be undone: a value was changed after it." : "This is undone already.");
     if (![404, 422].includes(failure.status)) canUndo(act);
     return failure.message;

@@ -2,7 +2,7 @@
 
 import { element, foreign } from "./results.js";
 import { selected } from "./review-grid.js";
-import { json, list } from "./review-rows.js";
+import { isStale, json, list, STALE } from "./review-rows.js";
 import { flush } from "./review-save.js";
 import { ask, Failure } from "./server.js";
 import { pageLanguage, say, translated } from "./words.js";
@@ -39,7 +39,7 @@ let listener = {};
 let where = null;
 
 /** `given` has where(), the filter of the list, or null where the list is not all that fits it; and done(answer), which
- * is called when rows were changed. */
+ * is called when rows were changed; and stale(), where their numbers are those of an earlier server. */
 export function beginBulk(given) {
   listener = given;
   $("operation").append(...Object.entries(OPERATIONS).map(([value, { label }]) => say(element("option", { value }), label)));
@@ -53,7 +53,7 @@ export function beginBulk(given) {
   $("to-bulk").addEventListener("click", openBulk);
 }
 
-export function openBulk() {
+function openBulk() {
   where = listener.where();
   const count = list.rows.length.toLocaleString(pageLanguage());
   say($("bulk-filter"), list.rows.length < list.total ? "the {count} rows of this filter" : "all {count} rows", { count });
@@ -100,7 +100,7 @@ function operation() {
 
 async function send(isPreview) {
   const isSelected = $("bulk-form").elements.which.value === "selected";
-  const rows = isSelected ? { rows: [...selected] } : where === null ? { rows: list.rows } : { where };
+  const rows = isSelected ? { rows: [...selected], server: list.server } : where === null ? { rows: list.rows, server: list.server } : { where };
   const body = { ...rows, operation: operation(), preview: isPreview, who: localStorage.getItem("who") || "" };
   say($("bulk-count"), isPreview ? "Looking…" : "Changing…");
   $("bulk-apply").disabled = true;
@@ -114,7 +114,8 @@ async function send(isPreview) {
   } catch (failure) {
     if (!(failure instanceof Failure)) throw failure;
     $("bulk-count").textContent = "";
-    $("bulk-error").textContent = failure.status === 422 ? failure.values.detail : failure.message;
+    if (isStale(failure)) listener.stale();
+    $("bulk-error").textContent = isStale(failure) ? translated(STALE) : failure.status === 422 ? failure.values.detail : failure.message;
     $("bulk-error").hidden = false;
   }
 }

@@ -13,24 +13,26 @@ export function beginConflicts(onSettled) {
   settled = onSettled;
   $("keep").addEventListener("click", () => settle(true));
   $("take").addEventListener("click", () => settle(false));
-  $("conflict").addEventListener("cancel", (event) => event.preventDefault()); // there is no third way
+  $("conflict").addEventListener("keydown", (event) => event.key === "Escape" && event.preventDefault()); // there is no third way
 }
 
 export function addConflict(draft, now) {
-  conflicts.push({ draft, now });
+  const at = conflicts.findIndex(({ draft: { key, column } }) => key === draft.key && column === draft.column);
+  conflicts.splice(at < 0 ? conflicts.length : at, 1, { draft, now });
   showFirst();
 }
 
 function showFirst() {
   const [first] = conflicts;
-  if (!first || $("conflict").open) return;
+  if (!first) return;
   const { draft, now } = first;
   const text = (value) => (value === null ? translated("the machine’s") : value || "—");
   $("conflict-about").textContent = `${draft.key.split("/").pop()}: ${draft.column}`;
   $("mine").textContent = text(draft.value);
   $("theirs").textContent = text(now.value);
-  $("theirs-by").textContent = translated("By {who}, {time}", { who: now.who || translated("somebody"), time: timeOf(now.time) });
-  $("conflict").showModal();
+  const by = { who: now.who || translated("somebody"), time: timeOf(now.time) };
+  $("theirs-by").textContent = now.time ? translated("By {who}, {time}", by) : translated("Undone meanwhile");
+  if (!$("conflict").open) $("conflict").showModal();
 }
 
 function settle(isMine) {

@@ -71,7 +71,11 @@ class Field {
 
   show(row) {
     const value = String(valueOf(row, this.column));
-    if (this.input.value !== value) this.input.value = value; // the caret stays where nothing has changed
+    if (this.input.value !== value) {
+      const { selectionStart, selectionEnd } = this.input;
+      this.input.value = value;
+      if (document.activeElement === this.input) this.input.setSelectionRange(selectionStart, selectionEnd); // not to the end
+    }
     this.input.lang = languageOf(value);
     const problem = draftOf(row, this.column)?.problem || "";
     this.problem(problem === "conflict" ? translated("Not saved: somebody else has changed this, too") : problem);

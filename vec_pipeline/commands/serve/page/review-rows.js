@@ -5,14 +5,19 @@ import { ask } from "./server.js";
 const AT_ONCE = 100; // rows in a request
 const MOST_KNOWN = 3000;
 
-/** What the server listed: numbers of rows in order, types of columns, which can be corrected, the last act. */
-export const list = { rows: [], total: 0, columns: {}, correctable: [], categories: [], acts: 0 };
+/** What the server listed: numbers of rows in order, types of columns, which can be corrected, the last act, and which
+ * CSV and which start of the server that is of. */
+export const list = { rows: [], total: 0, columns: {}, correctable: [], categories: [], acts: 0, csv: "", server: "" };
 const positions = new Map(); // number of a row -> its place in the list
 const known = new Map(); // number -> the row
 const asked = new Map(); // number -> the request that it is in
 
 export const positionOf = (number) => positions.get(number);
 export const rowOf = (number) => known.get(number);
+
+/** Whether a request was refused because the numbers of rows are those of another CSV, or of an earlier server. */
+export const isStale = ({ status, values }) => status === 409 && /load the page again/.test(values.detail);
+export const STALE = "The server was started again, or has other rows: the list was loaded again.";
 
 /** What sends a value as JSON. */
 export const json = (body) => ({ method: "POST", body: new Blob([JSON.stringify(body)], { type: "application/json" }) });

@@ -83,7 +83,11 @@ export const WORDS = {
   "Saved.": "Сохранено.",
   "Not saved yet: the server does not answer. It is asked again, and nothing is lost.":
     "Ещё не сохранено: сервер не отвечает. Он будет спрошен снова, ничего не потеряно.",
-  "Not saved: {reason}": "Не сохранено: {reason}",
+  "Not saved: {name}: {reason}": "Не сохранено: {name}: {reason}",
+  "Undone meanwhile": "Между тем отменено",
+  "New pictures: {count}. Load them": "Новых картинок: {count}. Загрузить их",
+  "The server was started again, or has other rows: the list was loaded again.":
+    "Сервер был запущен снова, или строки в нём другие: список загружен заново.",
   "What was typed before is being saved. Values: {count}.": "Сохраняется введённое раньше. Значений: {count}.",
   "next picture": "следующая картинка",
   "previous picture": "предыдущая картинка",

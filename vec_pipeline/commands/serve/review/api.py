@@ -50,6 +50,7 @@ class OneChange(BaseModel):
 class Changes(BaseModel):
     changes: Annotated[list[OneChange], Field(min_length=1, max_length=MOST_CHANGES)]
     who: Who = ""
+    csv: Annotated[Id, Field(description="of `GET /v1/review`: whose rows they are")] = None
 
 
 class Bulk(BaseModel):
@@ -139,6 +140,8 @@ def add_changes(app: FastAPI, review: Review) -> None:
     @app.post("/v1/review/correct", responses=answers.CORRECT)
     def correct(wanted: Changes) -> Response:
         """Correct, accept or reject rows, all or none of them, as one act."""
+        if wanted.csv not in (None, review.csv_id):
+            raise Outdated("the row is of another CSV: load the page again")
         with asked():
             act, rows = review.correct([Wish(**dict(each)) for each in wanted.changes], wanted.who)
             return answered({"act": act, "rows": review.shown(rows)})
