@@ -242,7 +242,7 @@ def cache_path(config: "Config") -> Path | None:
     return beside(config.output, "cache.sqlite") if config.result_cache else None
 
 
-def fetched(stages: Sequence[Stage], engine: str | None) -> tuple[Stage, ...]:
+def fetched(stages: Sequence[Stage], engine: str | None = None) -> tuple[Stage, ...]:
     """The stages with their weights on this machine, hub models at the commit that is there.
 
     engine: that runs them on other machines, whose memory and devices are not known here; None for this one.

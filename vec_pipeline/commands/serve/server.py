@@ -132,7 +132,7 @@ def serve(config: Config, options: argparse.Namespace, token_hash: str) -> int:
         else:
             config = replace(config, output=options.csv or config.output)
         recorded = settings.recorded_settings(config.output) if config.output.exists() else settings.Recorded()
-        stages = fetched(settings.with_recorded_commits(config.stages, recorded), None)
+        stages = fetched(settings.with_recorded_commits(config.stages, recorded))
         service = stack.enter_context(made(config, stages, options))
         server = answer(create_app(service), options, token_hash, " annotates pictures")
         if service.annotator.failure:
