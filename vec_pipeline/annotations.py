@@ -198,7 +198,7 @@ class CsvReader:
         return Block(block.table.select(columns).filter(mask), block.starts[kept], block.ends[kept])
 
     def _corrected(self, table: "pa.Table") -> "pa.Table":
-        """Put what people have corrected in the place of what the models wrote; the cells are as `schema` says."""
+        """Replace the cells that people have corrected; they have the types of `schema`."""
         import pyarrow as pa
         import pyarrow.compute as pc
 

@@ -97,7 +97,7 @@ class CsvFile:
         self._take_note(records)
 
     def new_row(self, key: str) -> bytes | None:
-        """The row that `replace_rows` will put in the place of an old one; None where there is none."""
+        """The row that `replace_rows` will write instead of an old one; None where there is none."""
         return self._new_rows.get(key)
 
     def _take_note(self, records: Sequence[Record]) -> None:

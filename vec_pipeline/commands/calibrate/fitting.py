@@ -121,7 +121,7 @@ def short(value: float) -> float:
 
 
 def is_usable(values: Array) -> bool:
-    """Whether enough rows have a signal, and not all the same."""
+    """Whether enough rows have a signal, with more than one value."""
     known = values[~np.isnan(values)]
     return len(known) >= LEAST_SHARE * len(values) and len(np.unique(known)) > 1
 

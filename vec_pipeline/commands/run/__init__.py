@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vec_pipeline.commands import CONFIG_HELP, add_source_arguments, path
-from vec_pipeline.commands.run.messages import start_log
 from vec_pipeline.commands.run.order import ORDER_HELP, order_type
 from vec_pipeline.commands.run.shard import output_of, part_of, shard_type
 from vec_pipeline.record import COLUMNS, Source, SourceOptions, Stage, UserError, beside
@@ -99,7 +98,6 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
     from vec_pipeline.commands.run.work import Job, devices_of, mirrored, work
     from vec_pipeline.config import check_wiring, load_config
     from vec_pipeline.result_cache import ResultCache
-    from vec_pipeline.sinks.csv_file import CsvFile
     from vec_pipeline.sinks.csv_rows import contents_of
     from vec_pipeline.sources import content_of
 
@@ -119,9 +117,7 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
     if options.dry_run:
         found = checks.findings(config, source.columns, check_rows=not options.refresh)
         return ALL_FINE if checks.print_all(found) else UNUSABLE
-    sink = CsvFile(
-        config.output, columns, existing, retry_errors=options.retry_errors, refresh=options.refresh, drop=todo.gone
-    )
+    sink = sink_of(config, columns, existing, todo, options)
     watcher = Watcher(options.source, wanted.exclude, sink.keys()) if options.watch else None
     types = {name: {**COLUMNS, **columns}[name] for name in sink.header}
 
@@ -143,19 +139,23 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
                 settings.check_settings(config.output, config.stages, sink.header)
             record_settings()
         if has_work:
-            start_log(beside(config.output, "log"), config.log_level)
-            logger.info("run: %s", config)
-            work(
-                Job(
-                    config, stages, devices, source, wanted, todo, sink, results, corrected, options, interrupt, mirror,
-                    watcher,
-                )
-            )  # fmt: skip
+            job = Job(config, stages, devices, source, wanted, todo, sink, results, corrected, options, interrupt)
+            work(replace(job, mirror=mirror, watcher=watcher))
         if options.refresh:
             replace_rows(sink, results, corrected, record_settings)
         corrected.look()
     may_be_empty = options.limit == 0 or options.watch or options.shard is not None
     return verdict(sink, source, watcher.failures if watcher else [], may_be_empty=may_be_empty)
+
+
+def sink_of(
+    config: "Config", columns: Mapping[str, str], existing: "Contents", todo: "Todo", options: argparse.Namespace
+) -> "CsvFile":
+    """The CSV, locked. Raises UserError."""
+    from vec_pipeline.sinks.csv_file import CsvFile
+
+    retries, refresh = options.retry_errors, options.refresh
+    return CsvFile(config.output, columns, existing, retry_errors=retries, refresh=refresh, drop=todo.gone)
 
 
 def source_of(config: "Config", options: argparse.Namespace, wanted: SourceOptions) -> Source:
@@ -274,7 +274,7 @@ def close(sink: "CsvFile", results: "ResultCache", corrected: "Corrected", inter
 def replace_rows(
     sink: "CsvFile", results: "ResultCache", corrected: "Corrected", record_settings: Callable[[], None]
 ) -> None:
-    """Put the rows of a refresh in the place of the old ones, and say how many differ."""
+    """Replace the old rows by those of a refresh, and print how many differ."""
     changed = sink.replace_rows()
     record_settings()
     results.confirm_pictures()

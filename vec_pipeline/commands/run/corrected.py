@@ -27,7 +27,7 @@ class Corrected:
     """
 
     def __init__(self, csv_path: Path, types: dict[str, str], stages: Sequence[Stage]) -> None:
-        self._csv_path, self._types = csv_path, types
+        self._csv_path = csv_path
         self._corrections = Corrections(csv_path)
         self._now: Current = self._corrections.current()
         read = {name for stage in stages for name in stage.input_names}
@@ -76,18 +76,12 @@ class Corrected:
 
     @property
     def notes(self) -> list[str]:
-        moved, replaced = plural(self._found, "picture"), plural(self._replaced, "picture")
+        counted = {
+            "found at another place: the corrections hold": self._found,
+            "replaced by another: --refresh updates what follows from that": self._replaced,
+        }
         return [
-            *(
-                [f"{moved} that people have corrected found at another place: the corrections hold"]
-                if self._found
-                else []
-            ),
-            *(
-                [f"{replaced} that people have corrected replaced by another: --refresh updates what follows from that"]
-                if self._replaced
-                else []
-            ),
+            f"{plural(each, 'picture')} that people have corrected {what}" for what, each in counted.items() if each
         ]
 
     def close(self) -> None:

@@ -55,8 +55,8 @@ class Job:
     corrected: Corrected
     options: argparse.Namespace
     interrupt: Interrupt
-    mirror: Mirror | None
-    watcher: Watcher | None
+    mirror: Mirror | None = None
+    watcher: Watcher | None = None
 
     def records(self) -> Iterable[Record]:
         """What there is to go through, in the order that was asked for."""
@@ -71,6 +71,8 @@ class Job:
 
 def work(job: Job) -> None:
     config, options, sink = job.config, job.options, job.sink
+    start_log(beside(config.output, "log"), config.log_level)
+    logger.info("run: %s", config)
     with contextlib.ExitStack() as stack:
         terminal = stack.enter_context(stderr_in(beside(config.output, "log")))
         journal = stack.enter_context(contextlib.closing(CrashJournal(beside(config.output, "journal.sqlite"))))

@@ -46,7 +46,7 @@ class Pixels:
                 keys = [key for key in keys if key not in self._seen]
                 for start in range(0, len(keys), AT_ONCE):
                     self._save({key: hash_of(key) for key in keys[start : start + AT_ONCE]}, reader)
-        except UserError as error:  # a full disk, say; corrections are found by their paths all the same
+        except UserError as error:  # such as a full disk; corrections are still found by path
             logger.warning("corrections of pictures that move will not be found: %s", error)
 
     def _save(self, hashes: dict[str, bytes | None], reader: str) -> None:

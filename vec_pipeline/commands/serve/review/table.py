@@ -121,7 +121,7 @@ def shown(kind: str, value: Any) -> Any:
 
 
 def corrected(machine: pa.Table, given: Given, types: Mapping[str, str]) -> pa.Table:
-    """Put what people have corrected in the place of what the models wrote."""
+    """Replace the values that people have corrected."""
     keys = machine["image_path"].to_pylist()
     by_column: dict[str, dict[int, str]] = {}
     for row, key in enumerate(keys):
