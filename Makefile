@@ -33,8 +33,9 @@ help:  ## list the targets
 run: .venv/run  ## annotate: make run IMAGES=~/photos CONFIG=config.yaml N=100; or edit: make run N=5 PROMPT="..."
 	.venv/bin/python run.py "$(IMAGES)" --config "$(CONFIG)"$(DEMO_OUTPUT)$(EDIT) $(ARGS)
 
+# Where a process of the tests dies, xdist would replace it, and may then wait for ever.
 test: .venv/dev  ## run the tests, two files at a time
-	.venv/bin/pytest --numprocesses 2 --dist loadfile $(ARGS)
+	.venv/bin/pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 $(ARGS)
 
 test-long: .venv/dev  ## run in full what the tests sample: 50 texts of a real language model, 2,000 URLs, kills of a review
 	VEC_ALL_TEXTS=1 VEC_ALL_URLS=1 VEC_REVIEW_KILLS=100 .venv/bin/pytest tests/test_real_models.py \

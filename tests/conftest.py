@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from vec_pipeline import load_annotations
+from vec_pipeline.terminal import SIGNALS
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as run.py does
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited from a shell's background job, and by all workers
@@ -46,6 +47,14 @@ def run_worker(*arguments: object) -> Run:
     """Run `run.py` with the bundled models to its end."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=240, env=environment)
+
+
+@pytest.fixture(autouse=True)
+def signals_stay() -> Iterator[None]:
+    """A handler that a test leaves behind would be called in another, and could end the process."""
+    before = [signal.getsignal(number) for number in SIGNALS]
+    yield
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 @pytest.fixture(scope="session")

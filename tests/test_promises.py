@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import EXAMPLES, PROJECT, Run, command, run_worker
 from vec_pipeline import load_annotations
+from vec_pipeline.__main__ import main
 from vec_pipeline.record import COLUMNS
 
 VECTOR_COLUMNS = [name for name, kind in COLUMNS.items() if kind == "vector"]
@@ -154,8 +155,8 @@ def test_an_interrupt_saves_what_is_finished_and_exits_130(number: signal.Signal
 def test_a_second_interrupt_ends_the_process_at_once() -> None:
     """The first waits for the write it falls into, which here never ends."""
     program = (
-        "import time\nfrom vec_pipeline.terminal import Interrupt\n"
-        "with Interrupt().shield():\n    print('writing', flush=True)\n    time.sleep(600)"
+        "import time\nfrom vec_pipeline.terminal import Interrupt, handled\ninterrupt = Interrupt()\n"
+        "with handled(interrupt.on_signal), interrupt.shield():\n    print('writing', flush=True)\n    time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -165,6 +166,16 @@ def test_a_second_interrupt_ends_the_process_at_once() -> None:
             process.wait(timeout=1)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 130
+
+
+def test_a_program_that_calls_the_worker_keeps_its_own_signals(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        own = signal.getsignal(signal.SIGINT)
+        assert main(["run", str(tmp_path), "--config", str(tmp_path / "missing.yaml")]) == 2
+        assert signal.getsignal(signal.SIGINT) is own
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_limit_and_dry_run(tmp_path: Path) -> None:

@@ -4,27 +4,38 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TextIO
+from types import FrameType
+from typing import Any, TextIO
 
 INTERRUPTED = 130  # exit status
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """A block in which the signals to end call a handler, but those that are ignored, as by nohup."""
+    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heard}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 class Interrupt:
-    """Ctrl-C, SIGTERM, SIGHUP: the first stops the run, but never within a write; the second ends it at once.
+    """Ctrl-C, SIGTERM, SIGHUP: the first stops the run, but never within a write; the second ends the process at once.
 
-    A signal that is ignored at the start stays so: by nohup, or in a shell's background job.
+    Its `on_signal` is the handler, see `handled`.
     """
 
     def __init__(self) -> None:
         self._is_asked = False
         self._is_shielded = False
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._on_signal)
 
-    def _on_signal(self, number: int, frame: object) -> None:
+    def on_signal(self, number: int, frame: object) -> None:
         if self._is_asked:
             os._exit(INTERRUPTED)
         self._is_asked = True

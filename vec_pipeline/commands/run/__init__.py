@@ -14,7 +14,7 @@ from vec_pipeline.commands import CONFIG_HELP, add_source_arguments, path
 from vec_pipeline.commands.run.order import ORDER_HELP, order_type
 from vec_pipeline.commands.run.shard import output_of, part_of, shard_type
 from vec_pipeline.record import COLUMNS, Source, SourceOptions, Stage, UserError, beside
-from vec_pipeline.terminal import INTERRUPTED, Interrupt, plural, visible
+from vec_pipeline.terminal import INTERRUPTED, Interrupt, handled, plural, visible
 
 if TYPE_CHECKING:
     from vec_pipeline.commands.run.corrected import Corrected
@@ -78,17 +78,18 @@ def run(options: argparse.Namespace) -> int:
     if options.watch and (options.refresh or options.dry_run or options.shard):
         raise UserError("--watch waits for new files: leave --refresh, --dry-run and --shard out")
     interrupt = Interrupt()
-    try:
-        return annotate(options, interrupt)
-    except KeyboardInterrupt:
-        print("\ninterrupted: what was finished is saved; run the same command again to continue", file=sys.stderr)
-        return INTERRUPTED
-    except UserError:
-        raise
-    except Exception as error:  # of the worker itself: what fails with an image is in its row
-        logger.exception("the run ended early")
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{reason}: what was finished is saved, see the log beside the CSV") from None
+    with handled(interrupt.on_signal):
+        try:
+            return annotate(options, interrupt)
+        except KeyboardInterrupt:
+            print("\ninterrupted: what was finished is saved; run the same command again to continue", file=sys.stderr)
+            return INTERRUPTED
+        except UserError:
+            raise
+        except Exception as error:  # of the worker itself: what fails with an image is in its row
+            logger.exception("the run ended early")
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{reason}: what was finished is saved, see the log beside the CSV") from None
 
 
 def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:

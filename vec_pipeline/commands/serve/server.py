@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
@@ -47,6 +47,7 @@ from vec_pipeline.sinks.csv_file import CsvFile, lock_beside
 from vec_pipeline.sinks.csv_rows import contents_of
 from vec_pipeline.stages.describe import MAX_NEW_TOKENS, Describe
 from vec_pipeline.stages.translate import Translate
+from vec_pipeline.terminal import handled
 
 HEADERS_S = 10.0  # until a request's headers are there
 LINGER_S = 2.0  # for what a client still sends that was answered
@@ -54,7 +55,6 @@ BODY_S = 60.0  # until a request's body is there, or a client takes what it is s
 DRAIN_S = 60.0  # for what waits when the server ends
 CONNECTIONS = 512
 HTTP_PORT = 80  # which names of hosts leave out
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FETCH_S = 20.0  # for a picture at an address: a client waits for it
 
 logger = logging.getLogger("vec_pipeline")
@@ -105,18 +105,6 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         with handled(self.handle_exit):
             yield
-
-
-@contextlib.contextmanager
-def handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """A block whose signals to end, but those that are ignored, as by nohup, call a handler."""
-    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in heard}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
 
 
 def serve(config: Config, options: argparse.Namespace, token_hash: str) -> int:
