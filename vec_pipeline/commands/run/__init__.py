@@ -128,7 +128,7 @@ def annotate(options: argparse.Namespace, interrupt: Interrupt) -> int:
         for note in calibration.notes(stages, settings.recorded_settings(config.output).stages):
             print(note)
 
-    corrected = Corrected(config.output, types, stages)  # again: nobody else can change them now
+    corrected = Corrected(config.output, types, stages, todo.changed)  # again: nobody else can change them now
     has_work = todo.number != 0 or options.watch
     with contextlib.ExitStack() as stack:
         mirror = stack.enter_context(mirrored(config.output, options.mirror))  # closed last: with the rows replaced

@@ -1,7 +1,7 @@
 """What people have corrected, in a run: stages read it in place of what others wrote, and moved pictures keep it."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vec_pipeline.corrections import Corrections, Current, typed
@@ -21,21 +21,29 @@ class Corrected:
 
     types: of the columns of the CSV.
     stages: of the run.
+    changed: keys of pictures that may have changed since their rows were made. Those that another has replaced lose
+        what was corrected for them before it is given to any stage; the caller holds the CSV's lock.
 
     stale: keys of the rows that were made before what their stages read was corrected, or with what is undone since.
     notes: what to say at the end, a line each.
     """
 
-    def __init__(self, csv_path: Path, types: dict[str, str], stages: Sequence[Stage]) -> None:
+    def __init__(
+        self, csv_path: Path, types: dict[str, str], stages: Sequence[Stage], changed: Container[str] = ()
+    ) -> None:
         self._csv_path = csv_path
         self._corrections = Corrections(csv_path)
         self._now: Current = self._corrections.current()
+        self._found = self._replaced = 0
         read = {name for stage in stages for name in stage.input_names}
         self._columns = {name: kind for name, kind in types.items() if name in read}
+        given = [key for key, found in self._now.values.items() if key in changed and self._columns.keys() & found]
+        if given:
+            self._look_at(given)
+            self._now = self._corrections.current()
         self.stale = self._corrections.stale(self._columns) if self._now.exists else []
-        self._concerned = {*self._now.values, *self.stale}
+        self._concerned = {*self._now.values, *self.stale, *given}
         self._saved: list[str] = []
-        self._found = self._replaced = 0
         opens = [stage for stage in stages if IMAGE in stage.outputs.values()]
         self._reader = fingerprint(opens[0]) if opens else ""
 
@@ -55,8 +63,7 @@ class Corrected:
         """Rows have been written: keep what their pictures look like, and until `confirm`, what they were made with."""
         if self._now.exists:
             hashes = {record.key: record.hashes[IMAGE] for record in records if IMAGE in record.hashes}
-            found, replaced = self._corrections.note_pixels(hashes, self._reader)
-            self._found, self._replaced = self._found + len(found), self._replaced + len(replaced)
+            self._note_pixels(hashes, self._reader)
             self._saved += [record.key for record in records if record.key in self._concerned]
 
     def confirm(self) -> None:
@@ -67,18 +74,27 @@ class Corrected:
 
     def look(self) -> None:
         """Keep what corrected pictures look like of which that is not known yet: they are found where they move to."""
-        if not self._now.exists or not (found := pixels_of(self._csv_path)):
+        if self._now.exists:
+            self._look_at([])
+
+    def _look_at(self, keys: Sequence[str]) -> None:
+        """Note what pictures look like; where none is named, those of which that is not known yet."""
+        if not (found := pixels_of(self._csv_path)):
             return
         reader, hash_of_key = found
-        keys = [key for key in self._corrections.without_pixels(reader, LOOKED_AT) if os.path.exists(local_path(key))]
-        hashes = {key: digest for key in keys if (digest := hash_of_key(key))}
-        self._corrections.note_pixels(hashes, reader)
+        keys = keys or self._corrections.without_pixels(reader, LOOKED_AT)
+        there = [key for key in keys if os.path.exists(local_path(key))]
+        self._note_pixels({key: digest for key in there if (digest := hash_of_key(key))}, reader)
+
+    def _note_pixels(self, hashes: dict[str, bytes], reader: str) -> None:
+        found, replaced = self._corrections.note_pixels(hashes, reader)
+        self._found, self._replaced = self._found + len(found), self._replaced + len(replaced)
 
     @property
     def notes(self) -> list[str]:
         counted = {
             "found at another place: the corrections hold": self._found,
-            "replaced by another: --refresh updates what follows from that": self._replaced,
+            "replaced by another, for which the corrections do not hold": self._replaced,
         }
         return [
             f"{plural(each, 'picture')} that people have corrected {what}" for what, each in counted.items() if each

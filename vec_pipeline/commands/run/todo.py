@@ -72,6 +72,11 @@ class Todo:
                 self._changed.update(record.key for record in changed)
                 self._unknown.update(record.key for record in unknown)
 
+    @property
+    def changed(self) -> KeySet:
+        """Keys of the rows whose pictures have changed since, or may have."""
+        return self._changed | self._unknown
+
     def new(self, limit: int | None, retry_errors: bool) -> None:
         """Images without a row, and those whose row has an error if these are retried."""
         if not is_counted(self._source):
