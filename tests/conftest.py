@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited from a shell'
 
 PROJECT = Path(__file__).resolve().parent.parent
 EXAMPLES = PROJECT / "examples" / "images"
+SHARED: dict[Path, list[str]] = {}  # folders of runs that many tests read, and the names of their files
 
 Run = subprocess.CompletedProcess[str]
 RunWorker = Callable[..., Run]
@@ -50,18 +52,30 @@ def run_worker(*arguments: object) -> Run:
 
 
 @pytest.fixture(autouse=True)
-def signals_stay() -> Iterator[None]:
-    """A handler that a test leaves behind would be called in another, and could end the process."""
+def what_tests_share_stays() -> Iterator[None]:
+    """A handler of signals that a test leaves behind could end the process in another; a file, get in its way."""
     before = [signal.getsignal(number) for number in SIGNALS]
     yield
     assert [signal.getsignal(number) for number in SIGNALS] == before
+    for folder, names in SHARED.items():
+        assert sorted(os.listdir(folder)) == names, "copy the run"
 
 
 @pytest.fixture(scope="session")
 def example_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
-    """One undisturbed run over the example pictures, and its CSV."""
+    """One undisturbed run over the example pictures, and its CSV, beside which tests write nothing: see `copied`."""
     output = tmp_path_factory.mktemp("examples") / "annotations.csv"
-    return run_worker(EXAMPLES, "--output", output), output
+    run = run_worker(EXAMPLES, "--output", output)
+    SHARED[output.parent] = sorted(os.listdir(output.parent))
+    return run, output
+
+
+def copied(csv_path: Path, folder: Path, *, results: bool = False) -> Path:
+    """A copy of the CSV of a run and of its settings in a folder; of its result cache and crash journal, too."""
+    endings = [".csv", ".settings.yaml", *([".cache.sqlite", ".journal.sqlite"] if results else [])]
+    for path in map(csv_path.with_suffix, endings):
+        shutil.copy(path, folder)
+    return folder / csv_path.name
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ import pytest
 import tqdm
 from pyarrow import parquet
 
-from tests.conftest import PRINT_PEAK_MB, PROJECT, Run
+from tests.conftest import PRINT_PEAK_MB, PROJECT, Run, copied
 from tests.rows import SIZES, VECTOR_COLUMNS, failed, finished, unit_vectors, write, write_declared
 from vec_pipeline import load_annotations
 from vec_pipeline.__main__ import main
@@ -598,17 +598,11 @@ def test_memory_is_flat_at_any_size(tmp_path: Path, to: str) -> None:
 
 
 def test_a_real_run_is_exported(example_run: tuple[Run, Path], tmp_path: Path) -> None:
-    table = pd.read_parquet(exported(Path(copied(example_run[1], tmp_path)), "parquet"))
+    table = pd.read_parquet(exported(copied(example_run[1], tmp_path), "parquet"))
     table.index = pd.Index([Path(image).name for image in table["image_path"]])
     assert "yellow moon" in table.loc["yellow-moon.png", "description"].lower()
     vectors = np.stack(table["image_vector"])
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-
-
-def copied(path: Path, folder: Path) -> Path:
-    copy = folder / path.name
-    copy.write_bytes(path.read_bytes())
-    return copy
 
 
 # --- pgvector

@@ -6,7 +6,6 @@ With a calibration, its thresholds count, and rows have p_wrong.
 import json
 import math
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from models.demo.drawing import draw
 from models.demo.scenes import BACKGROUNDS, Scene
-from tests.conftest import EXAMPLES, Run, run_worker
+from tests.conftest import EXAMPLES, Run, copied, run_worker
 from vec_pipeline import load_annotations
 from vec_pipeline.calibration import Calibration, Term
 from vec_pipeline.config import ConfigError, build_stage, load_config
@@ -456,10 +455,7 @@ def test_a_calibration_is_found_at_home(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_refresh_adds_p_wrong_and_loads_no_model(example_run: tuple[Run, Path], tmp_path: Path) -> None:
-    for path in example_run[1].parent.glob("annotations*"):
-        if path.suffix != ".log":
-            shutil.copy(path, tmp_path / path.name)
-    output = tmp_path / "annotations.csv"
+    output = copied(example_run[1], tmp_path, results=True)
     options = ("--output", output, "--set", f"flag.calibration={calibration(tmp_path)}")
     assert run_worker(EXAMPLES, *options).returncode == 2, (
         "without --refresh, rows of two settings would be in one file"

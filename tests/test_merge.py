@@ -1,6 +1,5 @@
 """`run --shard` and `merge`: parts that run alone, and become one CSV without a row lost or twice."""
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tests.conftest import EXAMPLES, PROJECT, Run, command, run_worker
+from tests.conftest import EXAMPLES, PROJECT, Run, command, copied, run_worker
 from tests.fakes import ListSource, TextContent
 from tests.test_promises import assert_same_rows
 from vec_pipeline import load_annotations
@@ -266,10 +265,8 @@ def test_a_csv_that_a_run_has_open_is_refused(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_results_come_along_so_that_nothing_is_computed_again(example_run: tuple[Run, Path], tmp_path: Path) -> None:
-    for path in example_run[1].parent.glob("annotations*"):
-        shutil.copy(path, tmp_path / path.name)
     out = tmp_path / "all.csv"
-    assert merge(tmp_path / "annotations.csv", "--out", out) == 0
+    assert merge(copied(example_run[1], tmp_path, results=True), "--out", out) == 0
     again = tmp_path / "again.csv"
     out.with_suffix(".cache.sqlite").rename(again.with_suffix(".cache.sqlite"))
     run = run_worker(EXAMPLES, "--output", again)

@@ -3,7 +3,6 @@
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.conftest import EXAMPLES, PROJECT, Run, command, run_worker
+from tests.conftest import EXAMPLES, PROJECT, Run, command, copied, run_worker
 from vec_pipeline import load_annotations
 from vec_pipeline.__main__ import main
 from vec_pipeline.record import COLUMNS
@@ -81,7 +80,7 @@ def test_vectors_are_float32_and_normalised(example_rows: pd.DataFrame) -> None:
 
 
 def test_a_second_run_finds_nothing_left(example_run: tuple[Run, Path], tmp_path: Path) -> None:
-    output = copy_of(example_run[1], tmp_path)
+    output = copied(example_run[1], tmp_path)
     before = output.read_bytes()
     again = run_worker(EXAMPLES, "--output", output)
     assert again.returncode == 0
@@ -89,16 +88,9 @@ def test_a_second_run_finds_nothing_left(example_run: tuple[Run, Path], tmp_path
     assert output.read_bytes() == before
 
 
-def copy_of(output: Path, folder: Path) -> Path:
-    """A finished run's CSV and settings, without its result cache."""
-    for path in (output, output.with_suffix(".settings.yaml")):
-        shutil.copy(path, folder / path.name)
-    return folder / output.name
-
-
 def test_a_torn_row_is_dropped_and_done_again(example_run: tuple[Run, Path], tmp_path: Path) -> None:
     expected = load_annotations(example_run[1])
-    output = copy_of(example_run[1], tmp_path)
+    output = copied(example_run[1], tmp_path)
     os.truncate(output, output.stat().st_size - 300)
     assert run_worker(EXAMPLES, "--output", output).returncode == 0
     assert_same_rows(load_annotations(output), expected)

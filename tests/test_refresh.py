@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.conftest import EXAMPLES, Run, command, run_worker
+from tests.conftest import EXAMPLES, Run, command, copied, run_worker
 from tests.test_promises import assert_same_rows
 from vec_pipeline import load_annotations
 from vec_pipeline.record import COLUMNS
@@ -24,10 +24,7 @@ OTHER_SETTINGS = ("--set", "categories=[animal, vehicle, other]")
 @pytest.fixture
 def finished(example_run: tuple[Run, Path], tmp_path: Path) -> Path:
     """A copy of a finished run's CSV, settings, result cache and crash journal."""
-    for path in example_run[1].parent.glob("annotations*"):
-        if path.suffix != ".log":
-            shutil.copy(path, tmp_path / path.name)
-    return tmp_path / "annotations.csv"
+    return copied(example_run[1], tmp_path, results=True)
 
 
 def refresh(output: Path, *arguments: object) -> Run:

@@ -25,7 +25,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from tests.conftest import PROJECT, Run
+from tests.conftest import PROJECT, Run, copied
 from tests.test_gallery import FLAGS, HOSTILE, driver  # noqa: F401 (driver is a fixture)
 from tests.test_report import record, write_csv
 from tests.test_serve_page import PAGE, Page, page  # noqa: F401 (page is a fixture)
@@ -104,11 +104,7 @@ class Review(Page):
 @pytest.fixture(scope="module")
 def rows(example_run: tuple[Run, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the rows of the bundled models: what is corrected here is nobody else's."""
-    folder = tmp_path_factory.mktemp("review")
-    for path in example_run[1].parent.glob("annotations.*"):
-        if path.suffix in (".csv", ".yaml"):
-            shutil.copy(path, folder)
-    return folder / "annotations.csv"
+    return copied(example_run[1], tmp_path_factory.mktemp("review"))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import yaml
 
 from models.demo.draw import write_scene
 from models.demo.scenes import Scene, Thing
-from tests.conftest import PROJECT, Run
+from tests.conftest import PROJECT, Run, copied
 from tests.rows import failed, finished, unit_vectors, write
 from tests.test_report import Memory
 from vec_pipeline.__main__ import main
@@ -95,17 +95,10 @@ def suffix(drawn: Path, stem: str) -> str:
     return next(path.suffix for path in drawn.parent.glob(stem + ".*") if path.suffix != ".json")
 
 
-def copied(csv_path: Path, folder: Path) -> Path:
-    """The CSV and its settings in another folder."""
-    for path in (csv_path, settings_path(csv_path)):
-        shutil.copy(path, folder / path.name)
-    return folder / csv_path.name
-
-
 def test_a_real_run_is_searched(
     example_run: tuple[Run, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    csv_path = copied(example_run[1], tmp_path)  # beside the run itself, the cache would get in the way of other tests
+    csv_path = copied(example_run[1], tmp_path)
     assert search(capsys, csv_path, "a yellow moon on a white background", "--top", 1) == ["yellow-moon"]
     assert search(capsys, csv_path, "a purple cat", "--in", "text", "--top", 1)[0].startswith("purple-cat")
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import shutil
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from tests.conftest import Run
+from tests.conftest import Run, copied
 from tests.rows import failed, finished, write
 from tests.test_serve import CAT, CUP, FLOWER, Server, id_of, resaved, running
 from vec_pipeline import load_annotations
@@ -26,7 +25,6 @@ from vec_pipeline.commands.serve.rows import Rows
 from vec_pipeline.commands.serve.search import AT_ONCE, MOST_WAITING, Search, add_search, makers_at
 from vec_pipeline.memory import LoadError, ModelCache
 from vec_pipeline.record import COLUMNS, Stage, UserError, Values
-from vec_pipeline.settings import settings_path
 from vec_pipeline.stages.open_image import OpenImage
 
 Found = list[dict[str, Any]]
@@ -35,10 +33,7 @@ Found = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def csv(example_run: tuple[Run, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The CSV of a finished run over the example pictures."""
-    folder = tmp_path_factory.mktemp("searched")
-    for path in (example_run[1], settings_path(example_run[1])):
-        shutil.copy(path, folder)
-    return folder / example_run[1].name
+    return copied(example_run[1], tmp_path_factory.mktemp("searched"))
 
 
 @pytest.fixture(scope="module")

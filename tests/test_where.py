@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import copied
 from tests.rows import failed, finished, unit_vectors, write
 from tests.test_report import values_of
 from vec_pipeline import load_annotations
@@ -97,8 +98,11 @@ def test_search_shows_what_people_have_corrected(path: Path) -> None:
             assert vectors.nearest(query, 1)[0]["description"] == expected
 
 
-def test_the_command_search_takes_a_query(example_run: tuple[Any, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    shown = json.loads(printed(capsys, "search", example_run[1], "a cat", "--json", "--where", "keyword:flower"))
+def test_the_command_search_takes_a_query(
+    example_run: tuple[Any, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csv = copied(example_run[1], tmp_path)
+    shown = json.loads(printed(capsys, "search", csv, "a cat", "--json", "--where", "keyword:flower"))
     assert len(shown) == sum("flower" in text for text in load_annotations(example_run[1])["keywords"])
     assert all("flower" in row["description"] for row in shown)
 
