@@ -14,12 +14,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx2
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
@@ -31,6 +32,8 @@ from tests.test_report import record, write_csv
 from tests.test_serve_page import PAGE, Page, page  # noqa: F401 (page is a fixture)
 from vec_pipeline import load_annotations
 from vec_pipeline.commands.serve.access import hash_of
+from vec_pipeline.commands.serve.review import bulk
+from vec_pipeline.corrections import EDIT
 
 STARTS = re.compile(r"(http://127\.0\.0\.1:(\d+))/review reviews ")
 SCRIPTS = sorted(path.name for path in PAGE.glob("review*.js"))
@@ -441,6 +444,12 @@ def test_any_change_can_be_undone_from_the_list_of_all(review: Review, server: S
     review.press("a", "j")  # letters do nothing behind a dialog
     review.press(Keys.ESCAPE)
     assert review.find("#mark").text != "accepted"
+    review.find("[data-language=ru]").click()
+    review.press("c")
+    review.until(lambda: review.texts("#acts-list li"))
+    assert review.texts("#acts-list li")[0].startswith("отмена: добавление «added» в keywords")
+    review.press(Keys.ESCAPE)
+    review.find("[data-language=en]").click()
 
 
 def test_what_was_changed_after_an_act_cannot_be_undone_with_it(review: Review, server: Server) -> None:
@@ -939,6 +948,33 @@ def test_the_page_speaks_russian(review: Review, server: Server) -> None:
     assert [text for text in english if not text.startswith("text_confidence")] == []
     review.find("[data-language=en]").click()
     assert review.driver.title == "Review"
+
+
+OPERATIONS = [
+    {"kind": "replace", "find": "{one}", "with": "{two}"},
+    *({"kind": kind, "text": "{one}"} for kind in ("prefix", "suffix", "trigger")),
+    *({"kind": "case", "to": to} for to in ("lower", "upper", "sentence")),
+    *({"kind": kind, "keyword": "{one}"} for kind in ("add_keyword", "remove_keyword")),
+    {"kind": "rename_keyword", "keyword": "{one}", "to": "{two}"},
+    *({"kind": kind} for kind in ("unique_keywords", "sort_keywords", "reset")),
+    {"kind": "set", "value": "{one}"},
+]
+
+
+def test_the_page_knows_the_name_of_every_act() -> None:
+    made = TypeAdapter[bulk.Operation](bulk.AnyOperation)
+    names = {made.validate_python({**each, "column": "{column}"}).what() for each in OPERATIONS}
+    script = (PAGE / "review-words.js").read_text("utf-8")
+    known = dict(re.findall(r"^  '(.+)': \"(.+)\",$", script, re.MULTILINE))
+    assert names | {"reset all columns", "undo: {act}", EDIT} == known.keys()
+    for english, russian in known.items():
+        assert set(re.findall(r"\{\w+\}", english)) == set(re.findall(r"\{\w+\}", russian)), english
+    kinds = {kind for each in get_args(get_args(bulk.AnyOperation)[0]) for kind in kinds_of(each)}
+    assert kinds == {each["kind"] for each in OPERATIONS}
+
+
+def kinds_of(operation: type[bulk.Operation]) -> tuple[str, ...]:
+    return get_args(operation.model_fields["kind"].annotation)
 
 
 NOT_SAID = {"Enter", "Escape", "Home", "Control", "Ctrl", "dialog .close"}

@@ -2,6 +2,7 @@
 
 import { isStale, json, list, STALE } from "./review-rows.js";
 import { element, foreign } from "./results.js";
+import { ACTS } from "./review-words.js";
 import { ask, Failure } from "./server.js";
 import { pageLanguage, say, translated } from "./words.js";
 
@@ -73,8 +74,15 @@ async function more(before) {
   }
 }
 
-/** What an act was, in the language of the page where the page knows it. */
-const nameOf = (what) => ({ edit: translated("Edited") })[what] || what;
+/** What an act was, in the language of the page; the server calls it by its English name. */
+function nameOf(what) {
+  for (const name of Object.keys(ACTS)) {
+    const found = what.match(new RegExp(`^${name.replace(/\{(\w+)\}/g, "(?<$1>.*)")}$`, "s"));
+    const parts = found?.groups || {};
+    if (found) return translated(name, parts.act ? { act: nameOf(parts.act) } : parts);
+  }
+  return what;
+}
 
 function entry(act) {
   const about = translated("{time}, {who}; values: {count}", { time: timeOf(act.time), who: act.who || translated("somebody"), count: act.changes });

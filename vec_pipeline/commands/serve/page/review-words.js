@@ -1,6 +1,28 @@
 /* What the review page says beside the words of words.js, in Russian. */
 
+/** What the server calls changes of many pictures, see bulk.py, and other acts. */
+export const ACTS = {
+  'replace "{one}" by "{two}" in {column}': "замена «{one}» на «{two}» в {column}",
+  'add "{one}" in front of {column}': "добавление «{one}» в начало {column}",
+  'add "{one}" at the end of {column}': "добавление «{one}» в конец {column}",
+  'put "{one}" in front of {column}': "слово «{one}» в начале {column}",
+  'lower case in {column}': "строчные буквы в {column}",
+  'upper case in {column}': "прописные буквы в {column}",
+  'sentence case in {column}': "буквы как в предложении в {column}",
+  'add "{one}" to {column}': "добавление «{one}» в {column}",
+  'remove "{one}" from {column}': "удаление «{one}» из {column}",
+  'rename "{one}" to "{two}" in {column}': "переименование «{one}» в «{two}» в {column}",
+  'remove repeated {column}': "удаление повторов в {column}",
+  'sort {column}': "упорядочение {column}",
+  'set {column} to "{one}"': "значение {column}: «{one}»",
+  'reset all columns': "возврат машинного во всех столбцах",
+  'reset {column}': "возврат машинного в {column}",
+  'undo: {act}': "отмена: {act}",
+  'edit': "правка",
+};
+
 export const WORDS = {
+  ...ACTS,
   "Skip to the pictures": "К картинкам",
   "Review": "Проверка",
   "Your name": "Ваше имя",
@@ -59,7 +81,6 @@ export const WORDS = {
   "This cannot be undone: a value was changed after it.": "Это нельзя отменить: значение потом изменили.",
   "This is undone already.": "Это уже отменено.",
   "Nothing has been changed yet.": "Изменений ещё нет.",
-  "Edited": "Правка",
   "{time}, {who}; values: {count}": "{time}, {who}; значений: {count}",
   "undone": "отменено",
   "{count} pictures": "Картинок: {count}",
