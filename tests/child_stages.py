@@ -5,11 +5,12 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from tests.fakes import Read
+from vec_pipeline.child import Work
 from vec_pipeline.children import Children
 from vec_pipeline.pipeline import chunks
 from vec_pipeline.record import Record, Stage, UserError, Values
@@ -59,6 +60,21 @@ def when_all_have_begun(children: Children, found: Iterable[Record], size: int =
     yield from chunks(found, lambda: size)
 
 
+def rows_of(children: Children, found: Sequence[Record], size: int = 3, *, by_all: bool = False) -> dict[str, Record]:
+    """What comes out, by key; each record must come out once.
+
+    by_all: each of the processes gets some.
+    """
+    given = when_all_have_begun(children, found, size) if by_all else chunks(found, lambda: size)
+    annotated = [record for chunk in children(given) for record in chunk]
+    assert len({record.key for record in annotated}) == len(annotated)
+    return {record.key: record for record in annotated}
+
+
+def names_of(number: int) -> list[str]:
+    return [f"image{each}" for each in range(number)]
+
+
 def begin() -> None:
     """What a child does first where nothing is to be tested of it."""
 
@@ -79,3 +95,20 @@ def fingerprint(stage: Stage) -> str:
 
 def no_fingerprint_of_device(stage: Any) -> str:
     return str(stage.name)
+
+
+def work_of(tell: Tell, **options: Any) -> Work:
+    """What children of a test do; `options` are those of Work that differ."""
+    usual = Work(
+        stages=(Read(), tell),
+        model_cache_size=5,
+        clear_threshold_gb=0.0,
+        images_gb=0.0,
+        read_threads=1,
+        source_columns={},
+        max_consecutive_errors=50,
+        cpu_threads=1,
+        fingerprint=no_fingerprint_of_device,
+        begin=begin,
+    )
+    return replace(usual, **options)

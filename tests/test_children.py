@@ -14,12 +14,11 @@ import psutil
 import pytest
 
 from tests import child_stages
-from tests.child_stages import Read, Tell, when_all_have_begun
+from tests.child_stages import Tell, names_of, rows_of, work_of
 from tests.conftest import EXAMPLES, PROJECT, Run, command, run_worker
 from tests.fakes import record_of, records
 from tests.test_promises import assert_same_rows
 from vec_pipeline import device, load_annotations
-from vec_pipeline.child import Work
 from vec_pipeline.children import Children
 from vec_pipeline.crash_journal import CrashJournal
 from vec_pipeline.downloads.temporary import temporary_content
@@ -46,39 +45,14 @@ def make(tmp_path: Path) -> Iterator[Make]:
     ) -> Children:
         results = ResultCache(tmp_path / "cache.sqlite", child_stages.no_fingerprint_of_device)
         journal = CrashJournal(tmp_path / "journal.sqlite")
-        work = Work(
-            stages=(Read(), Tell(sleep_s=sleep_s, batch_size=4, breaks=breaks)),
-            model_cache_size=5,
-            clear_threshold_gb=0.0,
-            images_gb=0.0,
-            read_threads=1,
-            source_columns={},
-            max_consecutive_errors=most_errors,
-            cpu_threads=1,
-            fingerprint=child_stages.no_fingerprint_of_device,
-            begin=begin,
-        )
+        tell = Tell(sleep_s=sleep_s, batch_size=4, breaks=breaks)
+        work = work_of(tell, begin=begin, max_consecutive_errors=most_errors)
         made.extend([Children(names, work, results, journal), results, journal])
         return made[-3]
 
     yield children
     for each in made:
         each.close()
-
-
-def rows_of(children: Children, found: Sequence[Record], size: int = 3, *, by_all: bool = False) -> dict[str, Record]:
-    """What comes out, by key; each record must come out once.
-
-    by_all: each of the processes gets some.
-    """
-    given = when_all_have_begun(children, found, size) if by_all else chunks(found, lambda: size)
-    annotated = [record for chunk in children(given) for record in chunk]
-    assert len({record.key for record in annotated}) == len(annotated)
-    return {record.key: record for record in annotated}
-
-
-def names_of(number: int) -> list[str]:
-    return [f"image{each}" for each in range(number)]
 
 
 # --- work

@@ -21,12 +21,11 @@ import pytest
 import yaml
 
 from tests import child_stages
-from tests.child_stages import Read, Tell, when_all_have_begun
+from tests.child_stages import Read, Tell, names_of, rows_of, work_of
 from tests.conftest import EXAMPLES, PROJECT, Run, command, run_worker
 from tests.fakes import record_of, records
 from tests.test_promises import assert_same_rows
 from vec_pipeline import checks, children, load_annotations, ray_actors
-from vec_pipeline.child import Work
 from vec_pipeline.children import Child, Event
 from vec_pipeline.commands.run import fetched
 from vec_pipeline.commands.run.work import shared_paths
@@ -77,39 +76,13 @@ def make(joined: Cluster, tmp_path: Path) -> Iterator[Make]:
     ) -> Actors:
         results = ResultCache(tmp_path / "cache.sqlite", child_stages.no_fingerprint_of_device)
         journal = CrashJournal(tmp_path / "journal.sqlite")
-        work = Work(
-            stages=(Read(), Tell(sleep_s=sleep_s, batch_size=4)),
-            model_cache_size=5,
-            clear_threshold_gb=0.0,
-            images_gb=0.0,
-            read_threads=1,
-            source_columns={},
-            max_consecutive_errors=50,
-            cpu_threads=1,
-            fingerprint=child_stages.no_fingerprint_of_device,
-            begin=begin,
-        )
+        work = work_of(Tell(sleep_s=sleep_s, batch_size=4), begin=begin)
         made.extend([Actors(cluster, work, results, journal), results, journal])
         return made[-3]
 
     yield actors
     for each in made:
         each.close()
-
-
-def rows_of(actors: Actors, found: Sequence[Record], size: int = 3, *, by_all: bool = False) -> dict[str, Record]:
-    """What comes out, by key; each record must come out once.
-
-    by_all: each of the processes gets some.
-    """
-    given = when_all_have_begun(actors, found, size) if by_all else chunks(found, lambda: size)
-    annotated = [record for chunk in actors(given) for record in chunk]
-    assert len({record.key for record in annotated}) == len(annotated)
-    return {record.key: record for record in annotated}
-
-
-def names_of(number: int) -> list[str]:
-    return [f"image{each}" for each in range(number)]
 
 
 def deaths_noted(actors: Actors, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
