@@ -174,7 +174,8 @@ def test_check_of_stages_that_cannot_work_together_exits_2_and_names_them(
     assert main(["check", "--config", str(path)]) == 2
     failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
     assert failed == [
-        "FAIL  stages: embed_text reads txt, which no earlier stage writes: add a stage that writes txt before it"
+        "FAIL  stages: embed_text reads txt, which no earlier stage writes: add a stage that writes txt before it, "
+        "or name a source that brings it"
     ]
 
 

@@ -356,7 +356,8 @@ def check_wiring(stages: Sequence[Stage], of_source: Mapping[str, str]) -> None:
         for name in (stage.read.get(own, own) for own in stage.reads):
             if name not in makers:
                 later = [other.name for other in stages if name in other.outputs.values()]
-                remedy = f"move {later[0]} before it" if later else f"add a stage that writes {name} before it"
+                add = f"add a stage that writes {name} before it, or name a source that brings it"
+                remedy = f"move {later[0]} before it" if later else add
                 raise ConfigError(f"stages: {stage.name} reads {name}, which no earlier stage writes: {remedy}")
         check_placeholders(stage, types)
         for name in stage.input_names:
