@@ -220,7 +220,8 @@ def test_a_missing_model_is_named(load: Load) -> None:
         ),
         (
             "stages: [open_image, {use: embed_text, model: a/b}]",
-            "embed_text reads text, which no earlier stage writes: add a stage that writes text before it, or name a source that brings it",
+            "embed_text reads text, which no earlier stage writes: "
+            "add a stage that writes text before it, or name a source that brings it",
         ),
         ("stages: [{use: describe, model: a/b}, open_image]", "move open_image before it"),
         ("stages: []", "`stages:` with a list of stages is missing"),

@@ -928,7 +928,8 @@ MISTAKES = [  # a file of the page, what is replaced in it and by what, and what
         "palette.yaml",
         "  - use: open_image\n",
         "",
-        "stages: palette reads image, which no earlier stage writes: add a stage that writes image before it, or name a source that brings it",
+        "stages: palette reads image, which no earlier stage writes: "
+        "add a stage that writes image before it, or name a source that brings it",
     ),
 ]
 

@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import EXAMPLES, PROJECT, Run
 from tests.http_server import HttpServer
+from tests.reddit_dumps import post, write
 from vec_pipeline import load_annotations
 
 OPEN = "stages: [{use: open_image, max_size_px: 112}"
@@ -211,6 +212,14 @@ def test_no_image_at_all_is_said_of_a_stream_too(tmp_path: Path) -> None:
     run = annotate(tmp_path, tmp_path / "list.csv")
     assert run.returncode == 2
     assert "no image found" in run.stderr
+
+
+def test_why_a_stream_has_no_image_is_said(tmp_path: Path) -> None:
+    write(tmp_path / "dumps" / "RS_2024-01.jsonl", [post(1)])
+    run = annotate(tmp_path, f"reddit:{tmp_path / 'dumps'}")
+    assert run.returncode == 2
+    assert "no image found" in run.stderr
+    assert "1 without an edited picture" in run.stdout
 
 
 def test_a_folder_of_parquet_files_is_told_to_be_named_as_a_data_set(tmp_path: Path) -> None:

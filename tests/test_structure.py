@@ -74,6 +74,11 @@ def test_a_cut_answer_is_recorded_as_it_was_with_an_error() -> None:
     assert row == {"llama_extracted": cut, "error": "CutAnswer: the JSON ends after 9 tokens"}
 
 
+def test_a_text_that_leaves_no_tokens_for_an_answer_is_an_error_that_says_so() -> None:
+    [row] = Structure(model="m", context_tokens=512).run(Parrot(Answer("", False, 0)), [{"text": "A red car."}], 1)
+    assert row["error"] == "CutAnswer: prompt and text take all of context_tokens (512)"
+
+
 @pytest.mark.parametrize("categories", [(), ("портрет", 'a "quoted" one', "document")])
 def test_the_longest_answer_the_grammar_admits_fits_the_tokens_asked_for(categories: tuple[str, ...]) -> None:
     stage = Structure(model="m", categories=categories)

@@ -256,7 +256,10 @@ class Structure(RemoteStage):
         if answer.error:
             return {"error": answer.error}
         if not answer.is_complete:
-            return {"llama_extracted": answer.text, "error": f"CutAnswer: the JSON ends after {answer.tokens} tokens"}
+            why = f"the JSON ends after {answer.tokens} tokens"
+            if not answer.tokens:
+                why = f"prompt and text take all of context_tokens ({self.context_tokens:,})"
+            return {"llama_extracted": answer.text, "error": f"CutAnswer: {why}"}
         if self.is_remote and not answer.text.strip():
             return {"llama_extracted": answer.text, "error": "EmptyAnswer: the server's answer holds no text"}
         schema = self.answer_schema

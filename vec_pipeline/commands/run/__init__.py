@@ -290,7 +290,9 @@ def verdict(sink: "CsvFile", source: Source, of_watch: Sequence[str], *, may_be_
     """
     from vec_pipeline.sources import is_counted
 
+    notes = [] if is_counted(source) else [f"{visible(note)}\n" for note in source.notes]  # else said before
     if not (sink.rows or may_be_empty or is_counted(source)):
+        print(*notes, sep="", end="")
         reasons = "".join(f"; {visible(failure)}" for failure in source.failures[:3])
         raise UserError(f"no image found{reasons}: name other sources")
     print(f"{sink.path} holds {plural(sink.rows, 'row')}, {len(sink.failed):,} of them with an error")
@@ -298,9 +300,9 @@ def verdict(sink: "CsvFile", source: Source, of_watch: Sequence[str], *, may_be_
         print(f"  {visible(key)}: {visible(error)}")
     if sink.failed:
         print(f"  --retry-errors annotates them again; see {beside(sink.path, 'log')}")
-    if not is_counted(source):  # else it was said before
-        print(*map(visible, source.notes), sep="\n", end="\n" if source.notes else "")
+    print(*notes, sep="", end="")
     if failures := list(dict.fromkeys([*source.failures, *of_watch])):
-        print(f"{plural(len(failures), 'folder or file')} could not be listed:")
+        many = f"{len(failures):,} folders or files" if len(failures) > 1 else "1 folder or file"
+        print(f"{many} could not be listed or read to the end:")
         print(*(f"  {visible(failure)}" for failure in failures[:3]), sep="\n")
     return SOME_ERRORS if sink.failed or failures else ALL_FINE
