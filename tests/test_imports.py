@@ -31,7 +31,7 @@ MAY_IMPORT = {  # a package stands for each of its modules; what is missing here
     "executor": {"batches", "contract", "crash_journal", "memory", "result_cache", "record"},
     "children": {"child", "crash_journal", "database", "downloads", "record", "result_cache"},
     "ray_actors": {
-        *("child", "children", "crash_journal", "database", "device", "memory", "record", "result_cache"),
+        *("child", "children", "crash_journal", "database", "device", "memory", "record", "result_cache", "terminal"),
     },
     "child": {"batches", "crash_journal", "database", "device", "executor", "memory", "record", "result_cache"},
     "batches": {"contract", "crash_journal", "memory", "record"},

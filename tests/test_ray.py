@@ -36,6 +36,7 @@ from vec_pipeline.pipeline import chunks, run
 from vec_pipeline.ray_actors import Actors, Cluster, check, connected, hang_up, prepare, reason_of
 from vec_pipeline.record import Record, UserError
 from vec_pipeline.result_cache import ResultCache
+from vec_pipeline.terminal import SIGNALS
 
 pytestmark = pytest.mark.timeout(300)
 Make = Callable[..., Actors]
@@ -50,18 +51,28 @@ def nodes() -> Iterator[Any]:
     """A head that runs nothing, and two nodes of one CPU each."""
     from ray.cluster_utils import Cluster as RayCluster
 
-    cluster = RayCluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH})
+    cluster = RayCluster()
+    add_node(cluster, num_cpus=0, _system_config=HEALTH)  # the first is the head
     for _ in range(2):
-        cluster.add_node(num_cpus=1)
+        add_node(cluster, num_cpus=1)
     yield cluster
     cluster.shutdown()
 
 
+def add_node(cluster: Any, **options: Any) -> Any:
+    """Add a node; Ray's handlers of signals are taken off again."""
+    before = [signal.getsignal(number) for number in SIGNALS]
+    node = cluster.add_node(**options)
+    for number, handler in zip(SIGNALS, before, strict=True):
+        signal.signal(number, handler)
+    return node
+
+
 @pytest.fixture(scope="module")
 def joined(nodes: Any) -> Iterator[Cluster]:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    before = [signal.getsignal(number) for number in SIGNALS]
     with connected(nodes.address, "cpu:2") as cluster:
-        after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+        after = [signal.getsignal(number) for number in SIGNALS]
         assert after == before, "signals are the run's"
         yield cluster
 
@@ -190,7 +201,7 @@ def test_a_node_that_vanishes_costs_no_row_and_is_held_against_no_image(
             victim = next(node for node in nodes.worker_nodes if node.node_id == actors._children[1].node)
             nodes.remove_node(victim, allow_graceful=False)
         if victim and actors._past and len(nodes.worker_nodes) == 1:
-            nodes.add_node(num_cpus=1)
+            add_node(nodes, num_cpus=1)
     assert set(came) == set(names_of(200))
     assert not any(record.error for record in came.values())
     assert noted == [True]
@@ -226,7 +237,7 @@ def test_an_interrupt_hands_over_what_is_complete(joined: Cluster, make: Make, m
 
 def test_a_machine_that_joins_is_given_work(nodes: Any, make: Make) -> None:
     """One actor more than there are GPUs waits for a place, and does not keep the run from its end."""
-    first = nodes.add_node(num_cpus=0, num_gpus=1)
+    first = add_node(nodes, num_cpus=0, num_gpus=1)
     gpus = Cluster(("actor 1",), "cuda:0", {"num_gpus": 1, "num_cpus": 0}, grows=True, is_shared=True)
     actors = make(cluster=gpus, sleep_s=0.05)
     pids: set[int] = set()
@@ -236,7 +247,7 @@ def test_a_machine_that_joins_is_given_work(nodes: Any, make: Make) -> None:
         came |= {record.key for record in chunk}
         pids |= {record.values["pid"] for record in chunk}
         if second is None:
-            second = nodes.add_node(num_cpus=0, num_gpus=1)
+            second = add_node(nodes, num_cpus=0, num_gpus=1)
     assert came == set(names_of(300))
     assert len(pids) == 2
     assert [child.name for child in actors._children if not child.node] == ["actor 3"]  # type: ignore[attr-defined]

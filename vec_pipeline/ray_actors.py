@@ -30,6 +30,7 @@ from vec_pipeline.database import Database
 from vec_pipeline.memory import LoadError
 from vec_pipeline.record import Record, Stage, UserError
 from vec_pipeline.result_cache import ResultCache
+from vec_pipeline.terminal import SIGNALS
 
 CONNECT_S = 10.0  # to the head node
 PLACE_S = 20.0  # that an actor waits for a place before that is said
@@ -102,7 +103,7 @@ def connected(address: str, devices: str) -> Iterator[Cluster]:
     }  # fmt: skip
     options = {"address": reachable(address)} if address else of_this_machine
     ray._private.worker._worker_logs_enabled = False  # what `log_to_driver` leaves: its pages about each death
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
