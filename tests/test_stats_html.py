@@ -1,8 +1,10 @@
 """The page of figures: each counts what is in the rows, says so in words, and is a file; texts stay texts."""
 
+import ast
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from html import unescape
@@ -15,6 +17,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 from selenium import webdriver
 
@@ -28,9 +31,10 @@ from vec_pipeline.annotations import Block, CsvReader
 from vec_pipeline.commands.stats import drawing, words
 from vec_pipeline.commands.stats import page as stats_page
 from vec_pipeline.commands.stats.columns import column_of, counts_of, moments
-from vec_pipeline.commands.stats.figures import Figure, all_figures, figures_of
+from vec_pipeline.commands.stats.figures import Figure, all_figures, figures_of, groups_figure
 from vec_pipeline.commands.stats.words import words_and_pairs
 from vec_pipeline.record import Record
+from vec_pipeline.settings import settings_path
 
 REQUEST_TYPES = {
     **dict.fromkeys(("post_id", "post_time", "post_title", "answer_id", "answer_time", "task"), "text"),
@@ -288,7 +292,51 @@ def test_what_lies_far_from_the_others_is_named() -> None:
     figure = figures("n", *values)["n"]
     assert figure.note.endswith("; 4 far from the others: -600.5 (row 102), 500 (row 101), 400 (row 100), ...")
     assert "far" not in figures("n", *values[:100])["n"].note
-    assert "far" not in figures("n", *[1.0] * 99, 2.0)["n"].note  # the middle half has no width to measure by
+
+
+@pytest.mark.parametrize(
+    ("values", "far"),
+    [
+        ([1] * 90 + [2, 3, 5000, 100_000], "2 far from the others: 100,000 (row 93), 5,000 (row 92)"),
+        ([1] * 990 + [2, 3, 50], "1 far from the others: 50 (row 992)"),
+        ([1] * 90 + [-2, -40, 5000], "2 far from the others: 5,000 (row 92), -40 (row 91)"),
+        ([0] * 99 + [5000], "1 far from the others: 5,000 (row 99)"),
+        ([1024] * 99 + [3], "1 far from the others: 3 (row 99)"),
+        ([0.0] * 90 + [0.001, 0.002, 0.9], "1 far from the others: 0.9 (row 92)"),
+        ([0] * 40 + [7] * 60 + [0, 100_000], "1 far from the others: 100,000 (row 101)"),
+        ([1.0] * 99 + [2.0], ""),
+        ([1.0] * 90 + [0.2, 0.9], ""),
+        ([0] * 90 + [1, 2, 10], ""),
+    ],
+)
+def test_where_the_middle_half_is_one_value_ten_times_that_is_far(values: list[float], far: str) -> None:
+    _, _, named = figures("answer_score", *values)["answer_score"].note.partition("; ")
+    assert named == far
+
+
+@pytest.mark.parametrize(
+    ("values", "is_log", "are_bars"),
+    [
+        ([1] * 90 + [2, 3, 5000, 100_000], True, False),
+        ([1] * 990 + [2, 3, 5000], True, False),
+        ([1] * 90 + [-2, -40, 5000], True, False),
+        ([1] * 990 + [2, 3, 50], False, False),
+        ([1, 2, 3, 4, 5] * 9, False, True),
+        ([0] * 90 + [1, 2, 9], False, True),
+    ],
+)
+def test_whole_numbers_far_apart_are_not_bars_beside_one_another(
+    values: list[float], is_log: bool, are_bars: bool
+) -> None:
+    figure = figures("answer_score", *values)["answer_score"]
+    texts = texts_in(figure.svg)
+    assert ("answer_score (logarithmic)" in texts) == is_log
+    assert ("rows" in texts) != are_bars  # the name of an axis, which bars have not
+    assert (
+        "; "
+        + ", ".join(f"{value:,}: {'1 row' if n == 1 else f'{n} rows'}" for value, n in sorted(Counter(values).items()))
+        in figure.says
+    )
 
 
 def test_numbers_of_all_magnitudes_are_on_a_logarithmic_axis() -> None:
@@ -297,18 +345,33 @@ def test_numbers_of_all_magnitudes_are_on_a_logarithmic_axis() -> None:
     assert "score (logarithmic)" in texts_in(figure.svg)
     assert {"0", "10", "1,000"} <= set(texts_in(figure.svg))
     assert figure.note.endswith("; 1 far from the others: 1e+12 (row 161)")  # by its logarithm
-    assert "(logarithmic)" not in "".join(texts_in(figures("score", -1.0, *scores)["score"].svg))
 
 
+def test_a_logarithmic_axis_goes_below_zero_where_values_do() -> None:
+    scores = [float(round(10 ** (number / 40))) for number in range(160)]
+    figure = figures("score", -1.0, *scores, -30.0, -5e8)["score"]
+    texts = texts_in(figure.svg)
+    assert "score (logarithmic)" in texts
+    assert texts.index("-1,000") < texts.index("0") < texts.index("1,000")
+    assert figure.note.endswith("; 1 far from the others: -5e+08 (row 162)")
+    fractions = figures("score", -1.5, *scores)["score"]  # 0 is no gap between those above it and those below
+    assert "(logarithmic)" not in "".join(texts_in(fractions.svg))
+
+
+@pytest.mark.parametrize("lowest", [0.0, -97.0])
 @pytest.mark.parametrize("is_log", [False, True])
-def test_bars_of_a_histogram_count_every_value_and_whole_numbers_alike(is_log: bool) -> None:
-    values = np.repeat(np.arange(0.0, 97.0), 3)
+def test_bars_of_a_histogram_count_every_value_and_whole_numbers_alike(is_log: bool, lowest: float) -> None:
+    values = np.repeat(np.arange(lowest, 97.0), 3)
     edges = drawing.log_edges(values) if is_log else np.histogram_bin_edges(values, drawing.BINS)
     whole = drawing.whole_edges(values, edges, is_log=is_log)
     counts, _ = np.histogram(values, whole)
     assert counts.sum() == len(values)
     if is_log:
-        assert counts[:4].tolist() == [3, 3, 3, 3]
+        zero = int(np.flatnonzero(whole == -0.5)[0])
+        assert counts[zero : zero + 4].tolist() == [3, 3, 3, 3]
+        assert lowest == 0 or counts[zero - 3 : zero].tolist() == [3, 3, 3]
+    elif lowest:
+        assert set(counts[:-1]) == {21}
     else:
         assert set(counts[:-1]) == {12}
     assert np.histogram(values, edges)[0].sum() == len(values)
@@ -349,9 +412,10 @@ def test_words_and_pairs_are_counted_without_stop_words() -> None:
             "The red car and the red car.",
             "Red. Car's https://a.b/red-car 42",
             "Красная машина и красная машина в углу",
+            "Red u/fc00badf00000001's car, [u/0123456789abcdef](https://x.y) (/u/aaaabbbbccccdddd) us/them",
         ]
     )
-    assert counted == {"red": 3, "car": 2, "car's": 1, "красная": 2, "машина": 2, "углу": 1}
+    assert counted == {"red": 4, "car": 3, "car's": 1, "красная": 2, "машина": 2, "углу": 1}
     assert pairs == {"red car": 2, "красная машина": 2}
 
 
@@ -439,6 +503,11 @@ def test_long_texts_have_lengths_and_words() -> None:
     assert "text: frequent pairs of words" not in figures("text", "one a big a red a car", "two b small c grey d bus")
 
 
+def test_boxes_on_a_logarithmic_axis_go_below_zero_where_values_do() -> None:
+    texts = texts_in(groups_figure("n by task", {"add": [-50.0, 1, 3, 500], "remove": [2.0, 5, 8, 5000]}, "n").svg)
+    assert texts.index("-10") < texts.index("0") < texts.index("1,000")
+
+
 # --- editing requests
 
 
@@ -455,18 +524,49 @@ def test_a_request_counts_once_however_many_answers_it_has(tmp_path: Path) -> No
     rows[4].values["post_score"] = ""
     found = shown(make_page(write_declared(tmp_path / "a.csv", REQUEST_TYPES, [*rows, finished(5)])))
     many = [request(number, number, 1, post_score=99 + number % 5) for number in range(99)]
-    many += [request(99, 99, 1, post_score=995)]
+    many += [request(99, 99, 1, post_score=995, answer_score=9999), finished(100, answer_score=8888)]
     far = shown(make_page(write_declared(tmp_path / "b.csv", REQUEST_TYPES, many)))
     assert found["answers per request"][0].endswith("; 1: 2 requests, 3: 1 request")
     says, note, _ = found["hours until the first answer"]
     assert (says.split(", ")[0], note) == ("median 2", "3 requests, all with a value" + KEPT)
     assert found["post_score"][0].endswith("; 10: 1 request, 20: 1 request")
     assert "; 1 far from the others: 995 (p99)" in far["post_score"][1]
+    assert "; 2 far from the others: 9,999 (a99), 8,888 (000100.jpg)" in far["answer_score"][1]
     assert found["post_score"][1] == "3 requests, 1 without a value"
     assert found["task"][0] == "remove 2, add 1"
     assert found["answer_score"][1] == "6 rows, 1 without a value"
     assert found["post_score by task"][:2] == ("medians: add 10, remove 20", "2 requests")
     assert list(found)[:3] == ["answers per request", "hours until the first answer", "post_score by task"]
+
+
+def test_what_is_made_of_a_request_alone_counts_once_for_it(tmp_path: Path) -> None:
+    types = {**REQUEST_TYPES, **dict.fromkeys(("tone", "spot", "of_both", "description_ru", "text_ru"), "text")}
+    stages = {
+        "ask": {
+            "use": "structure",
+            "texts": ["post_title", "post_text"],
+            "schema": {"type": "object", "properties": {"tone": {}, "where": {}}},
+            "write": {"where": "spot"},
+        },
+        "describe_request": {"use": "structure", "texts": ["subject"], "read": {"subject": "tone"}, "schema": {}},
+        "compare": {"use": "structure", "texts": ["post_title", "text"], "schema": {"properties": {"of_both": {}}}},
+        "translate": {"use": "translate", "texts": ["description", "text"], "to": "ru"},
+        "open_image": {"use": "open_image"},
+    }
+    made = ("tone", "spot", "of_both", "description", "description_ru", "text_ru")
+    rows = [request(each, each // 3, 1, **dict.fromkeys(made, "ab"[each // 6])) for each in range(9)]
+    csv = write_declared(tmp_path / "a.csv", types, rows)
+    settings_path(csv).write_text(yaml.safe_dump({"columns": types, "stages": stages}))
+    found = shown(make_page(csv))
+    counted = {name: note.split(", ")[0] for name, (_, note, _) in found.items() if name in made}
+    assert counted == {
+        **dict.fromkeys(("tone", "spot", "description", "description_ru"), "3 requests"),
+        **dict.fromkeys(("of_both", "text_ru"), "9 rows"),
+    }
+    with_csv = {figure.name: figure.note for figure in all_figures(load_annotations(csv, vectors=False), csv)}
+    assert with_csv["tone"].startswith("3 requests, ")
+    without = {figure.name: figure.note for figure in all_figures(load_annotations(csv, vectors=False))}
+    assert without["tone"].startswith("9 rows, ")
 
 
 def test_a_request_whose_times_are_not_known_is_counted_as_missing(tmp_path: Path) -> None:
@@ -574,26 +674,70 @@ def test_accessibility(page: Page, scheme: str, width_px: int) -> None:
 # --- the notebook
 
 
-def test_the_notebook_shows_the_same_figures(
-    example_run: tuple[Run, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def run_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], pd.DataFrame]:
+    """Run it beside the folder `output`; return what it has displayed, and the table that its last line is."""
     notebook = json.loads((PROJECT / "examples/explore.ipynb").read_text(encoding="utf-8"))
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
     assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
-    (tmp_path / "output").symlink_to(example_run[1].parent)
-    (tmp_path / "examples").mkdir()
-    monkeypatch.chdir(tmp_path / "examples")
-    displayed: list[Figure] = []
+    (folder / "examples").mkdir()
+    monkeypatch.chdir(folder / "examples")
+    displayed: list[Any] = []
+    values: list[Any] = []
+    monkeypatch.setattr(sys, "displayhook", values.append)  # of each expression that is a line
     namespace: dict[str, Any] = {"display": displayed.append}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             assert (cell["outputs"], cell["execution_count"]) == ([], None)
-            exec("".join(cell["source"]), namespace)
-    assert main(["stats", "--csv", "../output/annotations.csv", "--html", str(tmp_path / "page")]) == 0
-    by_title = {figure.title: figure for figure in displayed}
-    found = shown(tmp_path / "page")
+            lines = ast.Interactive(ast.parse("".join(cell["source"])).body)
+            exec(compile(lines, "cell", "single"), namespace)
+    assert isinstance(values[-1], pd.DataFrame)
+    return displayed, values[-1]
+
+
+def assert_same_as_page(displayed: list[Any], folder: Path) -> None:
+    """The figures that a notebook has displayed are those of the page of the same CSV."""
+    assert main(["stats", "--csv", str(folder / "output/annotations.csv"), "--html", str(folder / "page")]) == 0
+    by_title = {figure.title: figure for figure in displayed if isinstance(figure, Figure)}
+    found = shown(folder / "page")
     assert by_title.keys() == found.keys()
     for title, (says, note, path) in found.items():
         assert (by_title[title].says, by_title[title].note) == (says, note)
         assert by_title[title]._repr_svg_() == path.read_text()
-    assert len(list(all_figures(namespace["table"]))) == len(displayed)
+
+
+def test_the_notebook_shows_the_same_figures(
+    example_run: tuple[Run, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "output").symlink_to(example_run[1].parent)
+    displayed, medians = run_notebook(tmp_path, monkeypatch)
+    assert_same_as_page(displayed, tmp_path)
+    assert all(isinstance(each, Figure) for each in displayed), "no pairs"
+    assert medians["text_confidence"].notna().all()
+    assert set(medians.index) == set(load_annotations(example_run[1], vectors=False)["categories"])
+
+
+@pytest.mark.parametrize("of", ["edit_image", "requests"])
+def test_the_notebook_shows_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str) -> None:
+    folder = tmp_path / "output"
+    rows = [pair(folder, number) for number in range(20)]
+    if of == "requests":
+        for number, row in enumerate(rows):
+            asked = request(number, number // 2, 1, edited_url=str(folder / row.values["edited_path"]))
+            asked.key = row.key
+            row.values |= {**asked.values, "edited_path": "", "tone": "ab"[number // 2 % 2], "text_confidence": ""}
+        stages = {"ask": {"use": "structure", "texts": ["post_title"], "schema": {"properties": {"tone": {}}}}}
+        types = {**REQUEST_TYPES, "edited_url": "text", "tone": "text"}
+        csv = write_declared(folder / "annotations.csv", types, rows)
+        settings_path(csv).write_text(yaml.safe_dump({"columns": types, "stages": stages}))
+    else:
+        write_pairs(folder, *rows)
+    (folder / "edited/4.png").unlink()
+    displayed, medians = run_notebook(tmp_path, monkeypatch)
+    assert_same_as_page(displayed, tmp_path)
+    pictures = [each for each in displayed if isinstance(each, Image.Image)]
+    assert len(pictures) == 4, "every fourth of 20, but for one"
+    for picture in pictures:
+        assert picture.size == (40 + 8 + 40, 30)
+        assert [picture.getpixel(place) for place in ((5, 5), (44, 5), (60, 5))] == [RED, (255, 255, 255), BLUE]
+    assert list(medians.index) == (["add", "remove"] if of == "requests" else ["vehicle"])
+    assert ("post_score" if of == "requests" else "edit_difference") in medians

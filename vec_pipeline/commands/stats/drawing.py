@@ -118,19 +118,27 @@ def histogram(values: "np.ndarray[Any, Any]", name: str, of: str, *, is_log: boo
         axes.hist(values, edges, color=BAR, edgecolor="none", rwidth=0.94)
         name_axes(axes, name, f"{of}s")
         if is_log:
-            set_log(axes, linear_below(values))
+            set_log(axes, linear_below(values), values.min())
 
     return drawn(draw)
 
 
 def log_edges(values: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-    """Ends of ranges of equal ratios, after one from 0 on where there are zeros."""
+    """Ends of ranges of equal ratios, above 0 and below it where values are, and one at 0 where some are no larger."""
     import numpy as np
 
-    smallest = linear_below(values)
-    return np.array(
-        [*([0.0] if values.min() < smallest else []), *np.geomspace(smallest, values.max() * (1 + TINY), BINS)]
-    )
+    smallest, largest = linear_below(values), np.abs(values).max() * (1 + TINY)
+    steps = np.geomspace(smallest, largest, BINS)
+
+    def up_to(highest: float) -> "np.ndarray[Any, Any]":
+        return steps[: np.searchsorted(steps, highest, side="right") + 1]
+
+    above, below = up_to(values.max()), -up_to(-values.min())[::-1]
+    if values.max() < smallest:
+        return np.append(below, 0.0)
+    if values.min() >= smallest:
+        return above
+    return np.concatenate([below if values.min() < 0 else [], [0.0], above])
 
 
 def whole_edges(
@@ -146,12 +154,16 @@ def whole_edges(
     return np.arange(values.min(), values.max() + step + 1, step) - 0.5
 
 
-def set_log(axes: Any, smallest: float) -> None:
-    """A logarithmic x axis, linear from 0 to the smallest value above it."""
+def set_log(axes: Any, smallest: float, lowest: float) -> None:
+    """A logarithmic x axis, linear from 0 to the smallest size of a value.
+
+    lowest: of the values; a mark below 0 belongs to values below it.
+    """
     axes.set_xlabel(f"{axes.get_xlabel()} (logarithmic)")
     axes.set_xscale("symlog", linthresh=smallest, linscale=0.3)
-    axes.set_xlim(left=max(axes.get_xlim()[0], -0.5 * smallest))  # less would bring a mark below 0
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if 1 <= value < MOST_DIGITS else f"{value:g}")
+    if lowest >= 0:
+        axes.set_xlim(left=max(axes.get_xlim()[0], -0.5 * smallest))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if 1 <= abs(value) < MOST_DIGITS else f"{value:g}")
 
 
 def name_axes(axes: Any, x: str, y: str) -> None:
@@ -164,8 +176,8 @@ def name_axes(axes: Any, x: str, y: str) -> None:
 
 
 def linear_below(values: "np.ndarray[Any, Any]") -> float:
-    """The smallest value above 0: between it and 0 a logarithmic axis has to be linear."""
-    return float(values[values > 0].min())
+    """The smallest size of a value that is not 0: between it and 0 a logarithmic axis has to be linear."""
+    return float(abs(values[values != 0]).min())
 
 
 def over_time(numbers: "pd.Series[int]", name: str, of: str, unit: str) -> bytes:
@@ -206,7 +218,7 @@ def boxes(groups: Mapping[str, Sequence[float]], name: str, *, is_log: bool) -> 
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_xlabel(label(name))
         if is_log:
-            set_log(axes, 1)
+            set_log(axes, 1, min(map(min, groups.values())))
         axes.grid(visible=False, axis="y")
 
     return drawn(draw, BOX_IN * len(groups) + AXIS_IN)

@@ -2,8 +2,9 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,14 +12,18 @@ import numpy as np
 from vec_pipeline.commands.stats import drawing
 from vec_pipeline.commands.stats.columns import MOST_NUMBERS, Column, column_of, counts_of, moments, shown
 from vec_pipeline.commands.stats.requests import (
+    ANSWER,
+    POST,
     TASK,
     column_of_requests,
     hours_until_answered,
     is_of_request,
+    made_of_requests,
     one_each,
     rows_of_requests,
 )
 from vec_pipeline.commands.stats.words import words_and_pairs
+from vec_pipeline.settings import recorded_settings
 from vec_pipeline.terminal import plural
 
 if TYPE_CHECKING:
@@ -30,8 +35,9 @@ UNUSED = ("llama_extracted",)  # other columns have what it holds
 MOST_BARS = 20
 PERIODS = {"s": "second", "min": "minute", "h": "hour", "D": "day", "W": "week", "M": "month", "Y": "year"}
 MOST_PERIODS = 60
-LOG_FROM = 10  # times the median that the highest hundredth is above, on a logarithmic axis
+LOG_FROM = (10, 100)  # times the median that the highest hundredth, or the highest, is above on a logarithmic axis
 FAR = 3.0  # times the middle half's width beyond it
+FAR_DECADES = 1.0  # beyond a middle half that is one value
 FAR_NAMED = 3
 LARGEST, SMALLEST = 1e100, 1e-100  # sizes of numbers that can be drawn: what is smaller is 0
 SPACINGS = 4 * drawing.BINS  # of floats, that a histogram needs at least
@@ -57,25 +63,40 @@ class Figure:
         return self.svg.decode()
 
 
-def all_figures(table: "pd.DataFrame") -> Iterator[Figure]:
-    """The figures that `stats --html` makes, of a table that `load_annotations` has read without vectors."""
+def all_figures(table: "pd.DataFrame", csv: str | Path = "") -> Iterator[Figure]:
+    """The figures that `stats --html` makes, of a table that `load_annotations` has read without vectors.
+
+    csv: the file that it was read from. Without it, what stages made of an editing request counts for each answer.
+    Raises UserError where the settings beside it are damaged.
+    """
     yield from figures_of_requests(table)
-    for column in columns_of(table):
+    for column in columns_of(table, made_of_requests(recorded_settings(Path(csv))) if csv else ()):
         yield from figures_of(column)
 
 
-def columns_of(table: "pd.DataFrame") -> Iterator[Column]:
+def columns_of(table: "pd.DataFrame", made: Collection[str] = ()) -> Iterator[Column]:
     """The columns of a table as `load_annotations` makes it, vectors left out, with the kinds of their values.
 
-    What belongs to an editing request counts once for it, not for each of its answers.
+    made: those that stages made of editing requests. What belongs to a request counts once for it, not for each of its
+        answers.
     """
     requests = one_each(table)
     for name in table.columns:
         if name in UNUSED or name.endswith("_vector"):
             continue
-        rows, of = (requests, "request") if len(requests) and is_of_request(name) else (table, "row")
-        labels = rows["post_id"].map(str) if of == "request" else rows["image_path"].map(os.path.basename)
-        yield column_of(name, rows[name], labels.tolist(), of)
+        rows, of = (requests, "request") if len(requests) and is_of_request(name, made) else (table, "row")
+        labels = rows[POST].map(str).tolist() if of == "request" else labels_of(rows)
+        yield column_of(name, rows[name], labels, of)
+
+
+def labels_of(rows: "pd.DataFrame") -> list[str]:
+    """What a person knows each row by: an answer by its id, others by the name of their file."""
+    names = rows["image_path"].map(os.path.basename)
+    if ANSWER not in rows.columns:
+        return names.tolist()
+    answers = rows[ANSWER].astype(object)
+    known = answers.where(answers.notna(), "").map(str)
+    return known.where(known != "", names).tolist()
 
 
 def figures_of(column: Column) -> Iterator[Figure]:
@@ -108,27 +129,32 @@ def bars_figure(name: str, title: str, counts: Counter[str], column: Column) -> 
 
 
 def number_figures(column: Column) -> Iterator[Figure]:
-    """A histogram, or bars where there are few whole numbers; none where all are equal, but for their last digits."""
+    """A histogram, or bars where there are few whole numbers, none of them far from the others; none where all are
+    equal, but for their last digits.
+    """
     everything = np.array(column.values, float)
     is_drawn = np.abs(everything) <= LARGEST
     values = np.where(np.abs(everything) < SMALLEST, 0, everything)[is_drawn]
     if not len(values) or np.ptp(values) <= SPACINGS * np.spacing(np.abs(values).max()):
         return
-    different = np.unique(values)
     is_log = is_skewed(values)
-    labels = [label for label, is_there in zip(column.labels, is_drawn, strict=True) if is_there]
-    note = missing_in(column) + far_in(values, labels, is_log=is_log)
+    far = far_in(values, [each for each, is_there in zip(column.labels, is_drawn, strict=True) if is_there], is_log)
+    note = missing_in(column) + far
     if left_out := len(everything) - len(values):
         note += f"; {left_out:,} too large to be drawn"
     says = in_words(values)
-    if len(different) <= MOST_NUMBERS and (different == np.rint(different)).all():
+    svg = None
+    if are_few_and_whole(values):
         counts = Counter(f"{value:,.15g}" for value in np.sort(values).tolist())
         says += "; " + ", ".join(f"{value}: {plural(number, column.of)}" for value, number in counts.items())
-        yield Figure(column.name, column.name, says, note, drawing.bars(counts))
-    else:
-        yield Figure(
-            column.name, column.name, says, note, drawing.histogram(values, column.name, column.of, is_log=is_log)
-        )
+        svg = None if is_log or far else drawing.bars(counts)
+    svg = svg or drawing.histogram(values, column.name, column.of, is_log=is_log)
+    yield Figure(column.name, column.name, says, note, svg)
+
+
+def are_few_and_whole(values: Array) -> bool:
+    different = np.unique(values)
+    return len(different) <= MOST_NUMBERS and bool((different == np.rint(different)).all())
 
 
 def in_words(values: Array) -> str:
@@ -138,22 +164,37 @@ def in_words(values: Array) -> str:
 
 
 def is_skewed(values: Array) -> bool:
-    """Whether a few values are so much larger than the others that these need a logarithmic axis."""
-    if values.min() < 0 or not (values > 0).any():
+    """Whether a few values are so much larger than the others that these need a logarithmic axis.
+
+    Fractions below 0 and above it come as near to 0 as they like, where such an axis has a gap.
+    """
+    sizes = np.abs(values)
+    if not sizes.any() or (values.min() < 0 and (values != np.rint(values)).any()):
         return False
-    return bool(np.quantile(values, 0.99) > LOG_FROM * np.median(values[values > 0]))
+    usual = np.median(sizes[sizes > 0])
+    return bool(np.quantile(sizes, 0.99) > LOG_FROM[0] * usual or sizes.max() > LOG_FROM[1] * usual)
 
 
-def far_in(values: Array, labels: Sequence[str], *, is_log: bool) -> str:
+def far_in(values: Array, labels: Sequence[str], is_log: bool) -> str:
     """The values that lie far beyond the middle half, on the axis that is drawn: how many, and the farthest by name."""
-    placed = np.log10(np.maximum(values, drawing.linear_below(values))) if is_log else values
+    placed = in_decades(values, drawing.linear_below(values)) if is_log else values
     low, middle, high = np.quantile(placed, (0.25, 0.5, 0.75))
-    is_far = (placed < low - FAR * (high - low)) | (placed > high + FAR * (high - low))
-    if low == high or not is_far.any():
+    reach = FAR * (high - low)
+    if not reach:  # without a width to measure by, sizes tell
+        placed = in_decades(values, min(1.0, drawing.linear_below(values)))
+        low, middle, high = np.quantile(placed, (0.25, 0.5, 0.75))
+        reach = FAR_DECADES
+    is_far = (placed < low - reach) | (placed > high + reach)
+    if not is_far.any():
         return ""
     farthest = np.argsort(-np.abs(placed - middle), kind="stable")[: min(FAR_NAMED, is_far.sum())]
     named = ", ".join(f"{shown(float(values[each]))} ({drawing.label(labels[each])})" for each in farthest)
     return f"; {is_far.sum():,} far from the others: {named}{', ...' if is_far.sum() > FAR_NAMED else ''}"
+
+
+def in_decades(values: Array, smallest: float) -> Array:
+    """Places on a logarithmic axis whose 0 is at a size, and at all sizes below it."""
+    return np.sign(values) * np.log10(np.maximum(np.abs(values) / smallest, 1))
 
 
 def missing_in(column: Column) -> str:
@@ -213,8 +254,8 @@ def figures_of_requests(table: "pd.DataFrame") -> Iterator[Figure]:
 
     rows, requests = rows_of_requests(table), one_each(table)
     names = set(table.columns) if len(rows) else set()
-    if "answer_id" in names:
-        answers = rows.groupby("post_id", sort=False)["answer_id"].nunique()
+    if ANSWER in names:
+        answers = rows.groupby(POST, sort=False)[ANSWER].nunique()
         yield from of_kept_answers(column_of_requests("answers per request", answers))
     if {"post_time", "answer_time"} <= names:
         yield from of_kept_answers(column_of_requests("hours until the first answer", hours_until_answered(rows)))

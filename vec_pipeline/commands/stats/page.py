@@ -19,9 +19,10 @@ from vec_pipeline.commands.report.thumbnails import Thumbnails
 from vec_pipeline.commands.stats import drawing
 from vec_pipeline.commands.stats.columns import Column, moments, shown
 from vec_pipeline.commands.stats.figures import Figure, columns_of, figures_of, figures_of_requests
-from vec_pipeline.commands.stats.requests import POST
+from vec_pipeline.commands.stats.pairs import sample
+from vec_pipeline.commands.stats.requests import POST, made_of_requests
 from vec_pipeline.pairs import pairs_of
-from vec_pipeline.record import Values
+from vec_pipeline.settings import recorded_settings
 from vec_pipeline.terminal import plural
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def make_page(reader: CsvReader, out: Path) -> str:
     table, rows, every = sampled(reader)
     page.add_all(REQUESTS, "the requests", figures_of_requests(table))
     lines = []
-    for column in columns_of(table):
+    for column in columns_of(table, made_of_requests(recorded_settings(reader.path))):
         lines.append(line_of(column))
         page.add_all(SECTIONS.get(column.kind, ""), column.name, figures_of(column))
     counted = f", {counted_of(reader, every)}" if every > 1 else ""
@@ -244,8 +245,8 @@ def pairs_section(reader: CsvReader, table: "pd.DataFrame", out: Path) -> str:
     pairs = pairs_of(reader.path, reader.types)
     if not pairs:
         return ""
-    rows = table[table[pairs.column] != ""]
-    chosen: list[Values] = rows.iloc[:: -(-len(rows) // MOST_PAIRS) or 1].to_dict("records")  # type: ignore[assignment]
+    rows = int((table[pairs.column] != "").sum())
+    chosen = sample(table, pairs, MOST_PAIRS)
     with closing(Thumbnails(out / PICTURES, content_reader(reader.path))) as thumbnails:
         originals = thumbnails.of(row["image_path"] for row in chosen)
         edited = thumbnails.of(map(pairs.key, chosen))
@@ -256,7 +257,7 @@ def pairs_section(reader: CsvReader, table: "pd.DataFrame", out: Path) -> str:
         if one.thumbnail and other.thumbnail
     ]
     gone = f"; the pictures of {len(chosen) - len(shown_pairs):,} are gone" if len(shown_pairs) < len(chosen) else ""
-    about = f'<p class="muted">{len(chosen):,} of {plural(len(rows), "pair")}{gone}</p>'
+    about = f'<p class="muted">{len(chosen):,} of {plural(rows, "pair")}{gone}</p>'
     return section("Pairs", f'{about}<div class="couples">{"".join(shown_pairs)}</div>')
 
 

@@ -1,13 +1,16 @@
 """Editing requests: a row of the CSV is a request with one of its answers; what is of the request counts once."""
 
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vec_pipeline.commands.stats.columns import Column, moments
+from vec_pipeline.settings import Recorded
+from vec_pipeline.stages.structure import Structure
 
 if TYPE_CHECKING:
     import pandas as pd
 
-POST, OF_POST, TASK = "post_id", "post_", "task"
+POST, ANSWER, OF_POST, TASK = "post_id", "answer_id", "post_", "task"
 SECONDS_PER_HOUR = 3600
 
 
@@ -25,9 +28,32 @@ def one_each(table: "pd.DataFrame") -> "pd.DataFrame":
     return rows.drop_duplicates(POST) if len(rows) else rows
 
 
-def is_of_request(name: str) -> bool:
-    """Whether a column has one value for a request, however many answers it has."""
-    return name.startswith(OF_POST) or name == TASK
+def is_of_request(name: str, made: Collection[str] = ()) -> bool:
+    """Whether a column has one value for a request, however many answers it has.
+
+    made: the columns that `made_of_requests` finds.
+    """
+    return name.startswith(OF_POST) or name == TASK or name in made
+
+
+def made_of_requests(recorded: Recorded) -> set[str]:
+    """The columns that the stages of a CSV, in their order, have made of the texts of a request and of nothing else."""
+    made: set[str] = set()
+    for options in recorded.stages.values():
+        read, write = options.get("read") or {}, options.get("write") or {}
+        for texts, columns in made_of_texts(options):
+            if all(is_of_request(read.get(name, name), made) for name in texts):
+                made.update(write.get(name, name) for name in columns)
+    return made
+
+
+def made_of_texts(options: Mapping[str, Any]) -> Iterator[tuple[list[str], list[str]]]:
+    """The texts that a stage reads, and the columns that it makes of these alone, by its own names for both."""
+    texts = options.get("texts") or []
+    if options.get("use") == "structure":
+        yield texts, list((options.get("schema") or {}).get("properties") or Structure.writes)
+    elif options.get("use") == "translate":
+        yield from (([name], [f"{name}_{options['to']}"]) for name in texts)
 
 
 def hours_until_answered(table: "pd.DataFrame") -> "pd.Series[Any]":

@@ -7,7 +7,8 @@ from itertools import pairwise
 
 MOST_DIFFERENT = 200_000  # words or pairs that are counted at once; the rarest make way for new ones
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
-BREAK = re.compile(r"https?://\S+|[.!?;:,()\[\]\"\n]")  # no pair of words goes over one; addresses are no words
+# No pair of words goes over one; addresses and hashed names of users are no words.
+BREAK = re.compile(r"https?://\S+|\bu/[\w-]*|[.!?;:,()\[\]\"\n]")
 
 STOP_WORDS = frozenset(
     # English
