@@ -195,7 +195,6 @@ def test_what_is_wrong_is_heard_at_once(module: str, page: Page, served: Served)
         "end of heading, bad.png, level 3",
         *paragraph(sentence),
         "button, Try again",
-        "figure",
         "end of article",
     ]
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 import uvicorn
+from fastapi import HTTPException
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
@@ -43,6 +44,12 @@ from vec_pipeline.commands.serve.metrics import Metrics
 from vec_pipeline.commands.serve.rows import Rows
 from vec_pipeline.commands.serve.search import Search
 from vec_pipeline.commands.serve.uploads import Uploads
+from vec_pipeline.downloads import DownloadError
+from vec_pipeline.downloads.client import checked
+from vec_pipeline.downloads.network import PrivateAddressError, connection_failure, failure_of
+from vec_pipeline.downloads.responses import check_redirect, is_picture
+from vec_pipeline.memory import describe_failure
+from vec_pipeline.pictures import Limits, decode
 from vec_pipeline.record import COLUMNS, Record, Stage, UserError
 
 PAGE = PROJECT / "vec_pipeline" / "commands" / "serve" / "page"
@@ -109,10 +116,14 @@ def vector_of(text: str) -> Vector:
 
 
 class Served:
-    """The server in a thread of this process, whose rows are `answers`, by the width of the picture in pixels."""
+    """The server in a thread of this process, whose rows are `answers`, by the width of the picture in pixels.
+
+    unfetched: why there is no picture at an address.
+    """
 
     def __init__(self, folder: Path, token: str = "", most_waiting: int = 100, most_bytes: int = 10**6) -> None:
         self.answers: dict[int, dict[str, Any]] = {}
+        self.unfetched = {"http://private/": "PrivateAddress: the host is in a private network"}
         self.may_go_on = threading.Event()
         self.may_go_on.set()
         self.makers = Words()
@@ -133,8 +144,8 @@ class Served:
             return lambda chunks: (self.annotated(chunk, way) for chunk in chunks)
 
         def fetch(url: str) -> bytes:
-            if "private" in url:
-                raise UserError("PrivateAddress: the address is private")
+            if url in self.unfetched:
+                raise UserError(self.unfetched[url])
             return png(int(url.rpartition("/")[2]))
 
         rows = Rows(TYPES, None)
@@ -519,7 +530,7 @@ def test_what_is_heard_of_a_result_word_by_word(page: Page, served: Served) -> N
     assert page.said()[-1] == f"cups.png: Two cups. {care}"
     assert page.heard(".card") == [
         "heading cups.png",
-        "This picture could not be finished (structure: ValueError: no answer). Try again, or choose another file.",
+        "This picture could not be finished (structure: no answer). Try again, or choose another file.",
         "button Try again",
         "Two cups.",
         care,
@@ -561,10 +572,34 @@ def test_pictures_are_pasted_and_dropped_and_addresses_too(page: Page, served: S
     assert len(page.texts(".card")) == 4
 
 
+def test_each_address_of_a_list_is_taken_and_what_is_none_is_said(page: Page, served: Served) -> None:
+    page.open(served.url)
+    addresses = [f"https://example.org/{number}" for number in range(40, 44)]
+    page.script(HAND_OVER, "drop", "uris", "", "\r\n".join(["# two", *addresses[:2], ""]))
+    page.until(lambda: len(page.texts(".lead")) == 2)
+    assert page.texts(".card h3") == addresses[:2]
+    assert not page.find("#url-error").is_displayed()
+    page.script(HAND_OVER, "paste", "url", "", "\n".join([addresses[2], "no address", "file:///a.png"]))
+    page.until(lambda: len(page.texts(".lead")) == 3)
+    assert page.texts("#url-error") == ["Lines that are no address were left out: 2."]
+    assert page.texts("#url-error")[0] in page.said()
+    page.find("#details input").click()
+    at_a_choice = HAND_OVER.replace('getElementById("files")', 'querySelector("#details input")')
+    page.script(at_a_choice, "paste", "url", "", addresses[3])
+    page.until(lambda: len(page.texts(".lead")) == 4)
+    assert not page.find("#url-error").is_displayed()
+    nothing = "There is no picture in this, and no address of one: give pictures, or addresses such as https://…"
+    for kind, what, text in [("drop", "uris", "file:///a.png"), ("drop", "url", ""), ("paste", "url", "no address")]:
+        before = len(page.said())
+        page.script(HAND_OVER, kind, what, "", text)
+        assert page.said()[before:] == page.texts("#url-error") == [nothing]
+    assert len(page.texts(".card")) == 4
+
+
 HAND_OVER = """
 const [kind, what, content, text] = arguments;
 const data = new DataTransfer();
-if (what === "url") data.setData("text/plain", text);
+if (what !== "data") data.setData(what === "url" ? "text/plain" : "text/uri-list", text);
 else {
   const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
   data.items.add(new File([bytes], "given.png", { type: "image/png" }));
@@ -859,7 +894,7 @@ def test_a_busy_server_is_asked_again(page: Page, tmp_path: Path) -> None:
             b"no picture",
             "This file is not a picture of a known kind. Choose a JPEG, PNG, WebP or HEIC file, for example.",
         ),
-        (bytes(1_100_000), "The file is too large for this server (more than 1 MB). Choose a smaller one."),
+        (bytes(1_100_000), "The file is too large: this server takes 1 MB at most. Choose a smaller one."),
     ],
 )
 def test_a_refused_file_is_said_with_what_to_do(page: Page, served: Served, content: bytes, sentence: str) -> None:
@@ -869,6 +904,8 @@ def test_a_refused_file_is_said_with_what_to_do(page: Page, served: Served, cont
     page.until(lambda: page.texts(".card .error"))
     assert page.texts(".card .error") == [sentence]
     assert page.said()[-1] == f"bad.png: {sentence}"
+    assert not page.find("figure").is_displayed()
+    assert page.find(".card .error").location["x"] == page.find(".card h3").location["x"] < 400  # no empty column
     page.press(Keys.TAB)
     assert page.focused_text() == "Try again"
 
@@ -894,12 +931,157 @@ def test_addresses(page: Page, served: Served) -> None:
     assert page.find("#url").get_attribute("aria-invalid") == "true"
     page.find("#url").clear()
     page.find("#url").send_keys("http://private/", Keys.ENTER)
-    refusal = "The server cannot use this (PrivateAddress: the address is private). Change it and try again."
-    page.until_equal(lambda: page.texts(".card .error"), [refusal])
+    page.until_equal(lambda: page.texts(".card .error"), [PRIVATE])
+    assert page.texts("#url-error") == [""]  # what describes the field, though it is hidden
     assert page.find("#url").get_attribute("aria-invalid") == "false"
     page.find("#url").send_keys("https://example.org/44", Keys.ENTER)
     page.until(lambda: page.texts(".lead"))
     assert page.focused_text() == "https://example.org/44"
+
+
+PRIVATE = (
+    "The address is in a private network, from which this server takes nothing. "
+    "Give another address, or send the picture itself."
+)
+CUT = "The file is cut off: a part of the picture is missing. Send the whole file."
+DAMAGED = "The file is damaged, or not a picture of a known kind. Choose another file."
+FEW_PIXELS = "The picture is too large: this server takes 1 megapixels at most. Choose a smaller one."
+FEW_MB = "The file is too large: this server takes 2 MB at most. Choose a smaller one."
+NO_PICTURE = (
+    "There is no picture at this address, but something else, such as a web page. "
+    "Give the address of the picture itself."
+)
+NOT_FOUND = "The picture was not found at this address. Check the address."
+UNREACHED = (
+    "The site of this address cannot be reached, or does not answer as it should. "
+    "Check the address, or try again later."
+)
+
+
+def of_decoder(content: bytes, megapixels: int = 179) -> str:
+    """The error of a row whose picture cannot be opened."""
+    with pytest.raises(Exception) as raised:  # of any decoder
+        decode(content, Limits(384, megapixels))
+    return f"open_image: {describe_failure(raised.value).message}"
+
+
+def of_download(attempt: Callable[[], Any]) -> str:
+    """Why a picture was not fetched."""
+    with pytest.raises(DownloadError) as raised:
+        attempt()
+    return f"{raised.value.kind}: {raised.value}"
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+def saved(kind: str) -> bytes:
+    target = BytesIO()
+    Image.effect_noise((64, 64), 90).convert("RGB").save(target, kind)
+    return target.getvalue()
+
+
+def test_usual_causes_are_known_by_the_errors_that_are_really_raised(page: Page, served: Served) -> None:
+    expected = {
+        of_decoder(saved("PNG")[:60]): CUT,
+        of_decoder(saved("JPEG")[:200]): CUT,
+        of_decoder(saved("JPEG2000")[:200]): CUT,
+        of_decoder(saved("HEIF")[:1500]): DAMAGED,
+        of_decoder(saved("WEBP")[:90]): DAMAGED,
+        of_decoder(b"no picture"): DAMAGED,
+        of_decoder(b"<svg>"): DAMAGED,
+        of_decoder(b""): "The file is empty. Choose another one.",
+        of_decoder(png(100_000), megapixels=1): FEW_PIXELS,
+        of_download(lambda: fail(connection_failure(PrivateAddressError()))): PRIVATE,
+        of_download(lambda: fail(connection_failure(ConnectionRefusedError(111, "")))): UNREACHED,
+        of_download(lambda: fail(failure_of(TimeoutError()))): UNREACHED,
+        of_download(lambda: is_picture(b"<html>", "", is_whole=True)): NO_PICTURE,
+        of_download(lambda: check_redirect("http://a/1.png", "http://a/not-found.png")): NOT_FOUND,
+        of_download(lambda: checked("a")): "The address is not complete, or has a mistake. Correct it.",
+        of_download(lambda: fail(connection_failure(socket.gaierror(socket.EAI_NONAME, "")))): UNREACHED,
+        "HTTP404: Not Found": NOT_FOUND,
+        "HTTP503: Service Unavailable (3 attempts)": UNREACHED,
+        "download: HTTP410: Gone": NOT_FOUND,
+        "TooLarge: more than max_download_mb (2)": FEW_MB,
+        "more than 2 MB": FEW_MB,
+        "structure: ValueError: image file is truncated": "unknown",
+        "describe: ConnectionError: Connection refused": "unknown",
+        "open_image: OSError: [Errno 5] Input/output error": "unknown",
+    }
+    # The server leaves the kind of a failed download out.
+    expected |= {text.partition(": ")[2]: sentence for text, sentence in expected.items() if text[0].isupper()}
+    page.open(served.url)
+    found = page.driver.execute_async_script(WORDED, list(expected))
+    assert dict(zip(expected, found, strict=True)) == expected
+
+
+WORDED = """
+const [texts, end] = arguments;
+Promise.all([import("/page/errors.js"), import("/page/words.js")]).then(([{ worded }, { translated }]) =>
+  end(texts.map((each) => worded(each, "unknown")).map(({ text, values }) => translated(text, values))));
+"""
+
+
+def test_why_a_picture_failed_is_a_sentence_in_the_language_of_the_page(page: Page, served: Served) -> None:
+    served.answers[40] = {"error": "open_image: OSError: image file is truncated"}
+    cut = "Файл обрывается: части картинки нет. Отправьте файл целиком."
+    page.open(served.url)
+    page.give(page.picture())
+    page.until_equal(lambda: page.texts(".card .error"), [CUT])
+    assert page.said()[-1] == f"cup.png: {CUT}"
+    page.find("[data-language=ru]").click()
+    assert page.texts(".card .error") == [cut]
+    page.find("#url").send_keys("http://private/", Keys.ENTER)
+    private = "Адрес находится в частной сети, из которой этот сервер ничего не берёт."
+    page.until(lambda: page.texts(".card .error")[0].startswith(private))
+    assert page.said()[-1].startswith(f"http://private/: {private}")
+    page.driver.refresh()
+    page.until_equal(lambda: page.texts("#rows button > span > span"), [cut])
+    page.find("#rows button").click()
+    assert page.focused_text() == page.texts("#rows small")[0]  # when, and not the hash in its address
+    page.find("[data-language=en]").click()
+    assert page.texts("#rows button > span > span") == [CUT]
+    page.find("#filter").send_keys("cut off")
+    assert page.find("#rows button").is_displayed()
+
+
+def test_other_errors_are_marked_as_english_and_have_no_class_name(page: Page, served: Served) -> None:
+    served.answers[40] = {"error": "structure: ValueError: no answer"}
+    served.unfetched["http://odd/"] = "OddError: it is odd"
+    page.open(served.url)
+    page.find("[data-language=ru]").click()
+    page.give(page.picture())
+    marked = "[lang=en]:not(button):not(option)"
+    unfinished = "Картинку не удалось обработать (structure: no answer). Попробуйте ещё раз или выберите другой файл."
+    page.until_equal(lambda: page.texts(".card .error"), [unfinished])
+    assert page.texts(f".card .error {marked}") == page.texts(f"#said {marked}") == ["structure: no answer"]
+    page.find("#url").send_keys("http://odd/", Keys.ENTER)
+    page.until(lambda: "Сервер не может это использовать (it is odd)" in page.texts(".card .error")[0])
+    page.until_equal(lambda: page.texts(f"#said {marked}"), ["structure: no answer", "it is odd"])
+    served.makers.columns = []
+    page.find("#search-text").send_keys("cup", Keys.ENTER)
+    page.until(lambda: page.find("#search-error").is_displayed())
+    reason = page.texts(f"#search-error {marked}")
+    assert reason[0].startswith("this server cannot search in image")
+    assert page.texts(f"#said {marked}")[2:] == reason
+    page.driver.refresh()
+    page.until_equal(lambda: page.texts("#rows button > span > span"), [unfinished])
+    assert page.texts(f"#rows {marked}") == ["structure: no answer"]
+
+
+def test_a_list_that_cannot_be_loaded_is_said_in_the_language_of_the_page(page: Page, served: Served) -> None:
+    page.open(served.url)
+    served.service.rows.latest = lambda *_: fail(HTTPException(503, "it is closed"))  # type: ignore[method-assign, assignment]
+    page.driver.refresh()
+    page.until_equal(
+        page.said, ["The list could not be loaded: The server cannot answer now (it is closed). Try again in a minute."]
+    )
+    assert page.texts("#said [lang=en]") == ["it is closed"]
+    page.find("[data-language=ru]").click()
+    sentence = "Сервер сейчас не может ответить (it is closed). Попробуйте через минуту."
+    assert page.texts("#history-count") == [sentence]
+    assert page.texts("#history-count [lang=en]") == ["it is closed"]
 
 
 def test_the_token_is_asked_for_and_kept_for_the_tab(page: Page, tmp_path: Path) -> None:
@@ -950,10 +1132,10 @@ def test_hostile_texts_are_texts(page: Page, served: Served) -> None:
     assert sorted(page.texts(".card h3")) == sorted(" ".join(name.split()) for name in names)
     assert {" ".join(text.split()) for text in HOSTILE} == set(page.texts(".lead"))
     assert page.script("return document.querySelectorAll('[onerror], [onload], #cards script, img[src=x]').length") == 0
-    assert page.script("return document.documentElement.scrollWidth <= innerWidth")
+    assert page.script(FITS)
     page.driver.refresh()
     page.until(lambda: page.texts("#history-count")[0].startswith(f"{len(HOSTILE)} of"))
-    assert page.script("return document.documentElement.scrollWidth <= innerWidth")
+    assert page.script(FITS)
     page.find("#rows button").click()
     assert page.texts(".card .error") and "Try again" not in page.texts(".card button")  # its file is not here any more
 
@@ -988,30 +1170,36 @@ def test_axe_finds_nothing_on_the_page_of_the_api(page: Page, served: Served, sc
 
 
 @pytest.mark.parametrize(
-    ("width_px", "scale", "is_phone"),
-    [(360, 1, True), (640, 2, False), (320, 4, False)],
-    ids=["phone", "200 %", "400 %"],
+    ("width_px", "scale", "is_phone", "font"),
+    [(360, 1, True, ""), (640, 2, False, ""), (320, 4, False, ""), (360, 1, False, "200%")],
+    ids=["phone", "200 %", "400 %", "phone with letters of 200 %"],
 )
 def test_nothing_is_wider_than_the_window(
-    page: Page, served: Served, width_px: int, scale: float, is_phone: bool
+    page: Page, served: Served, width_px: int, scale: float, is_phone: bool, font: str
 ) -> None:
+    served.makers.columns = ["image_vector", "text_vector"]  # between which there is a choice
     page.emulate(width_px, scale=scale, is_phone=is_phone)
     page.open(served.url)
+    page.script("document.documentElement.style.fontSize = arguments[0]", font)
     page.give(page.picture("W" * 100 + ".png"))
     page.until(lambda: page.texts(".lead"))
     left = "return ['figure', '.says'].map(name => document.querySelector(name).getBoundingClientRect().left)"
     assert len(set(page.script(left))) == 1  # one above the other
     for language in ("en", "ru"):
         page.find(f"[data-language={language}]").click()
-        assert page.script("return document.documentElement.scrollWidth <= innerWidth")
+        assert page.script(FITS)
         cut = page.script(
             "return [...document.querySelectorAll('main *')].filter(e => getComputedStyle(e).overflowX === 'visible' &&"
-            "e.clientWidth && e.scrollWidth > e.clientWidth + 1 && !e.closest('.unseen')).map(e => e.outerHTML)"
+            "e.clientWidth && e.scrollWidth > e.clientWidth + 1 && !e.closest('.unseen, select')).map(e => e.outerHTML)"
         )
         assert cut == []
     page.driver.get(f"{served.url}/docs")
     page.until(lambda: page.texts(".operation"))
-    assert page.script("return document.documentElement.scrollWidth <= innerWidth")
+    page.script("document.documentElement.style.fontSize = arguments[0]", font)
+    assert page.script(FITS)
+
+
+FITS = "return document.documentElement.scrollWidth <= document.documentElement.clientWidth"
 
 
 def test_without_styles_the_order_is_the_same(page: Page, served: Served) -> None:
@@ -1064,7 +1252,7 @@ def test_the_page_speaks_russian(page: Page, served: Served) -> None:
     assert page.until(lambda: page.driver.title) == "Describe pictures"  # it is remembered
 
 
-SCRIPTS = ("page.js", "server.js", "results.js", "history.js", "search.js")
+SCRIPTS = ("page.js", "server.js", "results.js", "history.js", "search.js", "errors.js", "shared.js")
 
 
 def test_every_text_of_the_page_has_a_translation() -> None:

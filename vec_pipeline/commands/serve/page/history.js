@@ -1,7 +1,7 @@
 /* The list of earlier pictures, the newest first: a part of it at a time, and what is loaded can be filtered. */
 
-import { descriptionOf, element, foreign, timeOf, valueOf } from "./results.js";
-import { ask, loaded } from "./server.js";
+import { element, spokenFailure, timeOf, titleOf, valueOf } from "./results.js";
+import { ask, Failure, loaded } from "./server.js";
 import { announce, say, translated } from "./words.js";
 
 const AT_ONCE = 12;
@@ -51,16 +51,16 @@ async function load() {
     $("more").hidden = ids.length < AT_ONCE;
     filter();
   } catch (failure) {
-    say($("history-count"), "The list could not be loaded: {reason}", { reason: failure.message });
-    announce($("history-count").textContent);
+    if (!(failure instanceof Failure)) throw failure;
+    say($("history-count"), failure.text, failure.values);
+    announce(translated("The list could not be loaded:"), spokenFailure(failure));
   }
 }
 
 /** An entry of a list: a button that opens the row, or its text alone if it has no id, for it was not uploaded here. */
 export function item(id, row) {
-  const text = descriptionOf(row) || row.error || translated("There is no description of this picture.");
   const about = id ? timeOf(row) : row.image_path.split("/").pop();
-  const words = element("span", {}, foreign("span", text), " ", element("small", { class: "muted" }, about));
+  const words = element("span", {}, titleOf(row), " ", element("small", { class: "muted" }, about));
   if (!id) return element("li", {}, element("div", {}, words));
   const image = element("img", { alt: "", width: "80", height: "60" });
   loaded(`/v1/annotations/${id}/image?side_px=${THUMBNAIL_PX}`).then(({ address }) => (image.src = address), () => {});
@@ -74,7 +74,8 @@ function filter() {
   const words = folded($("filter").value).split(/\s+/).filter(Boolean);
   let shown = 0;
   for (const { row, node } of rows.values()) {
-    const text = folded(["description", "text", "image_text", "categories", "keywords", "error"].map((name) => valueOf(row, name)).join(" "));
+    const values = ["description", "text", "image_text", "categories", "keywords"].map((name) => valueOf(row, name));
+    const text = folded([...values, node.textContent].join(" "));
     node.hidden = !words.every((word) => text.includes(word));
     shown += !node.hidden;
   }

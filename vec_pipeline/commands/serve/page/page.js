@@ -1,10 +1,11 @@
 /* The page: takes pictures however they are given, sends them, and says what came of them. */
 
 import { addToHistory, beginHistory } from "./history.js";
-import { Card, descriptionOf, spoken } from "./results.js";
+import { Card, descriptionOf, spoken, spokenFailure, timeOf } from "./results.js";
 import { beginSearch, searchLike } from "./search.js";
 import { ask, Failure, rowOf } from "./server.js";
-import { announce, pageLanguage, say, setLanguage, translated } from "./words.js";
+import { beginPage } from "./shared.js";
+import { announce, pageLanguage, say, translated } from "./words.js";
 
 const AT_ONCE = 8; // uploads; the others wait in the page
 const STEP_PERCENT = 25; // of what is sent, between messages
@@ -20,6 +21,7 @@ async function give(pictures) {
   const named = pictures.map((picture) => [picture, picture.name ?? picture]);
   const made = named.map(([picture, name]) => ({ picture, card: new Card(name) }));
   if (!made.length) return;
+  showError("");
   $("no-results").hidden = true;
   $("cards").prepend(...made.map(({ card }) => card.node));
   made[0].card.heading.focus();
@@ -49,7 +51,7 @@ async function annotate(picture, card, batch) {
   } catch (failure) {
     if (!(failure instanceof Failure)) throw failure;
     card.showFailure(failure, again);
-    announceDone(card, batch, [failure.message]);
+    announceDone(card, batch, [spokenFailure(failure)]);
   } finally {
     atWork.delete(card);
   }
@@ -98,7 +100,7 @@ function sending(card, show) {
 /** Show a row of the list as a card, which has the focus then. */
 function open(id, row) {
   if (!cards.get(id)?.node.isConnected) {
-    const card = new Card(descriptionOf(row).slice(0, 60) || id);
+    const card = new Card(descriptionOf(row).slice(0, 60) || timeOf(row) || id);
     cards.set(id, card);
     card.showRow(row, id, options.audio, { like: searchLike(id, row, card.name) });
     card.showPicture(id);
@@ -119,19 +121,17 @@ function listen() {
   $("ask").addEventListener("submit", (event) => {
     event.preventDefault();
     const address = $("url").value.trim();
-    const isGood = isAddress(address);
-    $("url").setAttribute("aria-invalid", !isGood);
-    $("url-error").hidden = isGood;
-    if (isGood) {
+    if (isAddress(address)) {
       $("url").value = "";
       return give([address]);
     }
-    announce(say($("url-error"), "Enter an address that begins with https:// or http://.").textContent);
+    showError("Enter an address that begins with https:// or http://.");
+    $("url").setAttribute("aria-invalid", true);
     $("url").focus();
   });
   document.addEventListener("paste", (event) => {
     if (!$("token-form").hidden) return;
-    take(event, event.clipboardData, event.target.closest("input:not([type=file])") !== null);
+    take(event, event.clipboardData, event.target.closest("input:not([type=file], [type=radio])") !== null);
   });
   document.addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -142,12 +142,6 @@ function listen() {
     $("drop").classList.remove("over");
     take(event, event.dataTransfer, false);
   });
-  for (const button of document.querySelectorAll("[data-language]")) {
-    button.addEventListener("click", () => {
-      localStorage.setItem("language", button.dataset.language);
-      setLanguage(button.dataset.language);
-    });
-  }
 }
 
 function sayStill() {
@@ -156,24 +150,38 @@ function sayStill() {
 
 const isAddress = (text) => /^https?:\/\/\S+$/i.test(text);
 
-/** Take the pictures, or the address of one, that were pasted or dropped. */
+/** Show and say why something that was given is not taken; nothing, if the text is empty. */
+function showError(text, values) {
+  const error = say($("url-error"), text, values);
+  error.hidden = !text;
+  $("url").setAttribute("aria-invalid", false);
+  if (!text) return;
+  error.scrollIntoView({ block: "nearest" });
+  announce(error.textContent);
+}
+
+/** Take the pictures, or the addresses of some, one a line, that were pasted or dropped. */
 function take(event, data, isInField) {
-  const text = (data.getData("text/uri-list") || data.getData("text/plain")).trim();
-  const isText = !data.files.length && (isInField || !isAddress(text));
-  if (isText && event.type === "paste") return;
-  event.preventDefault();
-  if (data.files.length) give([...data.files]);
-  else if (!isText) give([text]);
+  const files = [...data.files]; // which are gone when this function has returned
+  if (isInField && !files.length) return; // a text to type
+  const text = data.getData("text/uri-list") || data.getData("text/plain");
+  const lines = text.split("\n").map((line) => line.trim()).filter((line) => line && !line.startsWith("#")); // a comment
+  const given = files.length ? files : lines.filter(isAddress);
+  if (given.length || event.type === "drop") event.preventDefault();
+  give(given);
+  const count = lines.length - given.length;
+  if (!given.length) showError("There is no picture in this, and no address of one: give pictures, or addresses such as https://…");
+  else if (!files.length && count) showError("Lines that are no address were left out: {count}.", { count });
 }
 
 async function begin() {
-  setLanguage(pageLanguage());
+  beginPage();
   listen();
   setInterval(sayStill, STILL_S * 1000);
   try {
     options = await (await ask("/v1/options")).json();
   } catch (failure) {
-    announce(failure.message);
+    announce(spokenFailure(failure));
   }
   for (const radio of $("ask").elements.detail) radio.parentNode.hidden = !options.details.includes(radio.value);
   $("details").hidden = options.details.length < 2;

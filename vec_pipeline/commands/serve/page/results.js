@@ -1,7 +1,8 @@
 /* Cards: a picture that was given, how its annotation goes, and what came of it. */
 
+import { worded } from "./errors.js";
 import { loaded } from "./server.js";
-import { announce, label, languageOf, pageLanguage, say, translated } from "./words.js";
+import { announce, label, languageOf, pageLanguage, phrase, say, translated } from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const SHOWN_PX = 1024;
@@ -47,9 +48,17 @@ export const valueOf = (row, column) => row[`${column}_${wanted()}`] || row[colu
 const wanted = () => document.getElementById("answer-language").value;
 
 const NO_DESCRIPTION = "There is no description of this picture.";
-const UNFINISHED = "This picture could not be finished ({error}). Try again, or choose another file.";
+const UNFINISHED = "This picture could not be finished ({detail}). Try again, or choose another file.";
 
 export const descriptionOf = (row) => valueOf(row, "description") || valueOf(row, "text");
+
+/** What a row says in a list: its description, or why there is none. */
+export function titleOf(row) {
+  const description = descriptionOf(row);
+  if (description) return foreign("span", description);
+  const { text, values } = row.error ? worded(row.error, UNFINISHED) : { text: NO_DESCRIPTION };
+  return say(element("span"), text, values);
+}
 
 /** One picture; empty at first. `again` sends it once more, and `like` finds those like it, where that can be. */
 export class Card {
@@ -90,7 +99,7 @@ export class Card {
     const description = descriptionOf(row);
     this.state.replaceChildren();
     this.body.replaceChildren();
-    if (row.error) this.showFailure({ text: UNFINISHED, values: { error: row.error } }, again);
+    if (row.error) this.showFailure(worded(row.error, UNFINISHED), again);
     if (row.error && !description) return;
     const audio = audioColumns.filter((column) => row[column] && [wanted(), ""].includes(spokenLanguage(row, column)));
     const buttons = [copyButton(row), downloadButton(row, id)];
@@ -232,13 +241,16 @@ function plainText(row) {
 /** What is said when a row is there: its description, the text on the picture, and why they may be wrong. */
 export function spoken(row) {
   const [description, image_text, flags] = [descriptionOf(row), valueOf(row, "image_text"), reasons(row)];
-  if (row.error && !description) return [translated(UNFINISHED, { error: row.error })];
+  if (row.error && !description) return [spokenFailure(worded(row.error, UNFINISHED))];
   return [
     description ? foreign("span", description) : translated(NO_DESCRIPTION),
     ...(image_text ? [`${translated("Text on the picture")}:`, foreign("span", `${image_text}.`)] : []),
     ...(flags.length ? [`${translated("Take care:")} ${flags.map((text) => translated(text)).join("; ")}.`] : []),
   ];
 }
+
+/** What is said of a failure: of a request, or of a row. */
+export const spokenFailure = ({ text, values }) => phrase(text, values);
 
 /** The language of an audio column by the text that it speaks; empty where the row does not have that. */
 function spokenLanguage(row, column) {

@@ -10,7 +10,8 @@ import { forget, isStale, json, list, loadList, noteAct, positionOf, refresh, ro
 import { beginSaving, change, flush, isRefused, isUnsaved, restore, valueOf } from "./review-save.js";
 import { WORDS } from "./review-words.js";
 import { ask, Failure } from "./server.js";
-import { addRussian, announce, pageLanguage, say, setLanguage, translated } from "./words.js";
+import { beginPage } from "./shared.js";
+import { addRussian, announce, pageLanguage, say, translated } from "./words.js";
 
 const POLL_MS = 4000; // between questions whether somebody else has changed something
 const TYPED_MS = 400; // without a key, until a filter is asked for
@@ -305,13 +306,6 @@ function listen() {
     readAddress();
     load();
   });
-  for (const button of document.querySelectorAll("[data-language]")) {
-    button.addEventListener("click", () => {
-      localStorage.setItem("language", button.dataset.language);
-      setLanguage(button.dataset.language);
-      show();
-    });
-  }
   setInterval(poll, POLL_MS);
 }
 
@@ -357,7 +351,7 @@ function leave(event) {
 
 async function begin() {
   addRussian(WORDS);
-  setLanguage(pageLanguage());
+  beginPage(show);
   beginSaving({
     saved: (act, rows) => {
       canUndo(act);

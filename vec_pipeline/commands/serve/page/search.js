@@ -2,7 +2,7 @@
 
 import { item } from "./history.js";
 import { ask, Failure } from "./server.js";
-import { announce, say, translated } from "./words.js";
+import { announce, phrase, say, translated } from "./words.js";
 
 const MOST_FOUND = 12;
 const COLUMNS = { image: "image_vector", dino: "dino_vector", text: "text_vector" };
@@ -67,6 +67,6 @@ function countText(count) {
 }
 
 function showError(text, values) {
-  $("search-error").hidden = !text;
-  if (text) announce(say($("search-error"), text, values).textContent);
+  say($("search-error"), text, values).hidden = !text;
+  if (text) announce(phrase(text, values));
 }

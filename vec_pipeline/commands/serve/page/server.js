@@ -1,12 +1,12 @@
 /* Asks the server: with a token where it wants one, again where it is busy. A failure is a sentence. */
 
+import { worded } from "./errors.js";
 import { announce, say, translated } from "./words.js";
 
 const MOST_ATTEMPTS = 20; // while the server is busy
 const SENTENCES = {
   404: "The server no longer has this picture. Send it again.",
   408: "Sending the picture took too long. Try a smaller one, or a faster connection.",
-  413: "The file is too large for this server ({detail}). Choose a smaller one.",
   415: "This file is not a picture of a known kind. Choose a JPEG, PNG, WebP or HEIC file, for example.",
   422: "The server cannot use this ({detail}). Change it and try again.",
   429: "The server is still busy. Try again in a minute.",
@@ -29,7 +29,8 @@ export class Failure extends Error {
 
 function failureOf(status, body) {
   const reason = Array.isArray(body.detail) ? body.detail.map((each) => each.msg).join("; ") : String(body.detail);
-  return new Failure(SENTENCES[status] || OTHERWISE, { status, detail: reason }, body);
+  const { text, values } = worded(reason, SENTENCES[status] || OTHERWISE);
+  return new Failure(text, { detail: reason, ...values, status }, body);
 }
 
 /** Send a form: like fetch, which does not tell how much of it has been sent. `onSent` gets that share. */

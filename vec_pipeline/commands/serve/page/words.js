@@ -25,6 +25,9 @@ const RUSSIAN = {
   "Address of a picture": "Адрес картинки",
   "Describe it": "Описать",
   "Enter an address that begins with https:// or http://.": "Введите адрес, который начинается с https:// или http://.",
+  "There is no picture in this, and no address of one: give pictures, or addresses such as https://…":
+    "Здесь нет ни картинки, ни её адреса: дайте картинки или адреса вида https://…",
+  "Lines that are no address were left out: {count}.": "Пропущено строк, в которых нет адреса: {count}.",
   "Results": "Результаты",
   "No picture has been given yet.": "Картинок ещё не было.",
   "Search": "Поиск",
@@ -83,8 +86,31 @@ const RUSSIAN = {
   "the picture was seen in low resolution": "картинка рассмотрена в низком разрешении",
   "a part of the picture is missing in the file": "в файле нет части картинки",
   "only the first page was seen": "рассмотрена только первая страница",
-  "This picture could not be finished ({error}). Try again, or choose another file.":
-    "Картинку не удалось обработать ({error}). Попробуйте ещё раз или выберите другой файл.",
+  "This picture could not be finished ({detail}). Try again, or choose another file.":
+    "Картинку не удалось обработать ({detail}). Попробуйте ещё раз или выберите другой файл.",
+  "The file is empty. Choose another one.": "Файл пуст. Выберите другой.",
+  "The file is cut off: a part of the picture is missing. Send the whole file.":
+    "Файл обрывается: части картинки нет. Отправьте файл целиком.",
+  "The file is damaged, or not a picture of a known kind. Choose another file.":
+    "Файл повреждён, или это не картинка известного вида. Выберите другой файл.",
+  "The picture is too large: this server takes {most} megapixels at most. Choose a smaller one.":
+    "Картинка слишком велика: этот сервер берёт не более {most} мегапикселей. Выберите картинку поменьше.",
+  "The file is too large: this server takes {most} MB at most. Choose a smaller one.":
+    "Файл слишком велик: этот сервер берёт не более {most} МБ. Выберите файл поменьше.",
+  "This server cannot open pictures of this kind. Choose a JPEG, PNG or WebP file, for example.":
+    "Этот сервер не умеет открывать такие картинки. Выберите, например, файл JPEG, PNG или WebP.",
+  "The address is in a private network, from which this server takes nothing. Give another address, or send the picture itself.":
+    "Адрес находится в частной сети, из которой этот сервер ничего не берёт. Дайте другой адрес или отправьте саму картинку.",
+  "There is no picture at this address, but something else, such as a web page. Give the address of the picture itself.":
+    "По этому адресу не картинка, а что-то другое, например веб-страница. Дайте адрес самой картинки.",
+  "The picture was not found at this address. Check the address.": "По этому адресу картинка не найдена. Проверьте адрес.",
+  "The site of this address does not let this server have the picture. Send the picture itself.":
+    "Сайт по этому адресу не отдаёт картинку этому серверу. Отправьте саму картинку.",
+  "The site of this address forbids the use of its pictures by AI. Choose another picture.":
+    "Сайт по этому адресу запрещает использовать свои картинки для ИИ. Выберите другую картинку.",
+  "The address is not complete, or has a mistake. Correct it.": "Адрес неполон, или в нём ошибка. Исправьте его.",
+  "The site of this address cannot be reached, or does not answer as it should. Check the address, or try again later.":
+    "Сайт по этому адресу недоступен или отвечает не так, как должен. Проверьте адрес или попробуйте позже.",
   "Speech": "Речь",
   "Speech in English": "Речь на английском",
   "Speech in Russian": "Речь на русском",
@@ -100,12 +126,10 @@ const RUSSIAN = {
   "Try again": "Попробовать ещё раз",
   "{shown} of {loaded} loaded pictures": "Показано {shown} из {loaded} загруженных",
   "There are none yet.": "Их ещё нет.",
-  "The list could not be loaded: {reason}": "Список не загружен: {reason}",
+  "The list could not be loaded:": "Список не загружен:",
   "The server no longer has this picture. Send it again.": "На сервере больше нет этой картинки. Отправьте её снова.",
   "Sending the picture took too long. Try a smaller one, or a faster connection.":
     "Отправка заняла слишком много времени. Возьмите картинку поменьше или более быструю связь.",
-  "The file is too large for this server ({detail}). Choose a smaller one.":
-    "Файл слишком велик для этого сервера ({detail}). Выберите файл поменьше.",
   "This file is not a picture of a known kind. Choose a JPEG, PNG, WebP or HEIC file, for example.":
     "Этот файл не картинка известного вида. Выберите, например, файл JPEG, PNG, WebP или HEIC.",
   "The server cannot use this ({detail}). Change it and try again.":
@@ -132,15 +156,31 @@ export const addRussian = (more) => Object.assign(RUSSIAN, more);
 
 /** A text in the language of the page; `{name}` in it is replaced by a value. */
 export function translated(text, values = {}) {
-  const found = language === "ru" && Object.hasOwn(RUSSIAN, text) ? RUSSIAN[text] : text;
-  return found.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+  return filled(inPageLanguage(text), values);
+}
+
+const inPageLanguage = (text) => (language === "ru" && Object.hasOwn(RUSSIAN, text) ? RUSSIAN[text] : text);
+const filled = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+
+/** The same as nodes: the value `detail` is what the server says, in English, and a screen reader changes its voice. */
+export function phrase(text, values = {}) {
+  const nodes = document.createDocumentFragment();
+  const [first, ...others] = inPageLanguage(text).split("{detail}");
+  nodes.append(filled(first, values));
+  for (const each of others) {
+    const detail = document.createElement("span");
+    detail.lang = "en";
+    detail.textContent = values.detail;
+    nodes.append(detail, filled(each, values));
+  }
+  return nodes;
 }
 
 /** Set the text of a node; it follows the language of the page from then on. */
 export function say(node, text, values = {}) {
   texts.set(node, [text, values]);
   node.dataset.say = "";
-  node.textContent = translated(text, values);
+  node.replaceChildren(phrase(text, values));
   return node;
 }
 
