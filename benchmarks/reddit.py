@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/reddit.py
 
-Invents a frame of comments, of which a few are of one subreddit; the archives repeat it. All times are CPU seconds,
-because other programs may run beside it. The others read one frame: `zstd -d | jq` (left out where they are not
-installed), and zstandard with json.loads for each line.
+Invents a frame of comments, of which a few are of one subreddit; the archives repeat it. Another archive is of that
+subreddit alone. All times are CPU seconds, because other programs may run beside it. The others read one frame:
+`zstd -d | jq` (left out where they are not installed), and zstandard with json.loads for each line.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests.reddit_dumps import SUBREDDIT, comment, frame, line, post  # noqa: E4
 
 LINES = 40_000  # of a frame
 SHARE = 0.0005  # of lines that are of the subreddit
+ANSWERS, SHARE_OF_PICTURES = 9, 0.3
 WORDS, SUBREDDITS = 20_000, 3000
 LEVEL, WINDOW_LOG = 12, 27
 READ = """
@@ -60,8 +62,13 @@ def main() -> None:
         print(f"lines of {len(plain) / LINES:,.0f} bytes, compressed {ratio:.1f} to 1 (level {LEVEL}); CPU seconds")
         print("| | compressed MB | MB/s | peak MB |\n|---|---|---|---|")
         for path in [repeated(first, times) for times in options.frames]:
-            rows, seconds, peak_mb = map(float, python(READ, path))
+            rows, seconds, peak_mb = map(float, python(READ, path)[-3:])
             print(f"| this source, {rows:,.0f} rows | {row(path, seconds)} | {peak_mb:.0f} |")
+        single = folder / "single.zst"
+        single.write_bytes(frame(list(Inventor(random.Random(0)).lines_of_one()), level=LEVEL, window_log=WINDOW_LOG))
+        rows, seconds, peak_mb = map(float, python(READ, single)[-3:])
+        said = f"of one subreddit, {rows:,.0f} rows, {LINES / seconds:,.0f} lines/s"
+        print(f"| this source, {said} | {row(single, seconds)} | {peak_mb:.0f} |")
         seconds = float(python(PARSE, first, SUBREDDIT)[1])
         print(f"| zstandard, json.loads of each line | {row(first, seconds)} | |")
         if shutil.which("jq") and shutil.which("zstd"):
@@ -105,7 +112,7 @@ class Inventor:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._words = ["".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 9))) for _ in range(WORDS)]
-        self._weights = [1 / place for place in range(1, WORDS + 1)]  # as in languages
+        self._weights = list(accumulate(1 / place for place in range(1, WORDS + 1)))  # as in languages
         self._subreddits = [self._text(1).capitalize() + self._name(3) for _ in range(SUBREDDITS)]
 
     def lines(self) -> Iterator[bytes]:
@@ -115,6 +122,15 @@ class Inventor:
                 yield line(comment(f"c{number}", number))
             else:
                 yield line(self._comment())
+
+    def lines_of_one(self) -> Iterator[bytes]:
+        """An archive of one subreddit: posts, each with answers, of which some have a picture."""
+        for number in range(0, LINES, ANSWERS + 1):
+            yield line(post(number, title=self._text(8), selftext=self._text(40), author=self._name(9)))
+            for _ in range(ANSWERS):
+                picture = f" https://i.redd.it/{self._name(13)}.png" * (self._rng.random() < SHARE_OF_PICTURES)
+                of_post = comment(self._name(7), number, self._text(self._rng.randint(3, 60)) + picture)
+                yield line({**self._comment(), **of_post, "author": self._name(9)})
 
     def _comment(self) -> dict[str, Any]:
         subreddit, of_post, name = self._rng.choice(self._subreddits), self._name(7), self._name(7)
@@ -133,7 +149,7 @@ class Inventor:
         }
 
     def _text(self, words: int) -> str:
-        return " ".join(self._rng.choices(self._words, self._weights, k=words))
+        return " ".join(self._rng.choices(self._words, cum_weights=self._weights, k=words))
 
     def _name(self, length: int) -> str:
         return "".join(self._rng.choices(string.ascii_lowercase + string.digits, k=length))

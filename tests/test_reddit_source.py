@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import PROJECT, Run
+from tests.conftest import PRINT_PEAK_MB, PROJECT, Run
 from tests.fakes import record_of
 from tests.reddit_dumps import (
     BEGIN_S,
@@ -46,7 +46,7 @@ from vec_pipeline.record import COLUMNS, NotFound, Record, SourceOptions, UserEr
 from vec_pipeline.sources import content_of, open_source
 from vec_pipeline.sources.reddit import Reddit, Table, places
 from vec_pipeline.sources.reddit.places import DamagedError, lines_of, lines_with
-from vec_pipeline.sources.reddit.posts import Entry, hash_of, number, picture_address, shown_text, text
+from vec_pipeline.sources.reddit.posts import Entry, addresses_in, hash_of, number, picture_address, shown_text, text
 from vec_pipeline.stages.open_image import open_image
 
 Json = dict[str, Any]
@@ -462,10 +462,78 @@ def test_spaces_behind_colons(tmp_path: Path) -> None:
     assert names_of(source_of(tmp_path, posts, [comment("c1", 1)])) == ["p1/c1/1"]
 
 
-def test_no_post_is_a_failure(tmp_path: Path) -> None:
-    source = source_of(tmp_path, [post(1)], [], "?subreddit=photoshoprequest")
+@pytest.mark.parametrize("name", ["photoshoprequest", "PHOTOSHOPREQUEST", "PhotoshopRequest"])
+def test_case_does_not_count_in_names_of_subreddits(tmp_path: Path, name: str) -> None:
+    source = source_of(tmp_path, [post(1), post(2, subreddit="photoshopREQUEST")], [comment("c1", 1), comment("c2", 2)])
+    for parameters in (f"?subreddit={name}", ""):
+        source = Reddit(f"reddit:{tmp_path}{parameters}")
+        assert names_of(source) == ["p1/c1/1", "p2/c2/1"]
+        assert source.failures == []
+
+
+NOTHING_THERE = "the archives hold nothing of r/PhotoshopRequest: correct its name, or name other archives"
+NO_POSTS = "the archives hold answers in r/PhotoshopRequest and no posts: add those of posts (RS_...)"
+NO_ANSWERS = "the archives hold posts of r/PhotoshopRequest and no answers: add those of comments (RC_...)"
+
+
+def test_archives_of_another_subreddit(tmp_path: Path) -> None:
+    """Also where a line names the one that is asked for elsewhere, or in place of a name has something else."""
+    others = [post(1, subreddit="pics"), post(2, subreddit=None), post(3, subreddit=["PhotoshopRequest"])]
+    source = source_of(tmp_path, others, [comment("c1", 1, subreddit="pics")])
     assert names_of(source) == []
-    assert source.failures == ["no post of r/photoshoprequest was found: upper and lower case count"]
+    assert source.failures == [NOTHING_THERE]
+
+
+def test_archives_of_answers_alone(tmp_path: Path) -> None:
+    write(tmp_path / "RC_2024-01.zst", [comment("c1", 1), comment("c2", 1)])
+    source = Reddit(f"reddit:{tmp_path}")
+    assert names_of(source) == []
+    assert source.failures == [NO_POSTS]
+
+
+def test_archives_of_posts_alone(tmp_path: Path) -> None:
+    write(tmp_path / "RS_2024-01.zst", [post(1), post(2), post(3)])
+    source = Reddit(f"reddit:{tmp_path}")
+    assert names_of(source) == []
+    assert source.failures == []
+    assert left_out(source, "posts") == "3 without an edited picture"
+    assert NO_ANSWERS in source.notes
+    write(tmp_path / "RC_2024-01.zst", [comment("c1", 1)])
+    assert names_of(source) == [], "what was read is kept"
+    source = Reddit(f"reddit:{tmp_path}")
+    assert names_of(source) == ["p1/c1/1"]
+    assert not [note for note in source.notes if "archives" in note]
+
+
+def test_archives_are_named_as_they_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A month of all of reddit takes minutes, in which no row comes."""
+    source = source_of(tmp_path, [post(1)], [comment("c1", 1)])
+    sizes = [f"{(tmp_path / name).stat().st_size / 1e3:.1f} kB" for name in ("RC_2024-01.zst", "RS_2024-01.zst")]
+    for _ in range(2):
+        assert names_of(source) == ["p1/c1/1"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"reading RC_2024-01.zst ({sizes[0]}), 1 of 2",
+        f"reading RS_2024-01.zst ({sizes[1]}), 2 of 2",
+    ]
+
+
+def test_the_line_of_an_archive_replaces_the_bar_of_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = source_of(tmp_path, [post(1)], [comment("c1", 1)])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert names_of(source) == ["p1/c1/1"]
+    assert all(each.startswith("\r\033[Kreading R") for each in capsys.readouterr().out.split("\n")[:-1])
+
+
+def test_sizes_of_archives(tmp_path: Path) -> None:
+    path = tmp_path / "a.zst"
+    for size, shown in ((0, "0.0 kB"), (94_200, "94.2 kB"), (999_900_000, "999.9 MB"), (12_340_000_000, "12.3 GB")):
+        with open(path, "wb") as file:
+            file.truncate(size)
+        assert places.shown_size(str(path)) == shown
+    path.unlink()
+    assert places.shown_size(str(path)) == "gone"
 
 
 # -- files --------------------------------------------------------------------------------------------------------
@@ -491,6 +559,83 @@ def test_several_frames_of_zstd(tmp_path: Path) -> None:
     assert len(list(lines_of(str(path), NEEDLE))) == 10
     path.write_bytes(path.read_bytes() + frame([]))
     assert len(list(lines_of(str(path), NEEDLE))) == 10
+
+
+PEAK_MB = f"""
+import sys
+from vec_pipeline.sources.reddit.places import lines_of
+print(sum(1 for _ in lines_of(sys.argv[1], b'"PhotoshopRequest"')))
+{PRINT_PEAK_MB}
+"""
+
+
+def test_memory_does_not_grow_with_how_far_an_archive_was_compressed(tmp_path: Path) -> None:
+    """64 kB of repeated lines would become several hundred MB at once."""
+    peaks_mb = []
+    for name, repeats in (("few", 100), ("many", 400_000)):
+        path = tmp_path / f"{name}.zst"
+        parts = [[line(post(0))], [line(post(1, subreddit="pics"))] * repeats, [line(post(2))]]
+        path.write_bytes(b"".join(frame(each, window_log=20) for each in parts))  # a window is kept, whatever its size
+        assert path.stat().st_size < 100_000
+        program = [sys.executable, "-c", PEAK_MB, str(path)]
+        done = subprocess.run(program, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        found, peak_mb = map(int, done.stdout.split())
+        assert found == 2
+        peaks_mb.append(peak_mb)
+    assert peaks_mb[1] - peaks_mb[0] < 16, peaks_mb
+
+
+def compressed(content: bytes, **options: Any) -> bytes:
+    import zstandard
+
+    return zstandard.ZstdCompressor(**options).compress(content)
+
+
+def flushed_often(content: bytes) -> bytes:
+    """Of blocks that end early."""
+    import zstandard
+
+    stream, data = zstandard.ZstdCompressor(write_checksum=True).compressobj(), b""
+    for begin in range(0, len(content), 5000):
+        data += stream.compress(content[begin : begin + 5000]) + stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    return data + stream.flush()
+
+
+FRAMES: dict[str, Callable[[bytes], bytes]] = {
+    "a checksum": lambda content: compressed(content, write_checksum=True),
+    "neither checksum nor size": lambda content: compressed(content, write_checksum=False, write_content_size=False),
+    "several threads": lambda content: compressed(content, threads=2),
+    "fast": lambda content: compressed(content, level=-5),
+    "short": lambda content: compressed(content[:7]) + compressed(content[7:]),
+    "blocks that end early": flushed_often,
+    "from a pipe": lambda content: frame([content]),
+}
+FILLED = b"\0" * 4098
+SKIPPED = b"\x5a\x2a\x4d\x18" + (70_000).to_bytes(4, "little") + b"\x28\xb5\x2f\xfd" * 17_500  # of no content
+
+
+@pytest.mark.parametrize("make", FRAMES.values(), ids=FRAMES)
+def test_frames_of_any_kind(tmp_path: Path, make: Callable[[bytes], bytes]) -> None:
+    """Alone and one after the other, with what zstd skips, and zeros that fill the file up."""
+    noise = random.Random(0).randbytes(400_000)  # of which zstd makes blocks that are not compressed
+    content = b"".join([*many(100), noise, *[line(post(1))] * 3000, b"a" * 1_000_000, *many(100)])
+    data, path = make(content), tmp_path / "a.zst"
+    for whole, times in ((data, 1), (data * 2, 2), (SKIPPED + data + SKIPPED + data + SKIPPED, 2), (data + FILLED, 1)):
+        path.write_bytes(whole)
+        with open(path, "rb") as file:
+            blocks = list(places.blocks_of(file, path.name))
+        assert b"".join(blocks) == content * times
+        assert max(map(len, blocks)) <= 1 << 17
+
+
+@pytest.mark.parametrize("cut", range(1, 40, 3))
+def test_a_cut_at_any_byte_is_a_failure(tmp_path: Path, cut: int) -> None:
+    path, whole = tmp_path / "a.zst", frame([line(post(1))])
+    for data in (whole[:-cut], whole[:cut], whole + whole[:cut]):
+        path.write_bytes(data)
+        with pytest.raises(DamagedError):
+            list(lines_of(str(path), NEEDLE))
 
 
 def many(number: int) -> list[bytes]:
@@ -572,14 +717,14 @@ def test_a_file_without_lines_ends_early(tmp_path: Path, monkeypatch: pytest.Mon
         list(lines_of(str(tmp_path / "a.jsonl"), NEEDLE))
 
 
-@given(st.lists(st.sampled_from([b"", b"ab", b"xab", b"abx", b"a", b"b", b"xx"])), st.data())
+@given(st.lists(st.sampled_from([b"", b"ab", b"xAb", b"aBx", b"a", b"B", b"xx"])), st.data())
 def test_lines_are_found_wherever_blocks_end(lines: list[bytes], data: st.DataObject) -> None:
     """In all cuts into blocks, with and without an end of the last line."""
     whole = b"\n".join(lines)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)))))
     blocks = [whole[start:end] for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
-    found = [each.removesuffix(b"\n") for each in lines_with(b"ab", iter(blocks))]
-    assert found == [each for each in lines if b"ab" in each]
+    found = [each.removesuffix(b"\n") for each in lines_with(b"Ab", iter(blocks))]
+    assert found == [each for each in lines if b"ab" in each.lower()]
 
 
 # -- pictures -----------------------------------------------------------------------------------------------------
@@ -611,6 +756,13 @@ ADDRESSES = {
     "https://example.org/dir/x.JPG?size=2#top": "https://example.org/dir/x.JPG?size=2",
     "https://example.org/page": "",
     "https://[broken/x.png": "",
+    "https://example.org/a_(x)_1.png": "https://example.org/a_(x)_1.png",
+    "https://example.org/it's_3.png": "https://example.org/it's_3.png",
+    "/r/x/a.png": "",
+    "a.png": "",
+    "ftp://example.org/a.png": "",
+    "https://example.org/a\nb.png": "",
+    "https://example.org/a b.png": "https://example.org/a b.png",
 }
 
 
@@ -620,9 +772,17 @@ def test_addresses_of_pictures(address: str, picture: str) -> None:
 
 
 A, B, C = (f"https://i.redd.it/{name}.png" for name in "abc")
+SITE = "https://upload.example.org/o"
+X, Y, Z = (f"{SITE}/{name}.png" for name in ("a_(x)_1", "b_(x_(y))_2", "it's_3"))
 POSTS: dict[str, tuple[Json, list[str]]] = {
     "a link": ({"url": A}, [A]),
     "a link that a redirect replaces": ({"url": "https://redd.it/x", "url_overridden_by_dest": A}, [A]),
+    "a link with parentheses": ({"url": X}, [X]),
+    "a link with one parenthesis": ({"url": f"{SITE}/a_(x.png"}, [f"{SITE}/a_(x.png"]),
+    "a link with an apostrophe": ({"url": f"{SITE}/it's_3.png"}, [f"{SITE}/it's_3.png"]),
+    "a link with brackets": ({"url": f"{SITE}/a[1].png"}, [f"{SITE}/a[1].png"]),
+    "a link that is no address": ({"url": "/r/x/a.png", "selftext": A}, [A]),
+    "a link with space around": ({"url": f" {A}\n"}, [A]),
     "a text": ({"url": "https://www.reddit.com/r/x/", "selftext": f"see [this]({A}), and {B}."}, [A, B]),
     "escapes": (
         {"url": "", "selftext": "https://example.org/a\\_b.png?x=1&amp;y=2"},
@@ -672,6 +832,14 @@ def test_cross_posts_and_albums_are_counted(tmp_path: Path) -> None:
 
 ANSWERS: dict[str, tuple[Json, list[str]]] = {
     "links": ({"body": f"one {A} two [b]({B})"}, [A, B]),
+    "links with parentheses": ({"body": f"{X}, [b]({Y}) ({Z})"}, [X, Y, Z]),
+    "links whose parentheses are escaped": ({"body": f"[b]({SITE}/a\\_\\(x\\)\\_1.png)"}, [X]),
+    "a parenthesis that begins after a link": ({"body": f"{A}.(mine), ({B}(with {C})"}, [A, B, C]),
+    "links in parentheses": ({"body": f"(see {A}) (or ({B})), {X})"}, [A, B, X]),
+    "links right after each other": ({"body": f"[a]({A})[b]({B})({C})"}, [A, B, C]),
+    "links in quotes": ({"body": f"'{A}', ('{B}'); '{X}'"}, [A, B, X]),
+    "links in quotes, one after the other": ({"body": f"['{A}','{B}';'{X}']"}, [A, B, X]),
+    "a link whose owner is named": ({"body": f"{A}'s colours"}, [A]),
     "uploaded": ({"body": "![img](a)", "media_metadata": {"a": media(A)}}, [A]),
     "stickers": ({"body": "x", "media_metadata": {"giphy|a": media(A), "b": media(B)}}, [B]),
 }
@@ -689,6 +857,13 @@ def test_as_many_edits_as_originals_are_paired_in_order(tmp_path: Path) -> None:
     source = source_of(tmp_path, [post(1, **gallery(A, B))], answers)
     assert pairs_of(source) == [(A, edits[0]), (B, edits[1]), *((A, each) for each in edits)]
     assert names_of(source) == ["p1/c2/1", "p1/c2/2", "p1/c3/1", "p1/c3/2", "p1/c3/3"]
+
+
+def test_links_are_found_at_once_in_any_text() -> None:
+    begun = time.process_time()
+    for part in ("https://", "https://x(", "https://x((a)", "https://x(a)'", "(", "https://'", "https://x(a'b("):
+        addresses_in("https://x/((" + part * 5_000)
+    assert time.process_time() - begun < 5
 
 
 # -- names of users -----------------------------------------------------------------------------------------------
@@ -877,6 +1052,35 @@ def test_archives_and_api_are_one(api: Any, tmp_path: Path) -> None:
     assert list(records) == ["p1/c1/1", "p1/c2/1", "p2/c3/1", "p3/c4/1"]
     assert (records["p1/c1/1"]["post_score"], records["p1/c1/1"]["answer_score"]) == (99, 77)
     assert not server.requests["/comments/p2"], "it is not asked for posts that it did not list"
+
+
+def test_an_api_without_posts(api: Any) -> None:
+    with api(ApiServer([])):
+        source = Reddit("reddit:r/pics")
+        assert names_of(source) == []
+    assert source.failures == ["no post of r/pics was found: correct its name"]
+
+
+@pytest.mark.parametrize("name", ["PhotoshopRequest", "photoshoprequest"])
+def test_archives_count_beside_the_api_however_the_name_is_spelt(api: Any, tmp_path: Path, name: str) -> None:
+    source_of(tmp_path / "d", [post(each) for each in (1, 2, 3)], [comment(f"c{each}", each) for each in (1, 2, 3)])
+    with api(ApiServer([post(4)], answers={"p4": [comment("c4", 4)]})):
+        source = Reddit(f"reddit:{tmp_path}/d,r/{name}?subreddit=PHOTOSHOPREQUEST")
+        assert names_of(source) == [f"p{each}/c{each}/1" for each in (1, 2, 3, 4)]
+        assert source.failures == []
+
+
+def test_archives_that_add_nothing_to_the_api_are_said(api: Any, tmp_path: Path) -> None:
+    folder = write(tmp_path / "pics/RS.zst", [post(1, subreddit="pics")]).parent
+    write(tmp_path / "answers/RC.zst", [comment("c1", 1)])
+    with api(ApiServer([post(4)], answers={"p4": [comment("c4", 4)]})):
+        source = Reddit(f"reddit:{folder},r/PhotoshopRequest")
+        assert names_of(source) == ["p4/c4/1"]
+        assert NOTHING_THERE in source.notes
+        source = Reddit(f"reddit:{tmp_path}/answers,r/PhotoshopRequest")
+        assert names_of(source) == ["p4/c4/1"]
+    assert NO_POSTS in source.notes
+    assert source.failures == []
 
 
 def test_a_busy_api_is_asked_again(api: Any) -> None:

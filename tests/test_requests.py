@@ -1,10 +1,14 @@
 """configs/demo-requests.yaml from a dump to triplets: who asked for what, both pictures, and which pairs are none."""
 
 import io
+import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -77,6 +81,7 @@ class Finished:
 
     asked, asked_again: for which pictures each has asked the server, and how often.
     stored: names of the pictures that lay beside the CSV in between.
+    exported: addresses of the edited pictures that the export of docs/requests.md takes, sorted.
     """
 
     folder: Path
@@ -88,6 +93,7 @@ class Finished:
     rows_before: int
     second: Run
     rows: pd.DataFrame
+    exported: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +106,22 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
         second = run(folder)
         rows = load_annotations(folder / "a.csv")
         again = Counter(server.requests) - asked
-        yield Finished(folder, server, kinds, asked, again, stored, rows_before, second, rows)
+        exported = exported_from(folder)
+        yield Finished(folder, server, kinds, asked, again, stored, rows_before, second, rows, exported)
+
+
+def exported_from(folder: Path) -> list[str]:
+    page = (PROJECT / "docs" / "requests.md").read_text(encoding="utf-8")
+    (printed,) = re.findall(r"`vec-pipeline (export [^`]+)`", page)
+    places = {"output/requests.csv": folder / "a.csv", "shards": folder / "shards"}
+    words = [str(places.get(word, word)) for word in shlex.split(printed)]
+    subprocess.run([sys.executable, "-m", "vec_pipeline", *words], cwd=PROJECT, check=True)
+    found = []
+    for path in (folder / "shards").glob("*.tar"):
+        with tarfile.open(path) as shard:
+            files = [shard.extractfile(member) for member in shard if member.name.endswith(".json")]
+            found += [json.load(file)["edited_url"] for file in files if file]
+    return sorted(found)
 
 
 def killed_in_the_middle(folder: Path) -> int:
@@ -167,6 +188,10 @@ def test_the_request_is_structured_by_the_schema_of_the_configuration(finished: 
     for row in finished.rows.to_dict("records"):
         assert grammar.parse(row["llama_extracted"], schema) == {name: row[name] for name in schema["properties"]}
     assert finished.rows.groupby("post_id")["task"].nunique().eq(1).all(), "the same request has the same answer"
+
+
+def test_the_export_of_the_docs_leaves_out_what_teaches_nothing(finished: Finished) -> None:
+    assert finished.exported == sorted(url for url, kind in finished.kinds.items() if kind == "edited")
 
 
 def structure_of(path: Path) -> dict[str, object]:

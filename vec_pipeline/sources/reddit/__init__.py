@@ -5,12 +5,12 @@ import os
 import re
 import secrets
 import sqlite3
+import sys
 import time
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from datetime import UTC, datetime
 from hashlib import blake2b
 from importlib.util import find_spec
@@ -22,8 +22,8 @@ from vec_pipeline.downloads.addresses import key_of
 from vec_pipeline.downloads.web import WebPicture
 from vec_pipeline.record import Record, SourceOptions, UserError, Values
 from vec_pipeline.sources import DEFAULT_OPTIONS
-from vec_pipeline.sources.reddit.places import Api, DamagedError, Json, archives_in, lines_of, parsed
-from vec_pipeline.sources.reddit.posts import Entry, entry_of, retrieved_s
+from vec_pipeline.sources.reddit.places import Api, DamagedError, Json, archives_in, lines_of, parsed, shown_size
+from vec_pipeline.sources.reddit.posts import Entry, entry_of, retrieved_s, text
 
 SCHEME = "reddit:"
 KEY = re.compile(r"(https?://[^#]*)#reddit/[a-z0-9]+/[a-z0-9]+/\d+", re.IGNORECASE)  # of one record: ORIGINAL#...
@@ -76,6 +76,7 @@ class Reddit:
         self._salt = b""
         self._online: set[str] = set()  # ids of posts whose answers the API was not yet asked for
         self._unreadable = 0
+        self._missing = ""  # which archives are, in a sentence
         self.failures: list[str] = []
         if not self._key:
             self._archives, self._api, self._subreddit, self._answers = divided(argument)
@@ -109,6 +110,8 @@ class Reddit:
                 found.append(
                     f"{what} left out: {', '.join(f'{number:,} {why}' for why, number in sorted(counts.items()))}"
                 )
+        if self._missing:
+            found.append(self._missing)
         counted = {**self._counts, "unreadable": self._unreadable}
         for what in NOTED:
             if number := counted.get(what):
@@ -124,10 +127,22 @@ class Reddit:
         table = Table()
         weakref.finalize(self, table.close)
         self._add(table, self._of_archives())
+        self._missing = self._missing_archives(table) if self._archives else ""
         self._add(table, self._of_api())
         if not table.number_of("posts"):
-            self.failures.append(f"no post of r/{self._subreddit} was found: upper and lower case count")
+            self.failures.append(self._missing or f"no post of r/{self._subreddit} was found: correct its name")
         return table
+
+    def _missing_archives(self, table: "Table") -> str:
+        """What to add to archives that the table was made of; empty where they hold posts and answers."""
+        has_posts, has_answers = table.number_of("posts"), table.number_of("answers")
+        if has_posts and has_answers:
+            return ""
+        if has_posts:
+            return f"the archives hold posts of r/{self._subreddit} and no answers: add those of comments (RC_...)"
+        if has_answers:
+            return f"the archives hold answers in r/{self._subreddit} and no posts: add those of posts (RS_...)"
+        return f"the archives hold nothing of r/{self._subreddit}: correct its name, or name other archives"
 
     def _add(self, table: "Table", entries: Iterable[tuple[Entry, float]]) -> None:
         refused = table.add(entries)  # which counts, too
@@ -155,8 +170,9 @@ class Reddit:
     def _of_archives(self) -> Iterator[tuple[Entry, float]]:
         """The entries of all archives, and when they were retrieved."""
         needle = f'"{self._subreddit}"'.encode()  # whatever stands between it and "subreddit"
-        for path in self._archives:
-            logger.info("reading %s", path)  # a month of all of reddit takes minutes
+        for number, path in enumerate(self._archives, 1):
+            logger.info("reading %s", path)
+            say(f"reading {Path(path).name} ({shown_size(path)}), {number} of {len(self._archives)}")
             try:
                 for line in lines_of(path, needle):
                     yield from self._of_line(line)
@@ -166,7 +182,8 @@ class Reddit:
     def _of_line(self, line: bytes) -> Iterator[tuple[Entry, float]]:
         try:
             found = parsed(line)
-            if found.get("subreddit") == self._subreddit and (entry := entry_of(found, self._salt)):
+            is_of_it = text(found, "subreddit").lower() == self._subreddit.lower()
+            if is_of_it and (entry := entry_of(found, self._salt)):
                 yield entry, retrieved_s(found)
         except ValueError:
             self._unreadable += 1
@@ -279,7 +296,7 @@ class Table:
         refused = 0
         for entry, retrieved in entries:
             try:
-                data = orjson.dumps(asdict(entry))
+                data = orjson.dumps(entry)
                 row = (entry.id, entry.post, entry.score, entry.time_s, retrieved, data)
                 self._database.execute(UPSERT.format("answers" if entry.post else "posts"), row)
             except (TypeError, OverflowError):  # halves of characters, numbers of more than 64 bits
@@ -329,12 +346,18 @@ def divided(argument: str) -> tuple[list[str], bool, str, int]:
     if not named:
         raise UserError(f"{argument} names no place: write {SCHEME}FOLDER of archives, or {SCHEME}r/NAME for the API")
     of_api = [found[1] for each in named if (found := API_PLACE.fullmatch(each))]
-    subreddits = {*of_api, *([given["subreddit"]] if "subreddit" in given else [])} or {USUAL_SUBREDDIT}
-    subreddit = min(subreddits)
-    if len(subreddits) > 1 or not SUBREDDIT.fullmatch(subreddit):
-        raise UserError(f"{argument}: {', '.join(sorted(subreddits))!r} is not one subreddit: name one for each source")
+    subreddits = [*of_api, *([given["subreddit"]] if "subreddit" in given else [])] or [USUAL_SUBREDDIT]
+    if len({each.lower() for each in subreddits}) > 1 or not SUBREDDIT.fullmatch(subreddits[0]):
+        shown = ", ".join(sorted(set(subreddits)))
+        raise UserError(f"{argument}: {shown!r} is not one subreddit: name one for each source")
     archives = [path for each in named if not API_PLACE.fullmatch(each) for path in archives_in(each)]
-    return list(dict.fromkeys(archives)), bool(of_api), subreddit, int(answers)
+    return list(dict.fromkeys(archives)), bool(of_api), subreddits[0], int(answers)
+
+
+def say(line: str) -> None:
+    """Print a line while the run goes on: in a terminal, in the place of its progress bar."""
+    shown = "".join(each if each.isprintable() else "?" for each in line)
+    print(f"\r\033[K{shown}" if sys.stdout.isatty() else shown, flush=True)
 
 
 def check_arguments(arguments: Sequence[str], *, has_parts: bool) -> None:

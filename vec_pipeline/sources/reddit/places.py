@@ -10,14 +10,19 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, BinaryIO
 
+import numpy as np
+
 import vec_pipeline
 from vec_pipeline.record import NotFound, UserError
 
 SUFFIXES = re.compile(r"\.(?:zst|(?:jsonl|ndjson)(?:\.gz)?)$", re.IGNORECASE)
-READ_BYTES = 65_536  # of a file; what a block of zstd becomes is about ten times as large
+READ_BYTES = 1 << 20
 GZIP_READ_BYTES = 4096  # what zlib has unpacked of it is lost where it finds damage
 GZIP_BITS = 31  # of zlib's window: the largest, with the header of gzip
 LARGEST_WINDOW_BYTES = 1 << 31  # of zstd, as the archives use it
+ZSTD_FRAME = b"\x28\xb5\x2f\xfd"  # how frames of content begin, RFC 8878
+ZSTD_SKIPPED = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # and those of anything else
+REPEATED_BYTE = 1  # the type of a block that has one byte, whatever its size
 LONGEST_LINE_BYTES = 1 << 26
 LISTINGS: tuple[tuple[str, dict[str, str]], ...] = (("new", {}), ("top", {"t": "all"}))
 LISTED_AT_ONCE = 100  # the most that reddit sends in an answer
@@ -48,8 +53,20 @@ def archives_in(place: str) -> list[str]:
     return sorted(found)
 
 
+def shown_size(path: str) -> str:
+    try:
+        size = os.path.getsize(path)
+    except OSError:
+        return "gone"
+    unit, length = next(((unit, each) for unit, each in (("GB", 1e9), ("MB", 1e6)) if size >= each), ("kB", 1e3))
+    return f"{size / length:.1f} {unit}"
+
+
 def lines_of(path: str, needle: bytes) -> Iterator[bytes]:
-    """Yield the lines of an archive that hold some bytes. Raises DamagedError after those of what can be read."""
+    """Yield the lines of an archive that hold some bytes in upper or lower case, as `lines_with` finds them.
+
+    Raises DamagedError after those of what can be read.
+    """
     try:
         with open(path, "rb") as file:
             yield from lines_with(needle, blocks_of(file, path.lower()))
@@ -63,22 +80,23 @@ def blocks_of(file: BinaryIO, name: str) -> Iterator[bytes]:
         import zstandard
 
         decompressor = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW_BYTES)
-        yield from unpacked(file, READ_BYTES, decompressor.decompressobj, zstandard.ZstdError)
+        yield from unpacked(pieces_of_zstd(file), decompressor.decompressobj, zstandard.ZstdError)
     elif name.endswith(".gz"):
-        yield from unpacked(file, GZIP_READ_BYTES, lambda: zlib.decompressobj(GZIP_BITS), zlib.error)
+        pieces = iter(lambda: file.read(GZIP_READ_BYTES), b"")
+        yield from unpacked(pieces, lambda: zlib.decompressobj(GZIP_BITS), zlib.error)
     else:
-        while block := file.read(1 << 20):
+        while block := file.read(READ_BYTES):
             yield block
 
 
-def unpacked(file: BinaryIO, read_bytes: int, begin: Callable[[], Any], damage: type[Exception]) -> Iterator[bytes]:
+def unpacked(pieces: Iterator[bytes], begin: Callable[[], Any], damage: type[Exception]) -> Iterator[bytes]:
     """Yield the content of frames of zstd or gzip, which may follow each other. Raises EOFError and ValueError.
 
     begin: makes what unpacks a frame, as zlib's decompressobj. damage: what that raises.
     """
     frame = begin()
     try:
-        while data := file.read(read_bytes):
+        for data in pieces:
             while data := data.lstrip(b"\0") if frame.eof else data:  # zeros may fill a file up
                 if frame.eof:
                     frame = begin()
@@ -90,11 +108,50 @@ def unpacked(file: BinaryIO, read_bytes: int, begin: Callable[[], Any], damage: 
         raise EOFError("its end is missing")
 
 
+def pieces_of_zstd(file: BinaryIO) -> Iterator[bytes]:
+    """Yield a file of zstd in pieces that become 128 kB each at most: its blocks.
+
+    What zstd is given it unpacks at once, and without this 64 kB could become 2 GB. Only what is no zstd comes
+    in larger pieces. Raises ZstdError where the file ends in a header.
+    """
+    while begin := file.read(4):
+        if begin == ZSTD_FRAME:
+            yield from pieces_of_frame(file)
+        elif ZSTD_SKIPPED.fullmatch(begin):
+            file.seek(int.from_bytes(file.read(4), "little"), os.SEEK_CUR)
+        else:
+            yield begin + file.read(READ_BYTES)
+
+
+def pieces_of_frame(file: BinaryIO) -> Iterator[bytes]:
+    """The pieces of a frame whose first four bytes have been read: its header, its blocks, and its checksum."""
+    import zstandard
+
+    header = ZSTD_FRAME + file.read(1)
+    header += file.read(zstandard.frame_header_size(header) - len(header))
+    yield header
+    is_last = 0
+    while not is_last and len(begin := file.read(3)) == 3:
+        value = int.from_bytes(begin, "little")
+        is_last, kind, size = value & 1, value >> 1 & 3, value >> 3
+        yield begin + file.read(1 if kind == REPEATED_BYTE else size)
+    if zstandard.get_frame_parameters(header).has_checksum:
+        yield file.read(4)
+
+
+def folded(data: bytes) -> bytes:
+    """Bytes of which capitals are small letters, each in its place. Some other signs are equal then, too."""
+    return (np.frombuffer(data, np.uint8) | 0x20).tobytes()  # with bytes.lower archives take 15% longer
+
+
 def lines_with(needle: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield the lines that hold some bytes. Whole blocks are searched: to look at each line would take far longer.
+    """Yield the lines that hold some bytes, in upper or lower case, and perhaps a few that do not.
+
+    Whole blocks are searched: to look at each line would take far longer.
 
     Raises ValueError for a line that is too long to be one.
     """
+    needle = folded(needle)
     rest = b""  # of the line that the last block has begun
     for block in blocks:
         begin = block.find(b"\n") + 1
@@ -103,14 +160,14 @@ def lines_with(needle: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:
             raise ValueError("it has no lines")
         if not begin:
             continue
-        if needle in rest:
+        if needle in folded(rest):
             yield rest
-        end = block.rfind(b"\n") + 1
-        while (found := block.find(needle, begin, end)) >= 0:
+        searched, end = folded(block), block.rfind(b"\n") + 1
+        while (found := searched.find(needle, begin, end)) >= 0:
             start, begin = block.rfind(b"\n", 0, found) + 1, block.find(b"\n", found) + 1
             yield block[start:begin]
         rest = block[end:]
-    if needle in rest:
+    if needle in folded(rest):
         yield rest
 
 

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -21,8 +21,12 @@ USER = re.compile(  # in any text; of the host no more than it can have, else th
     re.IGNORECASE | re.ASCII,
 )
 MEDIA_NAME = re.compile(r"[\w-]+", re.ASCII)
-ADDRESS = re.compile(r"https?://[^\s()\[\]<>\"'\\]+", re.IGNORECASE)
-LINK_END = ".,;:!?*_|"  # of a sentence, not of the address before it
+SIGN = r"""(?:[^\s()\[\]<>"'\\]|'(?![,;]))"""  # of an address in a text: an apostrophe may be a quote that ends
+IN_PARENTHESES = rf"\((?:{SIGN}|\({SIGN}*\))*\)"  # one that does not end is no part of the address
+ADDRESS = re.compile(rf"https?://(?:{SIGN}|{IN_PARENTHESES})+", re.IGNORECASE)
+SIGN_OF_TEXT = re.compile(r"['(]")
+ESCAPED = re.compile(r"\\([!-/:-@^-`{-~])")  # in Markdown; what is no sign of an address in a text stays as it is
+LINK_END = ".,;:!?*_|'"  # of a sentence, not of the address before it
 PICTURE = re.compile(r"\.(?:jpe?g|png|webp|avif|heic|bmp|tiff?)$", re.IGNORECASE)
 REDDIT_HOSTS = ("i.redd.it", "preview.redd.it")
 IMGUR_HOST = re.compile(r"(?:(?:www|m|i)\.)?imgur\.com")
@@ -33,6 +37,7 @@ IMGUR_ALBUM = re.compile(r"/(?:a|gallery)/")
 REDDIT_PAGE_HOST = re.compile(r"(?:\w+\.)?reddit\.com")
 REDDIT_PAGE = "/media"  # which shows the picture whose address is its `url`
 UPLOADED = re.compile(r"https?://(?:i|preview)\.redd\.it/[^\x00-\x20\x7f]+")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 TITLE_IN_NAME = "-v0-"  # stands before the name of the picture in an address of preview.redd.it
 
 
@@ -102,7 +107,7 @@ def answer_of(found: Json, salt: bytes) -> Entry:
     if not ID.fullmatch(post):
         raise ValueError("it names no post")
     inside = list(inline_pictures(found))
-    linked, albums = linked_pictures(text(found, "body"))
+    linked, albums = pictures_at(addresses_in(text(found, "body")))
     pictures = list(dict.fromkeys([*linked, *inside]))
     if is_removed(found, "body"):
         left_out = "deleted or removed"
@@ -205,7 +210,7 @@ def pictures_of_post(found: Json) -> tuple[list[str], int]:
     """Addresses of its pictures, and the number of albums that it links to and that only a key opens."""
     uploaded = list(gallery_pictures(found))
     link = text(found, "url_overridden_by_dest") or text(found, "url")
-    linked, albums = linked_pictures(f"{link}\n{text(found, 'selftext')}")
+    linked, albums = pictures_at([link, *addresses_in(text(found, "selftext"))])
     pictures = list(dict.fromkeys([*uploaded, *linked] if uploaded else [*linked, *inline_pictures(found)]))
     if not pictures and not found.get("is_video"):
         pictures = list(previews(found))
@@ -243,10 +248,15 @@ def previews(found: Json) -> Iterator[str]:
         yield picture_address(address) or address
 
 
-def linked_pictures(markdown: str) -> tuple[list[str], int]:
-    """Addresses of the pictures that a text links to, and the number of albums that only a key opens."""
-    plain = markdown.replace("\\_", "_")  # as editors of markdown escape it
-    addresses = [found[0].rstrip(LINK_END) for found in ADDRESS.finditer(plain)]
+def addresses_in(markdown: str) -> list[str]:
+    """The addresses that a text links to. One that is no picture ends before its first parenthesis or apostrophe."""
+    plain = ESCAPED.sub(r"\1", markdown)
+    whole = [found[0].rstrip(LINK_END) for found in ADDRESS.finditer(plain)]
+    return [each if picture_address(each) else SIGN_OF_TEXT.split(each)[0].rstrip(LINK_END) for each in whole]
+
+
+def pictures_at(addresses: Sequence[str]) -> tuple[list[str], int]:
+    """Addresses of the pictures that links lead to, and the number of albums among them that only a key opens."""
     return [found for each in addresses if (found := picture_address(each))], count_albums(addresses)
 
 
@@ -264,6 +274,8 @@ def picture_address(address: str) -> str:
         parts = urlsplit(address)
         host = (parts.hostname or "").lower()
     except ValueError:
+        return ""
+    if parts.scheme not in ("http", "https") or CONTROL.search(address):
         return ""
     if host in REDDIT_HOSTS:
         name = parts.path.rpartition("/")[2].rpartition(TITLE_IN_NAME)[2]
