@@ -110,7 +110,7 @@ def word(text: str) -> str:
     return (re.findall(r"The text reads (.*?)\.", text) or [""])[0]
 
 
-def main(folder: Path = FOLDER, number: int = 150) -> None:
+def main(folder: Path = FOLDER, number: int = 200) -> None:
     for name, (share, of) in accuracy(folder, held_out_pairs(number)).items():
         print(f"{name}: {100 * share:.1f} % of {of}")
 
