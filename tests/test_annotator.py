@@ -101,6 +101,16 @@ def test_no_more_than_so_many_wait(worker: Worker, annotator: Annotator) -> None
     assert submitted(annotator, "5").future.result(10).key == "5"
 
 
+def test_who_came_before_is_counted(worker: Worker, annotator: Annotator) -> None:
+    for number in range(5):
+        assert not annotator.is_full
+        submitted(annotator, str(number), str(number % 2))
+    assert annotator.is_full
+    assert [annotator.number_before(key) for key in ("0", "3", "4", "unknown")] == [0, 3, 4, 0]
+    annotator.give_up("1")
+    assert annotator.number_before("3") == 2
+
+
 def test_a_client_that_leaves_gives_up_its_place(worker: Worker, annotator: Annotator) -> None:
     submitted(annotator, "0")
     wait_for(lambda: worker.chunks)

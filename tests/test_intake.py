@@ -31,6 +31,8 @@ class Parts:
 
     def work(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         for chunk in chunks:
+            for record in chunk:
+                record.values["sound"] = "audio/1"
             self.may_work.wait(10)
             yield chunk
 
@@ -95,6 +97,14 @@ def test_a_file_that_is_needed_is_not_deleted(parts: Parts) -> None:
     wait_for(lambda: parts.rows.find(name))
     parts.intake.forget([name])
     assert parts.files() == 1, "there is its row"
+
+
+def test_files_of_what_is_at_work_are_known_until_there_is_a_row(parts: Parts) -> None:
+    name = parts.take()
+    wait_for(lambda: "audio/1" in parts.intake.texts_at_work())
+    parts.may_work.set()
+    wait_for(lambda: parts.rows.find(name))
+    wait_for(lambda: not parts.intake.texts_at_work())
 
 
 def test_a_refused_one_leaves_no_file_and_is_counted_nowhere(parts: Parts) -> None:

@@ -20,6 +20,7 @@ import pytest
 from tests.conftest import EXAMPLES, PROJECT
 from tests.test_speak import needs_espeak
 from vec_pipeline import load_annotations
+from vec_pipeline.record import COLUMNS
 
 CONFIG = PROJECT / "configs" / "demo.yaml"
 FLOWER, CAT, CUP = (EXAMPLES / name for name in ("red-flower.png", "purple-cat.png", "orange-cup-XZWH.png"))
@@ -177,6 +178,22 @@ def test_the_history_begins_with_the_newest(server: Server) -> None:
     assert server.client.get("/v1/annotations", params={"limit": 2}).json() == [id_of(second), id_of(first)]
     older = server.client.get("/v1/annotations", params={"before": id_of(second), "limit": 1}).json()
     assert older == [id_of(first)]
+    unknown = server.client.get("/v1/annotations", params={"before": "0" * 32})
+    assert (unknown.status_code, unknown.json()["detail"]) == (404, "there is no such annotation")
+
+
+def test_rows_of_a_csv_that_was_moved_away_are_refused_with_a_sentence(server: Server, csv: Path) -> None:
+    name = id_of(server.post(FLOWER))
+    away = csv.rename(csv.with_name("away.csv"))
+    try:
+        for path in ("", f"/{'0' * 32}", f"/{'0' * 32}/events", f"/{'0' * 32}/audio"):
+            response = server.client.get(f"/v1/annotations{path}")
+            assert response.status_code == 503, path
+            assert response.json()["detail"].endswith("annotations.csv cannot be read: put it back where it was")
+        assert server.client.get("/v1/search", params={"like": "0" * 32}).status_code == 503
+    finally:
+        away.rename(csv)
+    assert name in server.client.get("/v1/annotations", params={"limit": 200}).json()
 
 
 def test_the_picture_comes_back_as_another_file(server: Server) -> None:
@@ -205,9 +222,14 @@ def test_figures_and_health(server: Server) -> None:
     [
         ({}, 422, "give one to 64 pictures"),
         ({"stages": "describ"}, 422, "there is no stage describ: there are describe"),
+        ({"stages": "structure,flag"}, 422, "structure needs text, which describe writes: add describe"),
+        ({"detail": "brief"}, 422, "its configuration sets describe.max_new_tokens: leave detail out"),
         ({"language": "ru"}, 422, "there is no ru"),
-        ({"url": "http://127.0.0.1:1/a.png"}, 422, "PrivateAddress"),
-        ({"url": "http://169.254.169.254/latest/meta-data"}, 422, "PrivateAddress"),
+        ({"lang": "ru"}, 422, "unknown option 'lang' (did you mean 'language'?)"),
+        ({"wait_s": "0"}, 422, "'wait_s' is no field of the form: put it into the address, as in ?wait_s=0"),
+        ({"file": "abc"}, 422, "file: send a file, as in file=@picture.jpg"),
+        ({"url": "http://127.0.0.1:1/a.png"}, 422, "the host is in a private network"),
+        ({"url": "http://169.254.169.254/latest/meta-data"}, 422, "the host is in a private network"),
         ({"url": "file:///etc/passwd"}, 422, ""),
         ({"url": "/etc/passwd"}, 422, ""),
     ],
@@ -216,6 +238,32 @@ def test_what_cannot_be_done_is_said(server: Server, fields: dict[str, str], sta
     response = server.client.post("/v1/annotations", data={"detail": "normal", **fields})
     assert response.status_code == status, response.text
     assert detail in str(response.json()["detail"])
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters", "detail"),
+    [
+        ("", {"languag": "en"}, "unknown option 'languag' (did you mean 'language'?)"),
+        ("", {"language": "en"}, "'language' is a field of the form: send it as in --form language=en"),
+        ("", {"n" * 60_000: ""}, ""),
+        ("?limt=1", None, "unknown option 'limt' (did you mean 'limit'?)"),
+        (f"/{'0' * 32}?wait_s=1", None, "unknown option 'wait_s': this request has none"),
+        ("/../review?wher=", None, "unknown option 'wher' (did you mean 'where'?)"),
+    ],
+)
+def test_what_is_not_known_in_an_address_is_said(
+    server: Server, path: str, parameters: dict[str, str] | None, detail: str
+) -> None:
+    if parameters:
+        response = server.post(FLOWER, params=parameters)
+    else:
+        response = server.client.get(f"/v1/annotations{path}".replace("/annotations/..", ""))
+    assert response.status_code in (400, 422) and detail in response.text
+
+
+def test_pages_and_checks_of_health_have_any_address(server: Server) -> None:
+    for path in ("/", "/docs", "/review", "/healthz", "/metrics", "/page/page.js"):
+        assert server.client.get(path, params={"lang": "ru"}).status_code == 200
 
 
 def test_what_is_no_picture_is_refused_and_not_kept(server: Server, csv: Path) -> None:
@@ -230,7 +278,7 @@ def test_no_name_of_a_client_is_part_of_a_path(server: Server, csv: Path) -> Non
     assert names and all(re.fullmatch(r"[0-9a-f]{32}\.\w+", name) for name in names)
 
 
-@pytest.mark.parametrize("name", ["..%2f..%2fetc%2fpasswd", "0" * 32, "../annotations.csv", "*", "0" * 31 + "?"])
+@pytest.mark.parametrize("name", ["..%2f..%2fetc%2fpasswd", "0" * 32, "../annotations.csv", "*", "0" * 31 + "%3f"])
 def test_an_unknown_id_is_not_found(server: Server, name: str) -> None:
     for path in ("", "/image", "/audio"):
         assert server.client.get(f"/v1/annotations/{name}{path}").status_code == 404
@@ -240,6 +288,8 @@ def test_pages_of_other_origins_and_other_names_are_refused(server: Server) -> N
     assert server.client.get("/healthz", headers={"Origin": "https://example.org"}).status_code == 403
     assert server.client.get("/healthz", headers={"Host": f"example.org:{server.port}"}).status_code == 421
     assert server.client.get("/healthz", headers={"Origin": server.url}).status_code == 200
+    local = {"Host": f"LOCALHOST:{server.port}", "Origin": f"http://localhost:{server.port}"}
+    assert server.client.get("/healthz", headers=local).status_code == 200
 
 
 def test_every_answer_has_headers_that_keep_a_browser_safe(server: Server) -> None:
@@ -305,6 +355,21 @@ def test_clients_that_leave_give_up_their_places(tmp_path: Path) -> None:
 
 
 # --- who may use it
+
+
+@pytest.mark.parametrize("review_only", [[], ["--review-only"]])
+def test_a_port_in_use_is_said_before_anything_is_made(server: Server, tmp_path: Path, review_only: list[str]) -> None:
+    csv = tmp_path / "a.csv"
+    if review_only:
+        csv.write_text(",".join(COLUMNS) + "\n")
+    before = list(tmp_path.iterdir())
+    command = [sys.executable, "-m", "vec_pipeline", "serve", "--config", str(CONFIG), "--csv", str(csv), *review_only]
+    refused = subprocess.run(
+        [*command, "--port", str(server.port)], cwd=PROJECT, capture_output=True, text=True, timeout=60
+    )
+    assert refused.returncode == 2
+    assert "cannot be listened at (Address already in use): name another --port" in refused.stderr
+    assert list(tmp_path.iterdir()) == before
 
 
 def test_an_address_that_others_reach_needs_a_token(tmp_path: Path) -> None:
@@ -428,3 +493,11 @@ def test_a_language_decides_which_texts_and_speech_there_are(tmp_path: Path) -> 
         for column in ("image_path", "text", "nothing"):
             assert server.client.get(f"/v1/annotations/{name}/audio", params={"column": column}).status_code == 404
         assert server.post(FLOWER, language="de").status_code == 422
+        for wishes, detail in (
+            ({"stages": "translate,speak"}, "translate needs text, which describe writes: add describe; speak needs"),
+            ({"stages": "describe,speak_ru"}, "speak_ru needs text_ru, which translate writes: add translate"),
+            ({"stages": "describe,translate", "language": "en"}, "language en leaves out translate, which is for ru"),
+        ):
+            response = server.post(FLOWER, **wishes)
+            assert response.status_code == 422 and response.json()["detail"].startswith(detail), response.text
+        assert server.post(FLOWER, stages="describe,translate", language="ru").json()["text_ru"]

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import httpx2
 import pytest
 import uvicorn
+from fastapi import HTTPException
 from PIL import Image
 
 from tests.conftest import PROJECT
@@ -30,7 +31,8 @@ from vec_pipeline.commands.serve import rows as rows_module
 from vec_pipeline.commands.serve import server as server_module
 from vec_pipeline.commands.serve.access import kept_hash
 from vec_pipeline.commands.serve.api import create_app
-from vec_pipeline.commands.serve.limits import Limited
+from vec_pipeline.commands.serve.intake import Intake
+from vec_pipeline.commands.serve.limits import BODY_KEPT, LARGEST_AT_ONCE, Limited
 from vec_pipeline.commands.serve.rows import Rows
 from vec_pipeline.config import load_config
 from vec_pipeline.record import COLUMNS, Record, UserError
@@ -64,6 +66,27 @@ class Held(Stage):
             raise ValueError("as asked")
         return [{"width": row["image"].width, "tone": [0.5, 1]} for row in rows]
 '''.replace("\\\\n", "\\n")
+
+
+FILED = """
+from dataclasses import dataclass
+
+from vec_pipeline.record import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filed(Stage):  # writes a file for the last digit of the width
+
+    reads = ("image",)
+    writes = {"sound": "file"}
+
+    def run(self, model, rows, at_once):
+        (self.csv_folder / "audio").mkdir(exist_ok=True)
+        names = [f"audio/{row['image'].width % 10}" for row in rows]
+        for name in names:
+            (self.csv_folder / name).touch()
+        return [{"sound": name} for name in names]
+"""
 
 
 def picture(width: int) -> bytes:
@@ -190,6 +213,30 @@ def test_rows_that_are_kept_nowhere_any_more_take_their_pictures_along(
     assert len(uploads_in(tmp_path)) == 2
 
 
+def test_files_that_no_row_names_any_more_go(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "MOST_KEPT", 2)
+    module = tmp_path_factory.mktemp("stages") / "filed.py"
+    module.write_text(FILED)
+    monkeypatch.syspath_prepend(module.parent)
+
+    def left_after(client: httpx2.Client, *widths: int) -> set[str]:
+        for width in widths:
+            row = client.post("/v1/annotations", files={"file": ("a", picture(width))}).json()
+            assert (tmp_path / row["sound"]).exists()
+        return {path.name for path in (tmp_path / "audio").iterdir()}
+
+    with in_process(tmp_path, monkeypatch, ephemeral=True, stages="  - {use: filed.Filed}\n") as client:
+        assert left_after(client, 20, 21, 120) == {"0", "1"}, "that of the first is the third's as well"
+        assert left_after(client, 22) == {"0", "2"}
+        with monkeypatch.context() as patched:
+            patched.setattr(Intake, "texts_at_work", lambda _: {"audio/2"})
+            assert left_after(client, 23, 24) == {"2", "3", "4"}, "an upload at work has it"
+    with in_process(tmp_path, monkeypatch, stages="  - {use: filed.Filed}\n") as client:
+        assert {"5", "6", "7"} <= left_after(client, 25, 26, 27), "the CSV keeps all rows"
+
+
 def test_a_picture_with_too_many_pixels_is_a_row_with_an_error(server: Server) -> None:
     bomb = bytearray(picture(20))
     bomb[16:24] = (60_000).to_bytes(4, "big") * 2  # width and height
@@ -209,7 +256,6 @@ def test_a_refused_upload_leaves_no_file(folder: Path, server: Server, hold: Cal
     responses = [server.post(picture(width), params={"wait_s": 0}) for width in range(41, 46)]
     assert [each.status_code for each in responses] == [202, 202, 202, 429, 429]
     assert int(responses[-1].headers["retry-after"]) > 0
-    assert server.post(picture(41), params={"wait_s": 0}).status_code == 202, "it has its place already"
     assert len(uploads_in(folder)) == before + 3
     hold()
     wait_until(lambda: waiting(server) == 0)
@@ -219,12 +265,12 @@ def test_a_request_that_is_refused_halfway_leaves_nothing(
     folder: Path, server: Server, hold: Callable[[], None]
 ) -> None:
     before = len(uploads_in(folder))
-    files = [("file", ("a.png", picture(width), "image/png")) for width in range(61, 66)]
-    response = server.client.post("/v1/annotations", files=files, params={"wait_s": 0})
+    assert server.post(picture(65), params={"wait_s": 0}).status_code == 202
+    response = server.post(*map(picture, range(62, 65)), params={"wait_s": 0})
     assert response.status_code == 429
     hold()
     wait_until(lambda: waiting(server) == 0)
-    wait_until(lambda: len(uploads_in(folder)) == before)
+    wait_until(lambda: len(uploads_in(folder)) == before + 1)
 
 
 def test_who_leaves_gives_up_a_place_even_in_a_chunk_and_the_picture_goes(
@@ -265,7 +311,9 @@ def test_an_upload_that_is_awaited_or_promised_outlives_a_client_that_leaves(
 def test_several_pictures_are_checked_before_one_is_kept(folder: Path, server: Server) -> None:
     before = uploads_in(folder)
     assert server.post(picture(71), b"#!/bin/sh").status_code == 415
-    assert server.post(*[picture(71)] * 65).status_code == 422
+    refused = server.post(*map(picture, range(71, 75)))
+    assert refused.status_code == 422, "and no 429, after which it would be sent again"
+    assert refused.json()["detail"].startswith("at most 3 pictures")
     assert uploads_in(folder) == before
 
 
@@ -308,6 +356,160 @@ def test_thousands_of_parts_are_refused_at_once(server: Server) -> None:
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
     response = server.client.post("/v1/annotations", content=parts + b"--b--\r\n", headers=headers)
     assert response.status_code == 400
+
+
+# --- bodies that there is no room for
+
+
+def test_nothing_is_received_while_as_many_wait_as_may(server: Server, hold: Callable[[], None]) -> None:
+    for width in range(44, 47):
+        assert server.post(picture(width), params={"wait_s": 0}).status_code == 202
+    head = request(server, "POST", "/v1/annotations")[:-2] + b"Content-Length: 900000\r\nExpect: 100-continue\r\n\r\n"
+    with socket.create_connection((server.host, server.port), timeout=20) as connection:
+        connection.sendall(head)
+        reply = connection.recv(4000).lower()
+        assert reply.startswith(b"http/1.1 429 ") and b"retry-after: 2" in reply and b"connection: close" in reply
+    hold()
+    wait_until(lambda: waiting(server) == 0)
+
+
+def answers_to(bodies: Sequence[Sequence[bytes]], *, is_announced: bool, is_kept: bool) -> list[int]:
+    """The statuses of requests of 100 bytes at most, each of which sends its parts and then waits for the others.
+
+    is_kept: the application says of each that it is kept.
+    """
+    statuses: list[int] = []
+    arrived = asyncio.Semaphore(0)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+        if is_kept:
+            scope[BODY_KEPT]()
+        arrived.release()
+        await may_end.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def one(parts: Sequence[bytes]) -> None:
+        left = list(parts)
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": left.pop(0) if left else b"", "more_body": bool(left)}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+                arrived.release()
+
+        length = [(b"content-length", str(sum(map(len, parts))).encode())] if is_announced else []
+        await limited({"type": "http", "method": "POST", "path": "/", "headers": length}, receive, send)
+
+    async def every() -> None:
+        tasks = []
+        for parts in bodies:
+            tasks.append(asyncio.create_task(one(parts)))
+            await arrived.acquire()
+        may_end.set()
+        await asyncio.gather(*tasks)
+        await one(bodies[0])
+
+    may_end = asyncio.Event()
+    limited = Limited(app, "", frozenset(), 100, body_s=5)
+    asyncio.run(asyncio.wait_for(every(), 20))
+    return statuses
+
+
+@pytest.mark.parametrize("is_announced", [True, False])
+def test_the_bodies_of_all_requests_have_a_limit_until_they_are_kept(is_announced: bool) -> None:
+    bodies = [[bytes(40), bytes(60)]] * (LARGEST_AT_ONCE + 2)
+    refused = answers_to(bodies, is_announced=is_announced, is_kept=False)
+    assert sorted(refused) == [200] * (LARGEST_AT_ONCE + 1) + [429] * 2, "there is room again afterwards"
+    assert set(answers_to(bodies, is_announced=is_announced, is_kept=True)) == {200}
+
+
+def test_a_body_is_kept_before_its_row_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[str] = []
+    made = create_app
+
+    def app_of(service: Any) -> Any:
+        app = made(service)
+
+        async def noting(scope: Any, receive: Any, send: Any) -> None:
+            await app({**scope, BODY_KEPT: lambda: kept.append(scope["path"])}, receive, send)
+
+        return noting
+
+    monkeypatch.setitem(globals(), "create_app", app_of)
+    with in_process(tmp_path, monkeypatch) as client:
+        assert client.post("/v1/annotations", files={"file": ("a", picture(20))}).status_code == 200
+    assert kept == ["/v1/annotations"]
+
+
+def test_few_uploads_are_in_memory_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, most = 0, 0
+    lock = threading.Lock()
+
+    def take(service: Any, content: bytes, asked: Any) -> str:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.1)
+        with lock:
+            at_once -= 1
+        raise HTTPException(507, "no room")
+
+    monkeypatch.setattr(api_module, "take", take)
+    with in_process(tmp_path, monkeypatch, fetch=lambda url: b"") as client, ThreadPoolExecutor(6) as pool:
+        files = [{"files": {"file": ("a", picture(20))}}] * 4 + [{"data": {"url": "http://a/"}}] * 2
+        statuses = {each.status_code for each in pool.map(lambda each: client.post("/v1/annotations", **each), files)}
+    assert statuses == {507} and most == api_module.KEPT_AT_ONCE
+
+
+def test_one_connection_too_many_is_refused_in_the_servers_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    monkeypatch.setattr(server_module, "CONNECTIONS", 2)
+    with started(app) as port, contextlib.ExitStack() as stack:
+        for status in (200, 200, 503):
+            client = stack.enter_context(httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=20))
+            response = client.get("/")
+            assert response.status_code == status
+    assert response.json() == {"detail": "too many connections: come again"}
+    assert response.headers["retry-after"] == "2" and "content-security-policy" in response.headers
+
+
+# --- how it goes, as events
+
+
+def test_events_come_again_while_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_module, "SILENT_S", 0.3)
+    monkeypatch.setattr(api_module, "POLL_S", 0.01)
+    states = iter([202] * 100 + [200])
+
+    async def is_disconnected() -> bool:
+        return False
+
+    async def events() -> list[bytes]:
+        monkeypatch.setattr(api_module, "answer_of", lambda *_: (next(states), {}))
+        service, request = Namespace(intake=Namespace(ahead=lambda _: 0)), Namespace(is_disconnected=is_disconnected)
+        return [each async for each in api_module.progress(service, "a", request)]  # type: ignore[arg-type]
+
+    *waiting, done = asyncio.run(events())
+    assert done.startswith(b"event: done") and len(set(waiting)) == 1
+    assert 2 < len(waiting) < 50
+
+
+def test_events_count_who_came_before(server: Server, hold: Callable[[], None]) -> None:
+    first, second = (server.post(picture(width), params={"wait_s": 0}).json()["id"] for width in (47, 48))
+    for name, ahead in ((first, 0), (second, 1)):
+        with server.client.stream("GET", f"/v1/annotations/{name}/events") as stream:
+            assert next(iter(stream.iter_text())).endswith(f'"ahead":{ahead}}}\n\n')
+    hold()
+    wait_until(lambda: waiting(server) == 0)
 
 
 # --- slow and endless ones
@@ -416,11 +618,11 @@ def started(app: Any) -> Iterator[int]:
 
 @contextlib.contextmanager
 def in_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, ephemeral: bool = False, **changed: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, ephemeral: bool = False, stages: str = "", **changed: Any
 ) -> Iterator[httpx2.Client]:
-    """A server whose Service is changed."""
+    """A server whose Service is changed. stages: further ones, as lines of a configuration."""
     monkeypatch.setattr(server_module, "start_log", lambda *_: None)
-    (tmp_path / "open.yaml").write_text(STAGES)
+    (tmp_path / "open.yaml").write_text(STAGES + stages)
     config = replace(load_config(tmp_path / "open.yaml"), output=tmp_path / "a.csv")
     options = Namespace(ephemeral=ephemeral, most_waiting=8, max_upload_mb=1)
     with (

@@ -68,7 +68,7 @@ class Annotator:
     ) -> None:
         self.failure = ""
         self._make, self._save, self._has_row = make, save, has_row
-        self._most_waiting, self._most_together = most_waiting, most_together
+        self.most_waiting, self._most_together = most_waiting, most_together
         self._queues: dict[str, Queue] = {}
         self._threads: list[threading.Thread] = []
         self._at_work: dict[str, Upload] = {}  # by key, waiting ones included; what is not here any more gets no row
@@ -79,6 +79,16 @@ class Annotator:
     def number_waiting(self) -> int:
         """Uploads that wait or are at work."""
         return len(self._at_work)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no other upload may wait."""
+        return len(self._at_work) >= self.most_waiting
+
+    def number_before(self, key: str) -> int:
+        """Uploads that wait or are at work and came earlier; 0 for one that is neither."""
+        with self._changed:
+            return list(self._at_work).index(key) if key in self._at_work else 0
 
     def submit(self, record: Record, way: str) -> Upload | None:
         """Annotate a record, whose key nobody else has unless the picture and what is asked of it are the same.
@@ -92,7 +102,7 @@ class Annotator:
                 return None
             if self.failure:
                 raise UserError(self.failure)
-            if len(self._at_work) >= self._most_waiting:
+            if self.is_full:
                 raise Full
             upload = self._at_work[record.key] = Upload(record)
             if way not in self._queues:

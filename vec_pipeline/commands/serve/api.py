@@ -2,14 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import orjson
-from fastapi import FastAPI, File, Form, HTTPException, Query, Request, UploadFile
+from fastapi import Depends, FastAPI, File, Form, HTTPException, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
+from fastapi.params import Form as FormField
 from fastapi.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -18,6 +21,7 @@ from starlette.exceptions import HTTPException as Refusal  # that of FastAPI is 
 from vec_pipeline.commands.serve import openapi
 from vec_pipeline.commands.serve.annotator import Annotator, Full
 from vec_pipeline.commands.serve.intake import Intake
+from vec_pipeline.commands.serve.limits import BODY_KEPT, RETRY_AFTER
 from vec_pipeline.commands.serve.metrics import Metrics
 from vec_pipeline.commands.serve.openapi import Name
 from vec_pipeline.commands.serve.pictures import OPENED_AT_ONCE, as_jpeg
@@ -26,14 +30,16 @@ from vec_pipeline.commands.serve.review.work import Review
 from vec_pipeline.commands.serve.rows import Rows
 from vec_pipeline.commands.serve.search import Search, add_search
 from vec_pipeline.commands.serve.uploads import NotAPicture, Uploads
+from vec_pipeline.commands.serve.wishes import Detail, missing_inputs, why_no_details
+from vec_pipeline.config import unknown
 from vec_pipeline.pictures.kinds import HEAD_BYTES, kind_of
-from vec_pipeline.record import UserError
+from vec_pipeline.record import Stage, UserError
 
-Detail = Literal["brief", "normal", "full"]
-RETRY_AFTER = {"Retry-After": "2"}  # seconds
 POLL_S = 0.1
+SILENT_S = 15.0  # of a stream of events: proxies hang up on one that says nothing for a minute or so
 PAGE = Path(__file__).parent / "page"
 MOST_FILES = 64
+KEPT_AT_ONCE = 2  # uploads, each of which is in memory until it is written
 FETCHED_AT_ONCE = 4  # pictures at addresses: slow hosts must leave threads for other requests, of 5 at least
 NO_PICTURE = "this is no picture of a known format"
 
@@ -48,6 +54,7 @@ class Service:
     details: that a request may ask for.
     fetch: the bytes at an address; raises UserError.
     review: of the CSV; None where nothing is saved.
+    configured: all stages, in order, for what each one needs.
     """
 
     annotator: Annotator
@@ -62,6 +69,7 @@ class Service:
     metrics: Metrics
     search: Search
     review: Review | None = None
+    configured: Sequence[Stage] = ()
 
 
 def create_app(service: Service) -> FastAPI:
@@ -94,8 +102,12 @@ def create_review_app(review: Review) -> FastAPI:
 
 
 def app_with_pages() -> FastAPI:
-    app = FastAPI(title="vec-pipeline", version="1", docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    app = FastAPI(
+        title="vec-pipeline", version="1", docs_url=None, redoc_url=None, openapi_url="/openapi.json",
+        dependencies=[Depends(check_names)],
+    )  # fmt: skip
     app.add_exception_handler(Refusal, refused)
+    app.add_exception_handler(UserError, refused)
     app.add_exception_handler(RequestValidationError, refused)
     app.add_api_route("/docs", lambda: FileResponse(PAGE / "docs.html"), include_in_schema=False)
     app.mount("/page", StaticFiles(directory=PAGE))
@@ -116,13 +128,51 @@ def add_refusal(app: FastAPI, path: str, reason: str) -> None:
     app.add_api_route(path, refuse, methods=["GET", "POST"], include_in_schema=False)
 
 
+async def check_names(request: Request) -> None:
+    """Refuse names that a request of the API does not know: nobody is to take an answer for what was not asked.
+
+    Raises HTTPException.
+    """
+    route = request.scope["route"]
+    if not route.path.startswith("/v1/") or not route.include_in_schema:
+        return  # of a page, which may have an address with more in it
+    of_form = {each.alias for each in route.dependant.body_params if isinstance(each.field_info, FormField)}
+    of_address = {each.alias for each in route.dependant.query_params}
+    for name, value in request.query_params.items():
+        if name in of_form:
+            raise HTTPException(422, f"{name!r} is a field of the form: send it as in --form {name}={value[:50]}")
+        check_name(name, of_address, of_form)
+    for name in await request.form() if of_form else ():
+        if name in of_address:
+            raise HTTPException(422, f"{name!r} is no field of the form: put it into the address, as in ?{name}=0")
+        check_name(name, of_form, of_address)
+
+
+def check_name(name: str, valid: set[str], others: set[str]) -> None:
+    """Raises HTTPException for a name that is not valid. others: names that are, at another place."""
+    if name not in valid:
+        name = name[:50]
+        known = unknown(name, valid | others) if valid | others else f"unknown option '{name}': this request has none"
+        raise HTTPException(422, known)
+
+
 async def refused(request: Request, error: Exception) -> Response:
-    """One sentence for whatever is wrong with a request, without what it held."""
+    """One sentence for whatever is wrong with a request, without what it held, or with the server."""
     if isinstance(error, RequestValidationError):
-        error = Refusal(422, "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors()))
+        error = Refusal(422, "; ".join(map(mistake, error.errors())))
+    elif isinstance(error, UserError):  # of the CSV
+        error = Refusal(503, str(error), RETRY_AFTER)
     assert isinstance(error, Refusal)
     body = json.dumps({"detail": error.detail})  # in ASCII: it may hold half of a surrogate pair
     return Response(body, error.status_code, error.headers, "application/json")
+
+
+def mistake(error: dict[str, Any]) -> str:
+    """What is wrong with a value, as pydantic says it, but for a file that is none."""
+    name = [part for part in error["loc"] if isinstance(part, str)][-1]
+    if "UploadFile" in error["msg"]:
+        return f"{name}: send a file, as in {name}=@picture.jpg"
+    return f"{name}: {error['msg']}"
 
 
 def answered(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -132,6 +182,11 @@ def answered(body: Any, status: int = 200, headers: dict[str, str] | None = None
 def add_annotations(app: FastAPI, service: Service) -> None:
     """Add what takes pictures."""
     fetched = fetcher(service)
+    keeping = asyncio.Semaphore(KEPT_AT_ONCE)
+
+    async def keep(read: Callable[[], bytes], asked: Asked) -> str:
+        async with keeping:
+            return await asyncio.to_thread(lambda: take(service, read(), asked))
 
     @app.post("/v1/annotations", responses=openapi.ROWS, status_code=200)
     async def annotate(
@@ -145,16 +200,18 @@ def add_annotations(app: FastAPI, service: Service) -> None:
     ) -> Response:
         """Annotate pictures: 200 with the row of one, or the rows of several, or 202 with ids to ask for."""
         asked = Asked.of(service, detail, language, stages)
-        if len(file) + bool(url) not in range(1, MOST_FILES + 1):
-            raise HTTPException(422, f"give one to {MOST_FILES} pictures as `file`, or the address of one as `url`")
+        check_number(len(file) + bool(url), service.annotator.most_waiting)
         await check_kinds(file)
         names: list[str] = []
         has_left = True  # also of what is refused halfway: nobody learns the ids of the pictures before
         try:
             for each in file:
-                names.append(await asyncio.to_thread(take, service, await each.read(), asked))
+                names.append(await keep(each.file.read, asked))
+                await each.close()
+            request.scope.get(BODY_KEPT, lambda: None)()
             if url:
-                names.append(await asyncio.to_thread(take, service, await fetched(url), asked))
+                async with fetched(url) as content:
+                    names.append(await keep(lambda: content, asked))
             has_left = await leaves(service, names, wait_s, request)
         finally:
             service.intake.release(names, has_left=has_left)
@@ -175,17 +232,20 @@ def add_rows(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/annotations/{name}/events", responses=openapi.EVENTS, response_class=StreamingResponse)
     async def events(name: Name, request: Request) -> Response:
-        """Server-sent events: `waiting` with the number of uploads, then `done` with the row."""
+        """Server-sent events: `waiting` with the number of uploads before it, then `done` with the row."""
         await asyncio.to_thread(answer_of, service, name)
         return StreamingResponse(progress(service, name, request), media_type="text/event-stream")
 
-    @app.get("/v1/annotations")
+    @app.get("/v1/annotations", responses=openapi.HISTORY)
     async def history(
         limit: Annotated[int, Query(ge=1, le=200)] = 20,
         before: Annotated[str, Query(description="an id: rows older than that one")] = "",
     ) -> list[openapi.Id]:
         """The ids of the newest rows, newest first."""
-        return await asyncio.to_thread(service.rows.latest, limit, before)
+        try:
+            return await asyncio.to_thread(service.rows.latest, limit, before)
+        except KeyError:
+            raise HTTPException(404, UNKNOWN) from None
 
 
 def add_files(app: FastAPI, service: Service) -> None:
@@ -218,7 +278,7 @@ def add_files(app: FastAPI, service: Service) -> None:
 def add_figures(app: FastAPI, service: Service) -> None:
     """Add what tells of the server itself."""
 
-    @app.get("/v1/options")
+    @app.get("/v1/options", responses={422: openapi.ROWS[422]})
     async def options() -> dict[str, list[str]]:
         """What a request may ask for, the columns that `/audio` has files of, and what can be searched in."""
         return {
@@ -260,34 +320,54 @@ class Asked:
     def of(cls, service: Service, detail: str, language: str, stages: str) -> "Asked":
         """Raises HTTPException for what the server does not have."""
         wanted = [name.strip() for name in stages.split(",") if name.strip()]
-        if unknown := [name for name in wanted if name not in service.stages]:
-            raise HTTPException(422, f"there is no stage {unknown[0]}: there are {', '.join(service.stages)}")
+        if others := [name for name in wanted if name not in service.stages]:
+            raise HTTPException(422, f"there is no stage {others[0]}: there are {', '.join(service.stages)}")
         if detail not in service.details:
-            raise HTTPException(422, f"this server asks its own question: detail is {', '.join(service.details)}")
+            why = why_no_details(service.configured)
+            raise HTTPException(
+                422, f"this server has no detail {detail}, for its configuration {why}: leave detail out"
+            )
         if language and language not in service.of_language:
             raise HTTPException(422, f"there is no {language}: there are {', '.join(service.of_language)}")
-        others = [names for of, names in service.of_language.items() if language not in ("", of)]
-        left_out = set(service.stages) - set(wanted) if wanted else set()
-        return cls(detail, language, frozenset(left_out).union(*others))
+        left_out = frozenset(service.stages).difference(wanted) if wanted else frozenset[str]()
+        for other, names in service.of_language.items():
+            if language not in ("", other):
+                left_out |= names
+                if contrary := names.intersection(wanted):
+                    raise HTTPException(422, f"language {language} leaves out {min(contrary)}, which is for {other}")
+        if missing := list(missing_inputs(service.configured, left_out)):
+            raise HTTPException(422, "; ".join(missing))
+        return cls(detail, language, left_out)
 
     def __str__(self) -> str:
         return json.dumps([self.detail, self.language, sorted(self.without)])
 
 
-def fetcher(service: Service) -> Callable[[str], Awaitable[bytes]]:
-    """What fetches the picture at an address. It raises HTTPException."""
+def fetcher(service: Service) -> Callable[[str], AbstractAsyncContextManager[bytes]]:
+    """What fetches the picture at an address, which is in memory until the block ends. It raises HTTPException."""
     fetching = asyncio.Semaphore(FETCHED_AT_ONCE)
 
-    async def fetched(url: str) -> bytes:
+    @asynccontextmanager
+    async def fetched(url: str) -> AsyncIterator[bytes]:
         if fetching.locked():
             raise HTTPException(429, "too many addresses are being fetched: come again", RETRY_AFTER)
         async with fetching:
             try:
-                return await asyncio.to_thread(service.fetch, url)
+                content = await asyncio.to_thread(service.fetch, url)
             except UserError as error:
                 raise HTTPException(422, str(error)) from None
+            yield content
 
     return fetched
+
+
+def check_number(pictures: int, most_waiting: int) -> None:
+    """Raises HTTPException for no picture, and for more than can ever be taken."""
+    most = min(MOST_FILES, most_waiting)
+    if pictures > most:
+        raise HTTPException(422, f"at most {most} pictures can be sent at once: send the others later")
+    if not pictures:
+        raise HTTPException(422, f"give one to {most} pictures as `file`, or the address of one as `url`")
 
 
 async def check_kinds(files: Sequence[UploadFile]) -> None:
@@ -336,20 +416,21 @@ def answer_of(service: Service, name: str) -> tuple[int, Any]:
 
 
 async def progress(service: Service, name: str, request: Request) -> AsyncIterator[bytes]:
-    """Events until the row is there, or the client has left."""
-    before = None
+    """Events until the row is there, or the client has left; `waiting` comes again before a proxy hangs up."""
+    before, said_s = None, 0.0
     while not await request.is_disconnected():
         try:
             status, body = await asyncio.to_thread(answer_of, service, name)
-        except HTTPException as error:
-            yield event("error", {"detail": error.detail})
+        except (HTTPException, UserError) as error:
+            yield event("error", {"detail": error.detail if isinstance(error, HTTPException) else str(error)})
             return
         if status == 200:
             yield event("done", body)
             return
-        if (now := {**body, "ahead": service.annotator.number_waiting}) != before:
+        now, now_s = {**body, "ahead": service.intake.ahead(name)}, time.monotonic()
+        if now != before or now_s - said_s >= SILENT_S:
             yield event("waiting", now)
-        before = now
+            before, said_s = now, now_s
         await asyncio.sleep(POLL_S)
 
 

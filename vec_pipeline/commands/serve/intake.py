@@ -83,9 +83,20 @@ class Intake:
         upload = self._at_work.get(name)
         return ("running" if upload.is_running else "waiting") if upload else ""
 
+    def ahead(self, name: str) -> int:
+        """Uploads that came before one and have no row yet."""
+        upload = self._at_work.get(name)
+        return self._annotator.number_before(upload.record.key) if upload else 0
+
     def failure(self, name: str) -> str:
         """Why there is no row for an upload; empty where that is not known."""
         return self._failures.get(name, "")
+
+    def texts_at_work(self) -> set[str]:
+        """The texts among the values of uploads that have no row yet, such as the paths of files made for them."""
+        with self._changing:
+            values = [list(upload.record.values.values()) for upload in self._at_work.values()]  # stages add to them
+        return {value for each in values for value in each if isinstance(value, str)}
 
     def forget(self, names: Iterable[str]) -> None:
         """Delete pictures whose rows are gone."""

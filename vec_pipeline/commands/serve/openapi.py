@@ -32,7 +32,7 @@ EVENT = {
     "type": "object",
     "properties": {
         "event": {"enum": ["waiting", "done", "error"]},
-        "data": {"type": "string", "description": "JSON: how many wait, the row, or what went wrong"},
+        "data": {"type": "string", "description": "JSON: how many are before it, the row, or what went wrong"},
     },
     "required": ["event", "data"],
 }
@@ -58,6 +58,7 @@ ROW: Responses = {
     404: UNKNOWN,
     503: {"description": "it was lost: the server was ending, say"},
 }
+HISTORY: Responses = {404: UNKNOWN, 503: {"description": "the rows cannot be read"}}
 ROWS: Responses = {
     200: {
         "description": "the row, or a list of them where several pictures were sent",

@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -10,7 +11,7 @@ import orjson
 from vec_pipeline.annotations import CsvReader
 from vec_pipeline.commands.serve.uploads import id_of, is_id
 from vec_pipeline.corrections import typed
-from vec_pipeline.record import Record
+from vec_pipeline.record import Record, UserError
 from vec_pipeline.sinks.csv_file import CsvFile, row_of
 from vec_pipeline.sinks.csv_rows import cells_of
 
@@ -41,8 +42,8 @@ class Rows:
         """The columns of a type."""
         return [name for name, each in self.types.items() if each == kind]
 
-    def save(self, records: Sequence[Record]) -> list[str]:
-        """Append rows to the CSV, where there is one; return the ids of those that are kept nowhere any more.
+    def save(self, records: Sequence[Record]) -> tuple[list[str], set[str]]:
+        """Append rows to the CSV, where there is one; return what no row has any more: ids, and files of columns.
 
         Raises UserError where they cannot be saved.
         """
@@ -50,12 +51,17 @@ class Rows:
         with self._lock:
             if self._sink:
                 self._sink.write(records)
+            before = list(self._recent.values())
             for record in records:
                 self._recent[id_of(record.key)] = row_as_json(self.types, row_of(record, header))
             oldest = list(self._recent)[: max(0, len(self._recent) - MOST_KEPT)]
             for name in oldest:
                 del self._recent[name]
-        return [] if self._sink else oldest
+            kept = list(self._recent.values())
+        return ([], set()) if self._sink else (oldest, self._files_of(before) - self._files_of(kept))
+
+    def _files_of(self, rows: Sequence[Row]) -> set[str]:
+        return {row[name] for name in self.names_of("file") for row in rows if row[name]}
 
     def has_result(self, key: str) -> bool:
         """Whether there is a row without an error; another is made again."""
@@ -76,7 +82,10 @@ class Rows:
             return list(self._recent.values())
 
     def find(self, name: str) -> Row | None:
-        """The row of an upload, with what people have corrected; None where there is none."""
+        """The row of an upload, with what people have corrected; None where there is none.
+
+        Raises UserError where the CSV is gone.
+        """
         if not (row := self._find(name)):
             return None
         given = self._given(row["image_path"])
@@ -88,7 +97,7 @@ class Rows:
                 return self._recent[name]
             if self._sink is None:
                 return None
-            with CsvReader(self._sink.path, machine=True) as reader:
+            with self._reader(self._sink.path) as reader:
                 if name not in self._places:
                     self._read_on(reader)
                 if place := self._places.get(name):
@@ -98,16 +107,27 @@ class Rows:
         return None
 
     def latest(self, most: int, before: str = "") -> list[str]:
-        """The ids of the newest rows, newest first; those older than one of them where `before` names it."""
+        """The ids of the newest rows, newest first; those older than one of them where `before` names it.
+
+        Raises KeyError where there is no such row, and UserError where the CSV is gone.
+        """
         with self._lock:
             if self._sink is None:
                 names = list(self._recent)
             else:
-                with CsvReader(self._sink.path, machine=True) as reader:
+                with self._reader(self._sink.path) as reader:
                     self._read_on(reader)
                 names = list(self._places)
-        end = names.index(before) if before in names else len(names)
+        if before and before not in names:
+            raise KeyError(before)
+        end = names.index(before) if before else len(names)
         return names[max(0, end - most) : end][::-1]
+
+    def _reader(self, path: Path) -> CsvReader:
+        try:
+            return CsvReader(path, machine=True)
+        except UserError:  # it says what to do about a CSV that was never there
+            raise UserError(f"{path} cannot be read: put it back where it was") from None
 
     def _read_on(self, reader: CsvReader) -> None:
         """Note where rows are that have been appended since."""

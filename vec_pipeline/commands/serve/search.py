@@ -162,10 +162,14 @@ def add_search(app: FastAPI, search: Search, metrics: Metrics) -> None:
     ) -> list[Found]:
         """Find rows whose pictures look like another picture, most similar first."""
         check_place(search, place, ("image", "dino"))
-        content = await file.read()
-        if not kind_of(content[:HEAD_BYTES]):
+        if not kind_of(await file.read(HEAD_BYTES)):
             raise HTTPException(415, "this is no picture of a known format")
-        return await answered("picture", partial(search.query_of_picture, content, place), place, limit)
+        await file.seek(0)
+
+        def query() -> Vector:
+            return search.query_of_picture(file.file.read(), place)  # in memory when it is its turn
+
+        return await answered("picture", query, place, limit)
 
 
 InPlace = Annotated[
@@ -195,7 +199,11 @@ def check_place(search: Search, place: Place, possible: Sequence[str]) -> None:
 
 def vector_of(search: Search, name: str, place: Place) -> Vector:
     """The vector of an annotation's row. Raises HTTPException."""
-    if (row := search.rows.find(name)) is None:
+    try:
+        row = search.rows.find(name)
+    except UserError as error:
+        raise HTTPException(503, str(error)) from None
+    if row is None:
         raise HTTPException(404, "there is no such annotation")
     if not (vector := row[COLUMN_OF[place]]):
         raise HTTPException(422, "this annotation has nothing to compare: its row has no such vector")

@@ -3,22 +3,23 @@
 import argparse
 import contextlib
 import logging
+import re
 import shutil
 import signal
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeGuard, get_args
+from typing import Any
 
 import h11
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vec_pipeline import settings
@@ -27,14 +28,16 @@ from vec_pipeline.chunk_size import chunk_size
 from vec_pipeline.commands.run import cache_path, fetched
 from vec_pipeline.commands.run.messages import start_log
 from vec_pipeline.commands.serve.annotator import Annotator
-from vec_pipeline.commands.serve.api import Detail, Service, create_app, create_review_app
+from vec_pipeline.commands.serve.api import Service, create_app, create_review_app
 from vec_pipeline.commands.serve.intake import Intake
-from vec_pipeline.commands.serve.limits import Limited
+from vec_pipeline.commands.serve.limits import RETRY_AFTER, Limited, Message, Receive, Send
+from vec_pipeline.commands.serve.limits import answer as answer_refusal
 from vec_pipeline.commands.serve.metrics import Metrics
 from vec_pipeline.commands.serve.review.work import Review
 from vec_pipeline.commands.serve.rows import Rows
 from vec_pipeline.commands.serve.search import Search, makers_at
 from vec_pipeline.commands.serve.uploads import Uploads
+from vec_pipeline.commands.serve.wishes import languages_of, ways_of
 from vec_pipeline.config import Config, check_wiring
 from vec_pipeline.crash_journal import CrashJournal
 from vec_pipeline.downloads import Downloads
@@ -45,8 +48,6 @@ from vec_pipeline.record import COLUMNS, Record, Stage, UserError, beside
 from vec_pipeline.result_cache import ResultCache
 from vec_pipeline.sinks.csv_file import CsvFile, lock_beside
 from vec_pipeline.sinks.csv_rows import contents_of
-from vec_pipeline.stages.describe import MAX_NEW_TOKENS, Describe
-from vec_pipeline.stages.translate import Translate
 from vec_pipeline.terminal import handled
 
 HEADERS_S = 10.0  # until a request's headers are there
@@ -55,6 +56,7 @@ BODY_S = 60.0  # until a request's body is there, or a client takes what it is s
 DRAIN_S = 60.0  # for what waits when the server ends
 CONNECTIONS = 512
 HTTP_PORT = 80  # which names of hosts leave out
+NOT_TOLD = re.compile(r"^(\w+: ){1,2}(?=.)")  # to a client: who failed, and the class of the error
 FETCH_S = 20.0  # for a picture at an address: a client waits for it
 
 logger = logging.getLogger("vec_pipeline")
@@ -65,6 +67,8 @@ class Protocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS:
+            self.app = too_many  # of this connection
         self.loop.call_later(HEADERS_S, self._end_unless_begun, None)
 
     def on_response_complete(self) -> None:
@@ -85,6 +89,11 @@ class Protocol(H11Protocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._taking.cancel()
+
+
+async def too_many(scope: Message, receive: Receive, send: Send) -> None:
+    """Refuse whatever is asked."""
+    await answer_refusal(send, HTTPException(503, "too many connections: come again", RETRY_AFTER), receive)
 
 
 class Server(uvicorn.Server):
@@ -114,6 +123,7 @@ def serve(config: Config, options: argparse.Namespace, token_hash: str) -> int:
         print(f"devices: {config.devices} is for runs: the server uses one device", flush=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(handled(signal.default_int_handler))  # which raises: what follows is taken down again
+        bound = stack.enter_context(contextlib.closing(bind(options.host, options.port)))  # before a file is made
         if options.ephemeral:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vec-pipeline-")))
             config = replace(config, output=folder / "annotations.csv", result_cache=False)
@@ -122,7 +132,8 @@ def serve(config: Config, options: argparse.Namespace, token_hash: str) -> int:
         recorded = settings.recorded_settings(config.output) if config.output.exists() else settings.Recorded()
         stages = fetched(settings.with_recorded_commits(config.stages, recorded))
         service = stack.enter_context(made(config, stages, options))
-        server = answer(create_app(service), options, token_hash, " annotates pictures")
+        app, is_full = create_app(service), lambda: service.annotator.is_full
+        server = answer(app, bound, options, token_hash, " annotates pictures", is_full)
         if service.annotator.failure:
             print(f"the server has ended: {service.annotator.failure}", file=sys.stderr)
             return 2
@@ -137,11 +148,12 @@ def serve_review(csv_path: Path, options: argparse.Namespace, token_hash: str) -
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(handled(signal.default_int_handler))
+        bound = stack.enter_context(contextlib.closing(bind(options.host, options.port)))
         CsvReader(csv_path, machine=True).close()  # before its lock, which would make a file
         stack.enter_context(contextlib.closing(locked(csv_path)))
         review = stack.enter_context(contextlib.closing(Review(csv_path)))
         review.groups.of(review.table.starts)  # so that they are known soon
-        answer(create_review_app(review), options, token_hash, f"/review reviews {csv_path}")
+        answer(create_review_app(review), bound, options, token_hash, f"/review reviews {csv_path}")
     return 0
 
 
@@ -155,36 +167,56 @@ def locked(csv_path: Path) -> FileIO:
         ) from None
 
 
-def answer(app: FastAPI, options: argparse.Namespace, token_hash: str, said: str) -> Server:
+def answer(
+    app: FastAPI,
+    bound: socket.socket,
+    options: argparse.Namespace,
+    token_hash: str,
+    said: str,
+    is_full: Callable[[], bool] = lambda: False,
+) -> Server:
     """Listen, say so, and answer requests until a signal comes. Raises UserError where nobody can listen there."""
-    with contextlib.closing(listen(options.host, options.port)) as listening:
-        host, port = listening.getsockname()[:2]
-        names = frozenset() if token_hash else own_names(host, port)
-        limited = Limited(app, token_hash, names, options.max_upload_mb * 10**6, BODY_S)
-        server = Server(
-            uvicorn.Config(
-                limited, http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False,
-                server_header=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=15,
-                timeout_graceful_shutdown=int(DRAIN_S),
-            )
-        )  # fmt: skip
-        print(f"http://{in_address(host)}:{port}{said}; Ctrl-C ends it", flush=True)
-        server.run(sockets=[listening])
+    with listening_errors(options.host, options.port):
+        bound.listen(1024)
+    host, port = bound.getsockname()[:2]
+    names = frozenset() if token_hash else own_names(host, port)
+    limited = Limited(app, token_hash, names, options.max_upload_mb * 10**6, BODY_S, is_full)
+    server = Server(
+        uvicorn.Config(
+            limited, http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False,
+            server_header=False, timeout_keep_alive=15, timeout_graceful_shutdown=int(DRAIN_S),
+        )
+    )  # fmt: skip
+    print(f"http://{in_address(host)}:{port}{said}; Ctrl-C ends it", flush=True)
+    server.run(sockets=[bound])
     return server
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises UserError."""
-    try:
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that has the address, and does not listen yet: clients are refused until they can be answered.
+
+    Raises UserError.
+    """
+    with listening_errors(host, port):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         # asyncio sets TCP_NODELAY, without which answers wait 40 ms, where the protocol is named
-        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-        listening.listen(1024)
+        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind((host, port))
+        except BaseException:
+            bound.close()
+            raise
+    return bound
+
+
+@contextlib.contextmanager
+def listening_errors(host: str, port: int) -> Iterator[None]:
+    """Raise what the system says of an address as a UserError."""
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{host}:{port} cannot be listened at ({error.strerror}): name another --port") from None
-    return listening
 
 
 def in_address(host: str) -> str:
@@ -225,10 +257,12 @@ def made(config: Config, stages: Sequence[Stage], options: argparse.Namespace) -
             return Executor(ways[way], models, results, journal, config.read_threads, {}, sys.maxsize)
 
         def save(records: Sequence[Record]) -> None:
-            gone = rows.save(records)
+            gone, files = rows.save(records)
             results.note_pictures(records)
             results.confirm_pictures()
             intake.forget(gone)
+            for name in files - intake.texts_at_work():
+                (config.output.parent / name).unlink(missing_ok=True)
 
         annotator = Annotator(executor, save, rows.has_result, options.most_waiting, size.first)
         metrics = Metrics(lambda: annotator.number_waiting)
@@ -238,7 +272,7 @@ def made(config: Config, stages: Sequence[Stage], options: argparse.Namespace) -
             annotator, intake, config.output.parent, uploads, rows,
             [stage.name for stage in stages if stage.columns], languages_of(stages), list(ways),
             lambda url: downloaded(url, config, options.max_upload_mb), metrics,
-            Search(makers_at(stages, models), rows, config.output if sink else None), review,
+            Search(makers_at(stages, models), rows, config.output if sink else None), review, stages,
         )  # fmt: skip
         try:
             yield service
@@ -262,44 +296,6 @@ def opened(config: Config, stages: Sequence[Stage], types: Mapping[str, str], of
     return sink
 
 
-def has_details(stage: Stage) -> TypeGuard[Describe]:
-    """Whether it can be asked for more or less: not with a question or a length that somebody has set."""
-    return isinstance(stage, Describe) and not stage.prompt and stage.max_new_tokens == MAX_NEW_TOKENS[stage.detail]
-
-
-def ways_of(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
-    """The stages for each level of detail; those of the configuration where it asks a question of its own."""
-    if not any(has_details(stage) for stage in stages):
-        return {"normal": list(stages)}
-
-    def with_detail(stage: Stage, detail: Detail) -> Stage:
-        return replace(stage, detail=detail, max_new_tokens="auto") if has_details(stage) else stage
-
-    return {detail: [with_detail(stage, detail) for stage in stages] for detail in get_args(Detail)}
-
-
-def own_language(stages: Sequence[Stage]) -> str:
-    """What the models answer in."""
-    return next((str(stage.language) for stage in stages if hasattr(stage, "language")), "en")
-
-
-def languages_of(stages: Sequence[Stage]) -> dict[str, frozenset[str]]:
-    """The languages that there are answers in, and the stages for each alone: those that translate into it, and those
-    that read translations."""
-    of_language: dict[str, frozenset[str]] = {own_language(stages): frozenset()}
-    written: dict[str, str] = {}  # column -> its language
-    for stage in stages:
-        language = (
-            stage.to
-            if isinstance(stage, Translate)
-            else next((written[name] for name in stage.input_names if name in written), "")
-        )
-        if language:
-            of_language[language] = of_language.get(language, frozenset()) | {stage.name}
-            written |= dict.fromkeys(stage.outputs.values(), language)
-    return of_language
-
-
 def downloaded(url: str, config: Config, most_mb: int) -> bytes:
     """The bytes of a picture on the web, never of a private address. Raises UserError."""
     given = config.source_options()
@@ -312,7 +308,7 @@ def downloaded(url: str, config: Config, most_mb: int) -> bytes:
         with contextlib.closing(Downloads(options, folder)) as downloads:
             [record] = downloads.ahead([web_record(url, options)])
             if record.error:
-                reason = record.error.partition(": ")[2] or record.error
+                reason = NOT_TOLD.sub("", record.error)
                 raise UserError(reason.replace(": set allow_private to fetch from it", ""))
             return bytes(record.values["content"].read())
     finally:

@@ -77,7 +77,7 @@ async function sent(picture, card, show) {
   if (response.status === 200) return { id, row: await response.json() };
   let before = "";
   const waiting = ({ status, ahead }) => {
-    if (status !== before) show(...(status === "running" ? ["Being described…"] : ["Waiting. In the queue: {ahead}.", { ahead }]));
+    if (status !== before) show(...(status === "running" ? ["Being described…"] : ["Waiting. Ahead of it: {ahead}.", { ahead }]));
     before = status;
   };
   return { id, row: await rowOf(id, waiting) };

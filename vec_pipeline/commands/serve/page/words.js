@@ -53,7 +53,7 @@ const RUSSIAN = {
   "Sent: {percent} %.": "Отправлено: {percent} %.",
   "Sending…": "Отправляется…",
   "The server is busy. It is asked again in {wait_s} seconds.": "Сервер занят. Новая попытка через {wait_s} с.",
-  "Waiting. In the queue: {ahead}.": "Ожидание. В очереди: {ahead}.",
+  "Waiting. Ahead of it: {ahead}.": "Ожидание. Впереди: {ahead}.",
   "Being described…": "Картинка описывается…",
   "Still at work: {name}.": "Работа продолжается: {name}.",
   "{done} of {total}.": "{done} из {total}.",
