@@ -67,7 +67,7 @@ class Limited:
     token_hash: of the token that requests must have; empty where none is needed.
     hosts: names that a request may call the server by: a page elsewhere cannot have its own name lead here.
     most_bytes: of a body; LARGEST_AT_ONCE times that of all bodies. body_s: until all of it is there.
-    is_full: whether no upload can be taken now, so that none is received.
+    is_full: whether the queue is full; then no upload is received.
     """
 
     def __init__(

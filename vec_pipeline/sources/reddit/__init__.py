@@ -355,7 +355,7 @@ def divided(argument: str) -> tuple[list[str], bool, str, int]:
 
 
 def say(line: str) -> None:
-    """Print a line while the run goes on: in a terminal, in the place of its progress bar."""
+    """Print a line during the run, in a terminal over its progress bar."""
     shown = "".join(each if each.isprintable() else "?" for each in line)
     print(f"\r\033[K{shown}" if sys.stdout.isatty() else shown, flush=True)
 
