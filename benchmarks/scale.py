@@ -118,7 +118,7 @@ def times_of(output: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=5000, help="of the simulation (default: %(default)s)")
-    parser.add_argument("--bundled-images", type=int, default=400, help="of the bundled models (default: %(default)s)")
+    parser.add_argument("--bundled-images", type=int, default=3000, help="of the bundled models (default: %(default)s)")
     parser.add_argument("--devices", type=int, default=8, help="of the simulation (default: %(default)s)")
     options = parser.parse_args()
     from models.demo import draw
