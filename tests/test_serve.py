@@ -20,7 +20,10 @@ import pytest
 from tests.conftest import EXAMPLES, PROJECT
 from tests.test_speak import needs_espeak
 from vec_pipeline import load_annotations
+from vec_pipeline.commands.serve.wishes import missing_inputs
 from vec_pipeline.record import COLUMNS
+from vec_pipeline.stages.describe import Describe
+from vec_pipeline.stages.read_text import ReadText
 
 CONFIG = PROJECT / "configs" / "demo.yaml"
 FLOWER, CAT, CUP = (EXAMPLES / name for name in ("red-flower.png", "purple-cat.png", "orange-cup-XZWH.png"))
@@ -215,6 +218,13 @@ def test_figures_and_health(server: Server) -> None:
 
 
 # --- what is refused
+
+
+def test_what_a_prompt_names_is_needed_too() -> None:
+    stages = [ReadText(), Describe(model="m", prompt="What is it? It reads {ocr_text}.")]
+    [missing] = missing_inputs(stages, {"read_text"})
+    assert missing == "describe needs ocr_text, which read_text writes: add read_text"
+    assert list(missing_inputs(stages, set())) == []
 
 
 @pytest.mark.parametrize(
