@@ -16,6 +16,8 @@ from vec_pipeline import load_annotations
 from vec_pipeline.terminal import SIGNALS
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as run.py does
+for name in ("ARGS", "MAKEFLAGS", "MAKEOVERRIDES"):  # of `make test ARGS=...`: tests run make, too
+    os.environ.pop(name, None)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited from a shell's background job, and by all workers
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
