@@ -261,8 +261,10 @@ def made(config: Config, stages: Sequence[Stage], options: argparse.Namespace) -
             results.note_pictures(records)
             results.confirm_pictures()
             intake.forget(gone)
-            for name in files - intake.texts_at_work():
-                (config.output.parent / name).unlink(missing_ok=True)
+            folder = config.output.parent.resolve()
+            for path in [(folder / name).resolve() for name in files - intake.texts_at_work()]:
+                if path.is_relative_to(folder):  # a stage of somebody's own may name other files
+                    path.unlink(missing_ok=True)
 
         annotator = Annotator(executor, save, rows.has_result, options.most_waiting, size.first)
         metrics = Metrics(lambda: annotator.number_waiting)

@@ -33,9 +33,7 @@ def pictures_of_pairs(table: "pd.DataFrame", csv: str | Path, most: int = 6) -> 
     for row in sample(table, pairs, most):
         try:
             both = [opened(content_of, key) for key in (row["image_path"], pairs.key(row))]
-        except (
-            Exception
-        ):  # it is gone, its place does not answer, or it cannot be decoded: Pillow's readers raise anything
+        except Exception:  # of any place, and of any decoder
             continue
         yield pairs.request(row), beside(*both)
 
